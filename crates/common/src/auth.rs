@@ -1,0 +1,201 @@
+//! Gitaly's v2 tokens: `authorization: Bearer v2.<signature>.<timestamp>` (wire reference, section c).
+//!
+//! The signature is the HMAC-SHA256 of the decimal Unix time under the shared secret. A token is checked once, when an
+//! RPC starts, and is valid thirty seconds around its time stamp.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use secrecy::{ExposeSecret as _, SecretString};
+use sha2::Sha256;
+use tonic::{Status, metadata::MetadataValue, service::Interceptor};
+
+/// How far a token's time stamp may be from the server's clock, either way, in seconds; inclusive.
+pub const VALIDITY_SECONDS: i64 = 30;
+
+/// Why a call was refused. The text is Gitaly's (19.x) word for word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    /// No header, another scheme, too few parts, or a signature that is not hexadecimal.
+    #[error("authentication required")]
+    Required,
+    /// Not a v2 token.
+    #[error("permission denied: invalid token version")]
+    Version,
+    /// Signed with another secret.
+    #[error("permission denied: wrong hmac signature")]
+    Signature,
+    /// Signed, but the time stamp is not a number.
+    #[error("permission denied: cannot parse timestamp")]
+    Timestamp,
+    /// More than thirty seconds old.
+    #[error("permission denied: token has expired")]
+    Expired,
+    /// More than thirty seconds ahead.
+    #[error("permission denied: token's validity window is in future")]
+    Future,
+}
+
+impl From<AuthError> for Status {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::Required => Self::unauthenticated(error.to_string()),
+            AuthError::Version
+            | AuthError::Signature
+            | AuthError::Timestamp
+            | AuthError::Expired
+            | AuthError::Future => Self::permission_denied(error.to_string()),
+        }
+    }
+}
+
+fn mac(secret: &SecretString) -> Hmac<Sha256> {
+    #[expect(clippy::expect_used, reason = "HMAC takes a key of any length")]
+    Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes()).expect("HMAC takes a key of any length")
+}
+
+/// Seconds since the epoch by the system's clock; 0 before 1970.
+pub fn unix_now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// The value of an `authorization` header for a call made at `now` (Unix seconds).
+pub fn bearer(secret: &SecretString, now: i64) -> String {
+    let timestamp = now.to_string();
+    let mut mac = mac(secret);
+    mac.update(timestamp.as_bytes());
+    format!("Bearer v2.{}.{timestamp}", hex::encode(mac.finalize().into_bytes()))
+}
+
+/// Checks an `authorization` header's value against the secret, in Gitaly's order: shape, signature (constant time),
+/// time stamp, window.
+pub fn verify(secret: &SecretString, header: Option<&str>, now: i64) -> Result<(), AuthError> {
+    let (scheme, token) = header.and_then(|value| value.split_once(' ')).ok_or(AuthError::Required)?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(AuthError::Required);
+    }
+    let mut parts = token.splitn(3, '.');
+    let (Some(version), Some(signature), Some(timestamp)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(AuthError::Required);
+    };
+    let signature = hex::decode(signature).map_err(|_| AuthError::Required)?;
+    if version != "v2" {
+        return Err(AuthError::Version);
+    }
+    let mut mac = mac(secret);
+    mac.update(timestamp.as_bytes());
+    mac.verify_slice(&signature).map_err(|_| AuthError::Signature)?;
+    let timestamp: i64 = timestamp.parse().map_err(|_| AuthError::Timestamp)?;
+    if timestamp < now - VALIDITY_SECONDS {
+        return Err(AuthError::Expired);
+    }
+    if timestamp > now + VALIDITY_SECONDS {
+        return Err(AuthError::Future);
+    }
+    Ok(())
+}
+
+/// Checks every call a server takes. Without a secret authentication is off, as in Gitaly.
+#[derive(Clone, Default)]
+pub struct RequireToken(pub Option<SecretString>);
+
+impl RequireToken {
+    /// Checks the headers of one call.
+    pub fn check(&self, headers: &http::HeaderMap) -> Result<(), AuthError> {
+        match &self.0 {
+            None => Ok(()),
+            Some(secret) => {
+                let header = headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+                verify(secret, header, unix_now())
+            }
+        }
+    }
+}
+
+impl Interceptor for RequireToken {
+    fn call(&mut self, request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
+        let headers = request.metadata().clone().into_headers();
+        self.check(&headers)?;
+        Ok(request)
+    }
+}
+
+/// Signs every call a client makes. Without a secret no header is sent, as in Gitaly.
+#[derive(Clone, Default)]
+pub struct SendToken(pub Option<SecretString>);
+
+impl SendToken {
+    /// The header's value for a call made now.
+    pub fn header(&self) -> Option<http::HeaderValue> {
+        let secret = self.0.as_ref()?;
+        let mut value = http::HeaderValue::from_str(&bearer(secret, unix_now())).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+}
+
+impl Interceptor for SendToken {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
+        if let Some(secret) = &self.0 {
+            let value: MetadataValue<_> = bearer(secret, unix_now())
+                .parse()
+                .map_err(|_| Status::internal("the authorization header cannot be formed"))?;
+            request.metadata_mut().insert("authorization", value);
+        }
+        Ok(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_700_000_000;
+    /// Vector from the wire reference, appendix 3.
+    const VECTOR: &str =
+        "Bearer v2.4b227f8831b3763d066901751ad4c583ed08832bf1924a4ec50c2e871b1e8586.1700000000";
+
+    fn secret() -> SecretString {
+        SecretString::from("secret".to_owned())
+    }
+
+    #[test]
+    fn the_token_is_gitalys() {
+        assert_eq!(bearer(&secret(), NOW), VECTOR);
+        assert_eq!(verify(&secret(), Some(VECTOR), NOW), Ok(()));
+        assert_eq!(verify(&secret(), Some(&VECTOR.replace("Bearer", "bEARER")), NOW), Ok(()));
+    }
+
+    #[test]
+    fn the_window_is_thirty_seconds_both_ways_inclusive() {
+        for (now, expected) in [
+            (NOW + 30, Ok(())),
+            (NOW + 31, Err(AuthError::Expired)),
+            (NOW - 30, Ok(())),
+            (NOW - 31, Err(AuthError::Future)),
+        ] {
+            assert_eq!(verify(&secret(), Some(VECTOR), now), expected, "{now}");
+        }
+    }
+
+    #[test]
+    fn malformed_tokens_are_unauthenticated_and_wrong_ones_denied() {
+        let zeros = "0".repeat(64);
+        for (header, expected) in [
+            (None, AuthError::Required),
+            (Some("Basic abc".to_owned()), AuthError::Required),
+            (Some("Bearer c2VjcmV0".to_owned()), AuthError::Required),
+            (Some(format!("Bearer v2.xyz.{NOW}")), AuthError::Required),
+            (Some(VECTOR.replace("v2", "v1")), AuthError::Version),
+            (Some(format!("Bearer v2.{zeros}.{NOW}")), AuthError::Signature),
+        ] {
+            assert_eq!(verify(&secret(), header.as_deref(), NOW), Err(expected), "{header:?}");
+        }
+        let other = bearer(&SecretString::from("other".to_owned()), NOW);
+        assert_eq!(verify(&secret(), Some(&other), NOW), Err(AuthError::Signature));
+        assert_eq!(Status::from(AuthError::Required).code(), tonic::Code::Unauthenticated);
+        assert_eq!(Status::from(AuthError::Signature).code(), tonic::Code::PermissionDenied);
+    }
+}

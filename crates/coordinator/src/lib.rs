@@ -1,0 +1,1 @@
+//! Owner of repository placement in Postgres.

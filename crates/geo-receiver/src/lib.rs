@@ -1,0 +1,1 @@
+//! HTTP endpoint that makes events of other sites durable.

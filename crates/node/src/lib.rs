@@ -1,0 +1,1 @@
+//! Gitaly-compatible storage node over the system git.

@@ -1,0 +1,1 @@
+//! Workers that copy, clean up, notify and sync.

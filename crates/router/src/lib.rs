@@ -1,0 +1,1 @@
+//! Stateless Gitaly proxy in front of the storage nodes.
