@@ -1,1 +1,19 @@
-//! Throw-away clusters for tests.
+//! What tests of the other crates stand on: throw-away servers, whole clusters, faults.
+//!
+//! Everything here fails by panicking: a test that cannot have its server has failed, and says why. Nothing started
+//! here outlives the test process, even one that is killed.
+//!
+//! * [`postgres::Postgres`] gives every test a database of its own on one server per test process, or on the server
+//!   that `TABULARIUM_TEST_POSTGRES_URL` names.
+//! * [`nats::Nats`] does the same for NATS (`TABULARIUM_TEST_NATS_URL`); a test that stops the server starts its own.
+//!
+//! Run the tests with `cargo test -p tabularium-testkit`.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "only tests use it, and a test fails by panicking"
+)]
+
+pub mod nats;
+pub mod postgres;
