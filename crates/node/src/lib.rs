@@ -1,1 +1,30 @@
-//! Gitaly-compatible storage node over the system git.
+//! A storage node: repositories on local disks behind Gitaly's RPCs, over the system `git`.
+//!
+//! A node keeps bytes and knows nothing else: not which virtual storage a repository belongs to, not whether its copy
+//! is the primary, not who may push. It never talks to the coordinator, to Postgres or to NATS; the router and the
+//! replicators call it, and it calls another node only to copy a repository when it is told to.
+//!
+//! A request enters in [`server`], passes the call log ([`rpc_log`]) and the token check, and reaches a service in
+//! [`services`]. There its `gitaly.Repository` becomes a checked path ([`storage`]), and git is started through the one
+//! runner ([`git`]), which bounds how many processes run and sees to it that none outlives its request. Whatever is
+//! created is built under `<storage>/+gitaly/tmp`, synced, and renamed into place.
+//!
+//! * [`config`]: the file; `deploy/config/node.toml` is an example.
+//! * [`fetch_proxy`]: the subcommand that git runs instead of `ssh` to fetch from another node.
+//! * [`error`]: codes and texts, word for word Gitaly's.
+//!
+//! Not here: hooks, reference transactions (votes), SSH and sidechannels. Methods that are not written answer
+//! `UNIMPLEMENTED`.
+//!
+//! Tests: `cargo test -p tabularium-node`; the integration tests need git 2.39 or newer in `PATH` and nothing else.
+
+pub mod config;
+mod error;
+pub mod fetch_proxy;
+mod git;
+mod metrics;
+mod node;
+mod rpc_log;
+pub mod server;
+mod services;
+mod storage;

@@ -1,0 +1,132 @@
+//! The node's configuration file.
+
+use std::{collections::HashSet, ffi::OsString, net::SocketAddr, path::PathBuf};
+
+use serde::Deserialize;
+use tabularium_common::{
+    config::{Fault, SecretFile, Validate},
+    grpc::ListenAddress,
+    ids::StorageName,
+    telemetry::TelemetryConfig,
+};
+
+/// Most git processes that may be configured. Beyond it the machine, not the limit, decides.
+const MAX_GIT_PROCESSES: usize = 4096;
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where gRPC is served: `127.0.0.1:8075`, port 0 for the kernel's choice, or `unix:/path`.
+    pub listen: ListenAddress,
+    /// Where metrics, liveness and readiness are served.
+    pub admin_listen: SocketAddr,
+    /// File with the secret that callers sign their calls with. Absent: every caller is let in.
+    #[serde(default)]
+    pub token_file: Option<SecretFile>,
+    /// The git program, at least 2.39; a bare name is looked up in `PATH`.
+    #[serde(default = "default_git")]
+    pub git: PathBuf,
+    /// Git processes at once. More wait up to ten seconds and are then refused with `RESOURCE_EXHAUSTED`.
+    #[serde(default = "default_max_git_processes")]
+    pub max_git_processes: usize,
+    /// How long running calls may take to finish after SIGTERM, in seconds.
+    #[serde(default = "default_drain_seconds")]
+    pub drain_seconds: u64,
+    /// At least one.
+    #[serde(default)]
+    pub storage: Vec<StorageConfig>,
+    /// Logs and traces.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
+}
+
+/// A `[[storage]]` table.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageConfig {
+    /// Physical storage name.
+    pub name: StorageName,
+    /// Its directory, which must exist: a volume that is not mounted must not look like an empty storage.
+    pub path: PathBuf,
+}
+
+/// What the node takes from the process it runs in.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// The node's own program; git runs `<program> fetch-proxy` to fetch from another node.
+    pub fetch_proxy: PathBuf,
+    /// Where git and what git starts are looked up.
+    pub search_path: OsString,
+}
+
+impl Surroundings {
+    /// Of this process.
+    pub fn of_this_process() -> std::io::Result<Self> {
+        let search_path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+        Ok(Self { fetch_proxy: std::env::current_exe()?, search_path })
+    }
+}
+
+fn default_git() -> PathBuf {
+    "git".into()
+}
+
+fn default_max_git_processes() -> usize {
+    64
+}
+
+fn default_drain_seconds() -> u64 {
+    30
+}
+
+impl Validate for Config {
+    fn faults(&self) -> Vec<Fault> {
+        let mut faults = self.telemetry.faults();
+        if self.storage.is_empty() {
+            faults.push(Fault::new("storage", "none", "at least one [[storage]] table with name and path"));
+        }
+        let mut names = HashSet::new();
+        for storage in &self.storage {
+            if !names.insert(&storage.name) {
+                faults.push(Fault::new("storage.name", &storage.name, "a name used once"));
+            }
+            if !storage.path.is_dir() {
+                let key = format!("storage.path of {}", storage.name);
+                faults.push(Fault::new(key, storage.path.display(), "a directory that exists"));
+            }
+        }
+        if !(1..=MAX_GIT_PROCESSES).contains(&self.max_git_processes) {
+            let allowed = format!("1 to {MAX_GIT_PROCESSES}");
+            faults.push(Fault::new("max_git_processes", self.max_git_processes, allowed));
+        }
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tabularium_common::config::parse;
+
+    use super::*;
+
+    #[test]
+    fn the_example_is_a_configuration() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = include_str!("../../../deploy/config/node.toml")
+            .replace("/var/lib/tabularium/storage", directory.path().to_str().unwrap())
+            .replace("# token_file", "token_file");
+        let config: Config = parse(Path::new("node.toml"), &text).unwrap();
+        assert_eq!(config.max_git_processes, default_max_git_processes());
+        assert_eq!(config.storage[0].name.as_str(), "node-1");
+    }
+
+    #[test]
+    fn a_missing_storage_is_named() {
+        let text = "listen = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\n[[storage]]\nname = \"a\"\npath = \"/no/such\"\n";
+        let error = parse::<Config>(Path::new("n.toml"), text).unwrap_err().to_string();
+        assert_eq!(error, "n.toml: `storage.path of a` is `/no/such`; allowed: a directory that exists");
+    }
+}

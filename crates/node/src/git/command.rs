@@ -1,0 +1,484 @@
+//! The git runner. Every git process of the node starts here, and none outlives the request that wanted it.
+//!
+//! A process gets a cleared environment plus an allow-list, its own process group, the settings Gitaly runs git with
+//! (wire reference, section b.6), and a slot of a bounded number; whoever waits too long for a slot is refused. Dropping
+//! a [`GitProcess`] that has not ended sends SIGTERM to its group, so that git takes its locks and its quarantine away,
+//! then SIGKILL, and reaps it in the background; the slot is free only when it is gone.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt, io,
+    path::PathBuf,
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tabularium_common::lifecycle::Tasks;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use crate::{
+    error::GitError,
+    git::leftovers::{WriterGuard, Writers},
+    metrics::Metrics,
+    storage::RepositoryPath,
+};
+
+/// Largest piece in which data is read from git and sent to clients (wire reference, section 0.2).
+pub(crate) const CHUNK_BYTES: usize = 128 * 1024;
+/// How much of the end of a process's standard error is kept.
+pub(crate) const STDERR_TAIL_BYTES: usize = 64 * 1024;
+/// Most output that [`GitCommand::output`] collects in memory. What may be larger is streamed.
+pub(crate) const MAX_CAPTURED_BYTES: usize = 32 * 1024 * 1024;
+/// How long a request waits for a process slot.
+pub(crate) const QUEUE_WAIT: Duration = Duration::from_secs(10);
+/// Between SIGTERM and SIGKILL.
+const TERMINATE_GRACE: Duration = Duration::from_secs(3);
+/// How long the standard error of an ended process is still read; a stray grandchild may hold it open.
+const STDERR_GRACE: Duration = Duration::from_secs(1);
+/// How long a killed process counts as writing after it was reaped. Longer than the coarsest file time stamp, so that
+/// what it left can be told from what a later process makes.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// Gitaly's settings for every git command.
+const SETTINGS: &[&str] = &[
+    "gc.auto=0",
+    "maintenance.auto=0",
+    "core.autocrlf=input",
+    "core.useReplaceRefs=false",
+    "core.fsync=objects,derived-metadata,reference",
+    "core.fsyncMethod=fsync",
+    "core.packedRefsTimeout=10000",
+    "core.filesRefLockTimeout=1000",
+    "core.bigFileThreshold=50m",
+    // A hook in a repository that came from elsewhere must never run here.
+    "core.hooksPath=/dev/null",
+    // Storages are often volumes that belong to another user; which directories are opened is decided by us.
+    "safe.directory=*",
+];
+
+/// Starts git processes. Clones share slots.
+#[derive(Clone)]
+pub(crate) struct Git(Arc<Shared>);
+
+struct Shared {
+    binary: PathBuf,
+    search_path: OsString,
+    slots: Arc<Semaphore>,
+    queue_wait: Duration,
+    tasks: Tasks,
+    metrics: Metrics,
+    writers: Arc<Writers>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// Its exit code; `None` when a signal ended it.
+    pub(crate) code: Option<i32>,
+}
+
+impl Exit {
+    /// Exit code 0.
+    pub(crate) fn success(self) -> bool {
+        self.code == Some(0)
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.code {
+            Some(code) => write!(f, "exit status {code}"),
+            None => f.write_str("killed by a signal"),
+        }
+    }
+}
+
+/// What a process that has ended said.
+#[derive(Debug)]
+pub(crate) struct Output {
+    /// How it ended. An exit code other than 0 is not an error here.
+    pub(crate) exit: Exit,
+    /// All of its standard output.
+    pub(crate) stdout: Vec<u8>,
+    /// The end of its standard error.
+    pub(crate) stderr: Vec<u8>,
+    subcommand: &'static str,
+}
+
+impl Output {
+    /// The standard output, if the exit code was 0.
+    pub(crate) fn checked(self) -> Result<Vec<u8>, GitError> {
+        if self.exit.success() { Ok(self.stdout) } else { Err(self.into_error()) }
+    }
+
+    /// The failure this output tells of.
+    pub(crate) fn into_error(self) -> GitError {
+        GitError::Failed {
+            subcommand: self.subcommand,
+            exit: self.exit,
+            stderr: String::from_utf8_lossy(&self.stderr).trim_end().to_owned(),
+        }
+    }
+}
+
+impl Git {
+    /// A runner of `binary` with at most `slots` processes at once, none of which waits longer than `queue_wait`.
+    pub(crate) fn new(
+        binary: PathBuf,
+        search_path: OsString,
+        slots: usize,
+        queue_wait: Duration,
+        tasks: Tasks,
+        metrics: Metrics,
+    ) -> Self {
+        let slots = Arc::new(Semaphore::new(slots));
+        let writers = Arc::new(Writers::default());
+        Self(Arc::new(Shared { binary, search_path, slots, queue_wait, tasks, metrics, writers }))
+    }
+
+    /// `git <subcommand>` in a repository. It counts as a writer unless [`GitCommand::reads`] says otherwise.
+    pub(crate) fn command(&self, repository: &RepositoryPath, subcommand: &'static str) -> GitCommand {
+        let mut command = self.bare_command(subcommand);
+        command.directory = Some(repository.path.clone());
+        if let Some(quarantine) = &repository.quarantine {
+            if let Some(objects) = &quarantine.object_directory {
+                command = command.env("GIT_OBJECT_DIRECTORY", objects);
+            }
+            if !quarantine.alternates.is_empty() {
+                let joined = quarantine.alternates.iter().map(|path| path.as_os_str().to_owned());
+                command = command.env("GIT_ALTERNATE_OBJECT_DIRECTORIES", join(joined, ":"));
+            }
+        }
+        command
+    }
+
+    /// `git <subcommand>` outside of any repository.
+    pub(crate) fn bare_command(&self, subcommand: &'static str) -> GitCommand {
+        GitCommand {
+            git: self.clone(),
+            subcommand,
+            directory: None,
+            writes: true,
+            config: Vec::new(),
+            secret_config: Vec::new(),
+            environment: Vec::new(),
+            arguments: Vec::new(),
+        }
+    }
+}
+
+fn join(parts: impl Iterator<Item = OsString>, separator: &str) -> OsString {
+    let mut joined = OsString::new();
+    for part in parts {
+        if !joined.is_empty() {
+            joined.push(separator);
+        }
+        joined.push(part);
+    }
+    joined
+}
+
+/// A git command being put together. Arguments that come from a request go behind `--end-of-options` or `--`.
+#[must_use]
+pub(crate) struct GitCommand {
+    git: Git,
+    subcommand: &'static str,
+    directory: Option<PathBuf>,
+    writes: bool,
+    config: Vec<OsString>,
+    secret_config: Vec<(OsString, OsString)>,
+    environment: Vec<(OsString, OsString)>,
+    arguments: Vec<OsString>,
+}
+
+impl GitCommand {
+    /// Appends an argument.
+    pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// Appends arguments.
+    pub(crate) fn args<A: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
+        self
+    }
+
+    /// Adds `-c <setting>`, `key=value`, after the node's own. Visible in the process list: no secrets.
+    pub(crate) fn config(mut self, setting: impl AsRef<OsStr>) -> Self {
+        self.config.push(setting.as_ref().to_owned());
+        self
+    }
+
+    /// Adds a setting through the environment, where the process list does not show it.
+    pub(crate) fn secret_config(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.secret_config.push((key.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets an environment variable.
+    pub(crate) fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Says that the command writes nothing into the repository, so that it does not hold up the clearing of what a
+    /// killed writer left.
+    pub(crate) fn reads(mut self) -> Self {
+        self.writes = false;
+        self
+    }
+
+    fn build(&self) -> Command {
+        let mut command = Command::new(&self.git.0.binary);
+        command
+            .env_clear()
+            .env("PATH", &self.git.0.search_path)
+            .env("HOME", "/nonexistent")
+            .env("LANG", "C")
+            .env("LC_ALL", "C")
+            .env("TZ", "UTC")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_TERMINAL_PROMPT", "0")
+            .env("GIT_ALLOW_PROTOCOL", "")
+            .env("GIT_ADVICE", "0");
+        if !self.secret_config.is_empty() {
+            command.env("GIT_CONFIG_COUNT", self.secret_config.len().to_string());
+            for (number, (key, value)) in self.secret_config.iter().enumerate() {
+                command.env(format!("GIT_CONFIG_KEY_{number}"), key);
+                command.env(format!("GIT_CONFIG_VALUE_{number}"), value);
+            }
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        for setting in SETTINGS {
+            command.arg("-c").arg(setting);
+        }
+        for setting in &self.config {
+            command.arg("-c").arg(setting);
+        }
+        if let Some(directory) = &self.directory {
+            command.arg("--git-dir").arg(directory).current_dir(directory);
+        }
+        command.arg(self.subcommand).args(&self.arguments);
+        command.process_group(0).kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts the process; its standard input is a pipe if `stdin`, else empty.
+    pub(crate) async fn spawn(self, stdin: bool) -> Result<GitProcess, GitError> {
+        let shared = &self.git.0;
+        let began = Instant::now();
+        let slot = match timeout(shared.queue_wait, Arc::clone(&shared.slots).acquire_owned()).await {
+            Ok(Ok(slot)) => slot,
+            Ok(Err(_)) | Err(_) => return Err(GitError::QueueTimeout),
+        };
+        shared.metrics.git_queued(began.elapsed());
+        let writer = match &self.directory {
+            Some(directory) if self.writes => Some(shared.writers.enter(directory)),
+            _ => None,
+        };
+        let mut command = self.build();
+        command.stdin(if stdin { Stdio::piped() } else { Stdio::null() });
+        let subcommand = self.subcommand;
+        let mut child = command.spawn().map_err(|source| GitError::Spawn { subcommand, source })?;
+        shared.metrics.git_started(subcommand);
+        let stderr = child
+            .stderr
+            .take()
+            .map(|stderr| shared.tasks.spawn("git stderr", async move { tail(stderr).await }));
+        Ok(GitProcess {
+            subcommand,
+            stdin: child.stdin.take(),
+            stdout: child.stdout.take(),
+            stderr,
+            buffer: BytesMut::new(),
+            running: Some(Running { child, slot, writer }),
+            git: self.git.clone(),
+        })
+    }
+
+    /// Runs the command to its end with empty standard input.
+    pub(crate) async fn output(self) -> Result<Output, GitError> {
+        let process = self.spawn(false).await?;
+        process.collect(Bytes::new()).await
+    }
+
+    /// Runs the command to its end with `input` on its standard input.
+    pub(crate) async fn output_with(self, input: impl Into<Bytes>) -> Result<Output, GitError> {
+        let process = self.spawn(true).await?;
+        process.collect(input.into()).await
+    }
+
+    /// Runs the command and answers its standard output; another exit code than 0 is an error.
+    pub(crate) async fn checked(self) -> Result<Vec<u8>, GitError> {
+        self.output().await?.checked()
+    }
+}
+
+/// Reads to the end and keeps the last [`STDERR_TAIL_BYTES`].
+async fn tail(mut stderr: impl tokio::io::AsyncRead + Unpin) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let mut piece = vec![0; 8 * 1024];
+    loop {
+        match stderr.read(&mut piece).await {
+            Ok(0) | Err(_) => return kept,
+            Ok(length) => {
+                kept.extend_from_slice(&piece[..length]);
+                if kept.len() > 2 * STDERR_TAIL_BYTES {
+                    kept.drain(..kept.len() - STDERR_TAIL_BYTES);
+                }
+            }
+        }
+    }
+}
+
+struct Running {
+    child: Child,
+    slot: OwnedSemaphorePermit,
+    writer: Option<WriterGuard>,
+}
+
+/// A process that has been started. Dropped before it ended, it is killed with its whole group and reaped.
+pub(crate) struct GitProcess {
+    subcommand: &'static str,
+    stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+    stderr: Option<JoinHandle<Vec<u8>>>,
+    buffer: BytesMut,
+    running: Option<Running>,
+    git: Git,
+}
+
+impl GitProcess {
+    /// The standard input, once. Dropping it ends the input.
+    pub(crate) fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.stdin.take()
+    }
+
+    /// The standard output, once; [`GitProcess::read_chunk`] then reads nothing.
+    pub(crate) fn take_stdout(&mut self) -> Option<ChildStdout> {
+        self.stdout.take()
+    }
+
+    /// The next piece of standard output, at most [`CHUNK_BYTES`]; `None` at its end. May be cancelled safely.
+    pub(crate) async fn read_chunk(&mut self) -> Result<Option<Bytes>, GitError> {
+        let Some(stdout) = &mut self.stdout else { return Ok(None) };
+        self.buffer.reserve(CHUNK_BYTES);
+        let read = stdout.read_buf(&mut (&mut self.buffer).limit(CHUNK_BYTES)).await;
+        let length = read.map_err(|source| GitError::Io { subcommand: self.subcommand, source })?;
+        Ok((length > 0).then(|| self.buffer.split().freeze()))
+    }
+
+    /// Closes both pipes, waits for the end and answers it with the end of standard error.
+    pub(crate) async fn finish(mut self) -> Result<(Exit, Vec<u8>), GitError> {
+        self.stdin = None;
+        self.stdout = None;
+        let subcommand = self.subcommand;
+        let exit = match &mut self.running {
+            None => return Err(GitError::Io { subcommand, source: io::Error::other("has ended already") }),
+            Some(running) => running.child.wait().await,
+        };
+        let exit = exit.map_err(|source| GitError::Io { subcommand, source })?;
+        self.git.0.metrics.git_ended();
+        self.running = None;
+        let stderr = match self.stderr.take() {
+            None => Vec::new(),
+            Some(mut reader) => match timeout(STDERR_GRACE, &mut reader).await {
+                Ok(Ok(stderr)) => stderr,
+                Ok(Err(_)) => Vec::new(),
+                Err(_) => {
+                    reader.abort();
+                    Vec::new()
+                }
+            },
+        };
+        Ok((Exit { code: exit.code() }, stderr))
+    }
+
+    async fn collect(mut self, input: Bytes) -> Result<Output, GitError> {
+        let subcommand = self.subcommand;
+        let stdin = self.take_stdin();
+        let feed = async move {
+            if let Some(mut stdin) = stdin {
+                // A process that has read enough closes its end; its exit code tells whether that was right.
+                let _ = stdin.write_all(&input).await;
+            }
+            Ok::<(), GitError>(())
+        };
+        let mut stdout = Vec::new();
+        let read = async {
+            while let Some(chunk) = self.read_chunk().await? {
+                if stdout.len() + chunk.len() > MAX_CAPTURED_BYTES {
+                    return Err(GitError::TooMuchOutput { subcommand, limit: MAX_CAPTURED_BYTES });
+                }
+                stdout.extend_from_slice(&chunk);
+            }
+            Ok(())
+        };
+        tokio::try_join!(feed, read)?;
+        let (exit, stderr) = self.finish().await?;
+        Ok(Output { exit, stdout, stderr, subcommand })
+    }
+}
+
+impl Drop for GitProcess {
+    fn drop(&mut self) {
+        let Some(running) = self.running.take() else { return };
+        self.git.0.metrics.git_killed();
+        if let Some(group) = group_of(&running.child) {
+            signal(group, Signal::TERM);
+        }
+        // Without a runtime the process ends: then `kill_on_drop` has to do.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            let git = self.git.clone();
+            let stderr = self.stderr.take();
+            self.git.0.tasks.spawn("git reaper", async move { reap(&git, running, stderr).await });
+        }
+    }
+}
+
+fn group_of(child: &Child) -> Option<Pid> {
+    child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
+}
+
+fn signal(group: Pid, signal: Signal) {
+    match kill_process_group(group, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => tracing::warn!(%error, "a git process group could not be signalled"),
+    }
+}
+
+async fn reap(git: &Git, mut running: Running, stderr: Option<JoinHandle<Vec<u8>>>) {
+    let group = group_of(&running.child);
+    let ended = timeout(TERMINATE_GRACE, running.child.wait()).await;
+    // Also after a polite end: the leader may have left children behind.
+    if let Some(group) = group {
+        signal(group, Signal::KILL);
+    }
+    let ended = match ended {
+        Ok(ended) => ended,
+        Err(_) => running.child.wait().await,
+    };
+    if let Err(error) = ended {
+        tracing::warn!(%error, "a killed git process could not be reaped");
+    }
+    if let Some(stderr) = stderr {
+        stderr.abort();
+    }
+    git.0.metrics.git_ended();
+    if let Some(writer) = running.writer.take() {
+        tokio::time::sleep(SETTLE).await;
+        writer.killed().await;
+    }
+    drop(running.slot);
+}

@@ -1,0 +1,95 @@
+//! What the node counts. One struct, made from a registry in the composition root.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+/// Seconds; a slot is normally free at once, and [`crate::git::command::QUEUE_WAIT`] is the longest wait.
+const QUEUE_BUCKETS: [f64; 8] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 10.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RpcLabels {
+    method: String,
+    code: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GitLabels {
+    subcommand: &'static str,
+}
+
+/// The node's metrics. Clones share the same values.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    rpcs: Family<RpcLabels, Counter>,
+    git_started: Family<GitLabels, Counter>,
+    git_running: Gauge,
+    git_killed: Counter,
+    git_queue: Histogram,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            rpcs: Family::default(),
+            git_started: Family::default(),
+            git_running: Gauge::default(),
+            git_killed: Counter::default(),
+            git_queue: Histogram::new(QUEUE_BUCKETS),
+        };
+        registry.register("tabularium_node_rpcs", "RPCs ended, by method and code", metrics.rpcs.clone());
+        registry.register(
+            "tabularium_node_git_processes_started",
+            "git processes started, by subcommand",
+            metrics.git_started.clone(),
+        );
+        registry.register(
+            "tabularium_node_git_processes_running",
+            "git processes that have not been reaped",
+            metrics.git_running.clone(),
+        );
+        registry.register(
+            "tabularium_node_git_processes_killed",
+            "git processes killed because their request ended before they did",
+            metrics.git_killed.clone(),
+        );
+        registry.register(
+            "tabularium_node_git_queue_seconds",
+            "How long a git process waited for a slot",
+            metrics.git_queue.clone(),
+        );
+        metrics
+    }
+
+    /// An RPC ended. `method` is one of the registry's names, or `unknown`.
+    pub(crate) fn rpc(&self, method: &str, code: tonic::Code) {
+        let labels = RpcLabels { method: method.to_owned(), code: format!("{code:?}") };
+        self.rpcs.get_or_create(&labels).inc();
+    }
+
+    /// A process waited this long for its slot.
+    pub(crate) fn git_queued(&self, waited: Duration) {
+        self.git_queue.observe(waited.as_secs_f64());
+    }
+
+    /// A process was started.
+    pub(crate) fn git_started(&self, subcommand: &'static str) {
+        self.git_started.get_or_create(&GitLabels { subcommand }).inc();
+        self.git_running.inc();
+    }
+
+    /// A process was reaped.
+    pub(crate) fn git_ended(&self) {
+        self.git_running.dec();
+    }
+
+    /// A process was sent SIGTERM.
+    pub(crate) fn git_killed(&self) {
+        self.git_killed.inc();
+    }
+}

@@ -1,0 +1,21 @@
+//! What every service of the node works with.
+
+use std::path::PathBuf;
+
+use tabularium_common::lifecycle::Tasks;
+
+use crate::{git::Git, storage::Storages};
+
+/// The node, handed to each service as `Arc<Node>`.
+pub(crate) struct Node {
+    /// Where repositories are.
+    pub(crate) storages: Storages,
+    /// Starts git.
+    pub(crate) git: Git,
+    /// Owns every task that outlives a handler.
+    pub(crate) tasks: Tasks,
+    /// The program that git runs instead of `ssh` to fetch from another node: `<this> fetch-proxy`.
+    pub(crate) fetch_proxy: PathBuf,
+    /// What `git --version` says, without the words.
+    pub(crate) git_version: String,
+}

@@ -1,0 +1,214 @@
+//! The composition root: from a configuration to a serving node, and back to nothing when it is told to stop.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use prometheus_client::registry::Registry;
+use tabularium_common::{
+    announce::Announcement,
+    auth::RequireToken,
+    config::ConfigError,
+    grpc::{self, Address, ListenAddress, Listener},
+    lifecycle::{Readiness, Tasks},
+    methods,
+};
+use tabularium_proto::{DESCRIPTORS, gitaly, node as node_v1};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::service::{InterceptorLayer, RoutesBuilder};
+
+use crate::{
+    config::{Config, Surroundings},
+    git::{Git, command::QUEUE_WAIT},
+    metrics::Metrics,
+    node::Node,
+    rpc_log::RpcLogLayer,
+    services,
+    storage::Storages,
+};
+
+mod preparation;
+
+/// Why a node did not start, or did not stop as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A secret cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// git is missing or too old.
+    #[error("git {}: {problem}", path.display())]
+    Git {
+        /// The program.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A storage cannot be used.
+    #[error("storage {name}: {source}")]
+    Storage {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A listener cannot be bound.
+    #[error("listening on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The method table of this build cannot be read.
+    #[error(transparent)]
+    Methods(#[from] methods::TableError),
+    /// The descriptors of this build cannot be read.
+    #[error("gRPC reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// Serving failed.
+    #[error("serving gRPC: {0}")]
+    Serve(#[from] tonic::transport::Error),
+    /// Calls or tasks ran beyond the drain deadline and were cut off.
+    #[error("{0}")]
+    Drain(String),
+}
+
+/// A node that serves.
+pub struct Running {
+    address: Address,
+    admin: std::net::SocketAddr,
+    readiness: Readiness,
+    shutdown: CancellationToken,
+    served: JoinHandle<Result<(), tonic::transport::Error>>,
+    tasks: Tasks,
+    drain: Duration,
+    // Each keeps another node off the storage while it is held.
+    _claims: Vec<preparation::Claim>,
+}
+
+impl Running {
+    /// Where clients dial.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Where metrics are.
+    pub fn admin(&self) -> std::net::SocketAddr {
+        self.admin
+    }
+
+    /// The addresses, for the announce file.
+    pub fn announcement(&self) -> Announcement {
+        let mut announcement = Announcement::of_this_process();
+        announcement.grpc = Some(self.address.to_string());
+        announcement.admin = Some(self.admin.to_string());
+        announcement
+    }
+
+    /// Takes work from now on, by the word of its readiness endpoint.
+    pub fn ready(&self) {
+        self.readiness.set(true);
+    }
+
+    /// Serves until serving fails; a stop is for [`Running::stop`].
+    pub async fn failed(&mut self) -> ServerError {
+        match (&mut self.served).await {
+            Ok(Ok(())) => ServerError::Drain("serving ended unasked".to_owned()),
+            Ok(Err(error)) => error.into(),
+            Err(error) => ServerError::Drain(format!("serving: {error}")),
+        }
+    }
+
+    /// Not ready, accepts nothing more, finishes what runs within the drain deadline, stops.
+    pub async fn stop(mut self) -> Result<(), ServerError> {
+        self.readiness.set(false);
+        self.shutdown.cancel();
+        let served = match tokio::time::timeout(self.drain, &mut self.served).await {
+            Ok(Ok(result)) => result.map_err(ServerError::from),
+            Ok(Err(error)) => Err(ServerError::Drain(format!("serving: {error}"))),
+            Err(_) => {
+                self.served.abort();
+                Err(ServerError::Drain("calls still ran after the drain deadline and were cut off".to_owned()))
+            }
+        };
+        let drained = self.tasks.drain(self.drain).await;
+        served.and(drained.map_err(|error| ServerError::Drain(error.to_string())))
+    }
+}
+
+/// Checks git and the storages, binds the listeners and serves. Runs on when this returns.
+pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running, ServerError> {
+    let token = config.token_file.as_ref().map(tabularium_common::config::SecretFile::read).transpose()?;
+    let git_version = preparation::git_version(&config.git, &surroundings.search_path).await?;
+    let tasks = Tasks::new();
+    let mut claims = Vec::new();
+    let mut storages = Vec::new();
+    for storage in &config.storage {
+        let prepared = preparation::storage(storage, &tasks)
+            .map_err(|source| ServerError::Storage { name: storage.name.to_string(), source })?;
+        storages.push(prepared.storage);
+        claims.push(prepared.claim);
+    }
+
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let git = Git::new(
+        config.git.clone(),
+        surroundings.search_path,
+        config.max_git_processes,
+        QUEUE_WAIT,
+        tasks.clone(),
+        metrics.clone(),
+    );
+    let node = Arc::new(Node {
+        storages: Storages::new(storages),
+        git,
+        tasks: tasks.clone(),
+        fetch_proxy: surroundings.fetch_proxy,
+        git_version,
+    });
+
+    let listener = bind(&config.listen).await?;
+    let listen_error =
+        |source| ServerError::Listen { address: config.admin_listen.to_string(), source };
+    // Bound here and not only when it is served, so that nothing has started when a port is taken.
+    let address = listener.address().map_err(listen_error)?;
+    let readiness = Readiness::new();
+    let admin = tabularium_common::admin::serve(
+        config.admin_listen,
+        Arc::new(registry),
+        readiness.clone(),
+        &tasks,
+    )
+    .await
+    .map_err(listen_error)?;
+
+    let shutdown = CancellationToken::new();
+    let router = grpc::server()
+        .layer(RpcLogLayer::new(Arc::new(methods::Registry::read()?), metrics))
+        .layer(InterceptorLayer::new(RequireToken(token)))
+        .add_routes(routes(&node).await?);
+    let stopping = shutdown.clone().cancelled_owned();
+    let served = tasks.spawn("grpc", router.serve_with_incoming_shutdown(listener, stopping));
+    let drain = Duration::from_secs(config.drain_seconds);
+    Ok(Running { address, admin, readiness, shutdown, served, tasks, drain, _claims: claims })
+}
+
+async fn bind(address: &ListenAddress) -> Result<Listener, ServerError> {
+    let bound = Listener::bind(address).await;
+    bound.map_err(|source| ServerError::Listen { address: address.to_string(), source })
+}
+
+/// Every service of the node.
+async fn routes(node: &Arc<Node>) -> Result<tonic::service::Routes, ServerError> {
+    let mut routes = RoutesBuilder::default();
+    let (_, health) = tonic_health::server::health_reporter();
+    routes.add_service(health);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    routes.add_service(reflection().build_v1()?);
+    routes.add_service(reflection().build_v1alpha()?);
+    Ok(routes.routes())
+}

@@ -1,0 +1,160 @@
+//! What is checked and put in order before a node serves.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Write as _},
+    path::Path,
+    process::Stdio,
+};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use tabularium_common::lifecycle::Tasks;
+use tokio::process::Command;
+
+use crate::{
+    config::StorageConfig,
+    server::ServerError,
+    storage::{OWN_DIRECTORY, Storage},
+};
+
+/// The oldest git whose options and protocol the node relies on.
+const OLDEST_GIT: (u32, u32) = (2, 39);
+const METADATA_FILE: &str = ".gitaly-metadata";
+const CLAIM_FILE: &str = "node.lock";
+
+/// Held open and locked as long as the node uses the storage.
+pub(super) struct Claim {
+    _file: File,
+}
+
+pub(super) struct Prepared {
+    pub(super) storage: Storage,
+    pub(super) claim: Claim,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Metadata {
+    gitaly_filesystem_id: String,
+}
+
+/// Claims the storage for this process, gives it its id, and clears what earlier processes left half-done.
+pub(super) fn storage(config: &StorageConfig, tasks: &Tasks) -> io::Result<Prepared> {
+    let root = config.path.canonicalize()?;
+    let own = root.join(OWN_DIRECTORY);
+    fs::create_dir_all(own.join("tmp"))?;
+    let claim = claim(&own)?;
+    let storage =
+        Storage { name: config.name.to_string(), filesystem_id: filesystem_id(&root)?, root };
+    // The claim says that whoever made these is dead.
+    let stale: Vec<_> = fs::read_dir(storage.temporary())?.collect::<Result<_, _>>()?;
+    if !stale.is_empty() {
+        tasks.spawn("temporary files", async move {
+            let removed = tokio::task::spawn_blocking(move || {
+                for entry in stale {
+                    if let Err(error) = remove(&entry.path()) {
+                        tracing::warn!(%error, path = %entry.path().display(), "stale temporary file stays");
+                    }
+                }
+            });
+            if let Err(error) = removed.await {
+                tracing::warn!(%error, "removing stale temporary files");
+            }
+        });
+    }
+    Ok(Prepared { storage, claim })
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    if path.symlink_metadata()?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+}
+
+fn claim(own: &Path) -> io::Result<Claim> {
+    let file = File::create(own.join(CLAIM_FILE))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+        if error == rustix::io::Errno::WOULDBLOCK {
+            io::Error::new(io::ErrorKind::AddrInUse, "another node serves this directory")
+        } else {
+            error.into()
+        }
+    })?;
+    Ok(Claim { _file: file })
+}
+
+/// The id by which clients tell whether two storages are the same file system (wire reference, section b.9).
+fn filesystem_id(root: &Path) -> io::Result<String> {
+    let path = root.join(METADATA_FILE);
+    match fs::read(&path) {
+        Ok(bytes) => {
+            let metadata: Metadata = serde_json::from_slice(&bytes)
+                .map_err(|error| io::Error::other(format!("{METADATA_FILE}: {error}")))?;
+            Ok(metadata.gitaly_filesystem_id)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let metadata = Metadata { gitaly_filesystem_id: uuid::Uuid::new_v4().to_string() };
+            let mut file = tempfile::NamedTempFile::new_in(root.join(OWN_DIRECTORY).join("tmp"))?;
+            file.write_all(&serde_json::to_vec(&metadata).map_err(io::Error::other)?)?;
+            file.as_file().sync_all()?;
+            file.persist(&path)?;
+            File::open(root)?.sync_all()?;
+            Ok(metadata.gitaly_filesystem_id)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The version of the git program, which must be new enough.
+pub(super) async fn git_version(git: &Path, search_path: &OsStr) -> Result<String, ServerError> {
+    let failed = |problem: String| ServerError::Git { path: git.to_owned(), problem };
+    let output = Command::new(git)
+        .arg("--version")
+        .env_clear()
+        .env("PATH", search_path)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.trim().strip_prefix("git version ").unwrap_or_default();
+    match parse_version(version) {
+        Some(found) if found >= OLDEST_GIT => Ok(version.to_owned()),
+        Some(_) => Err(failed(format!("is version {version}; at least {}.{} is needed", OLDEST_GIT.0, OLDEST_GIT.1))),
+        None => Err(failed(format!("`--version` says {:?}", text.trim()))),
+    }
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_distributions_are_read() {
+        assert_eq!(parse_version("2.39.5"), Some((2, 39)));
+        assert_eq!(parse_version("2.47.3 (Apple Git-1)"), Some((2, 47)));
+        assert_eq!(parse_version("3.0.rc1"), Some((3, 0)));
+        assert_eq!(parse_version("nonsense"), None);
+    }
+
+    #[tokio::test]
+    async fn a_storage_keeps_its_id_and_serves_one_node() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = StorageConfig { name: "a".parse().unwrap(), path: directory.path().to_owned() };
+        let tasks = Tasks::new();
+        let first = storage(&config, &tasks).unwrap();
+        assert!(storage(&config, &tasks).is_err(), "a second node is refused");
+        let id = first.storage.filesystem_id.clone();
+        let stale = first.storage.temporary().join("half-done");
+        fs::create_dir(&stale).unwrap();
+        drop(first);
+        assert_eq!(storage(&config, &tasks).unwrap().storage.filesystem_id, id);
+        tasks.drain(std::time::Duration::from_secs(5)).await.unwrap();
+        assert!(!stale.exists());
+    }
+}

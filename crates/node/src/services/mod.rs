@@ -1,0 +1,14 @@
+//! The gRPC services. Each is a struct around `Arc<Node>`; what they share is in the modules beside them.
+
+pub(crate) mod blob_service;
+pub(crate) mod commit_service;
+pub(crate) mod operation_service;
+pub(crate) mod ref_service;
+
+pub(crate) mod internal;
+pub(crate) mod remote;
+pub(crate) mod repository;
+pub(crate) mod server_info;
+pub(crate) mod smart_http;
+pub(crate) mod streams;
+pub(crate) mod upload_pack;
