@@ -1,0 +1,188 @@
+//! The request's body as the messages of a gRPC call. Chunks are framed, not copied: each goes out as a small header
+//! and then as the very bytes that came in.
+//!
+//! A stream of messages could only end; this body can fail, which resets the call. A push that breaks off must never
+//! look to the node like one that ended.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http_body::Frame;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use tokio::sync::oneshot;
+
+use crate::{
+    limits::MESSAGE_DATA_BYTES,
+    request_body::{BodyFault, RequestBody},
+};
+
+/// gRPC's prefix of a message: compressed or not, and its length.
+const PREFIX_BYTES: usize = 5;
+
+/// A message with gRPC's prefix.
+pub(crate) fn framed(message: &impl prost::Message) -> Bytes {
+    let length = message.encoded_len();
+    let mut frame = BytesMut::with_capacity(PREFIX_BYTES + length);
+    put_prefix(&mut frame, length);
+    // A BytesMut grows; encoding into it cannot fail.
+    let _ = message.encode(&mut frame);
+    frame.freeze()
+}
+
+/// What precedes `data` in a message whose only field is the bytes field `tag`.
+fn data_header(tag: u32, data: usize) -> Bytes {
+    let length = key_len(tag) + encoded_len_varint(data as u64) + data;
+    let mut frame = BytesMut::with_capacity(PREFIX_BYTES + length - data);
+    put_prefix(&mut frame, length);
+    encode_key(tag, WireType::LengthDelimited, &mut frame);
+    encode_varint(data as u64, &mut frame);
+    frame.freeze()
+}
+
+fn put_prefix(frame: &mut BytesMut, length: usize) {
+    frame.put_u8(0);
+    // Messages are bounded by MESSAGE_DATA_BYTES and the size of a request's headers.
+    frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+}
+
+/// Why a call was reset from our side. Carries HTTP/2's CANCEL, which the peer's gRPC takes for a cancelled call.
+#[derive(Debug, thiserror::Error)]
+#[error("{fault}")]
+pub(crate) struct Reset {
+    fault: BodyFault,
+    source: h2::Error,
+}
+
+/// The body, waiting for the call that takes it. As long as it is here no byte of it has been sent, so a call that
+/// failed may be made again elsewhere.
+#[derive(Clone)]
+pub(crate) struct Slot(Arc<Mutex<Option<Waiting>>>);
+
+struct Waiting {
+    body: RequestBody,
+    faults: oneshot::Sender<BodyFault>,
+    abandoned: oneshot::Receiver<()>,
+}
+
+/// The other ends of a body: whoever reads the answer keeps them.
+pub(crate) struct Ends {
+    /// Tells why the body failed.
+    pub(crate) faults: Option<oneshot::Receiver<BodyFault>>,
+    /// Dropped with the answer; what is left of the body is then not sent.
+    _answer: oneshot::Sender<()>,
+}
+
+impl Slot {
+    pub(crate) fn new(body: RequestBody) -> (Self, Ends) {
+        let (fault_sender, faults) = oneshot::channel();
+        let (answer, abandoned) = oneshot::channel();
+        let waiting = Waiting { body, faults: fault_sender, abandoned };
+        (Self(Arc::new(Mutex::new(Some(waiting)))), Ends { faults: Some(faults), _answer: answer })
+    }
+
+    fn take(&self) -> Option<Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// One call's request: a first message, then the body in messages of at most [`MESSAGE_DATA_BYTES`].
+pub(crate) struct Upload {
+    head: Option<Bytes>,
+    tag: u32,
+    slot: Slot,
+    waiting: Option<Waiting>,
+    /// Announced by a header already sent.
+    announced: Option<Bytes>,
+    /// The rest of a chunk that did not fit one message.
+    rest: Bytes,
+}
+
+impl Upload {
+    /// `head` is a framed message; the body's bytes go into field `tag` of those that follow.
+    pub(crate) fn new(head: Bytes, tag: u32, slot: Slot) -> Self {
+        Self { head: Some(head), tag, slot, waiting: None, announced: None, rest: Bytes::new() }
+    }
+
+    fn announce(&mut self, mut chunk: Bytes) -> Frame<Bytes> {
+        if chunk.len() > MESSAGE_DATA_BYTES {
+            self.rest = chunk.split_off(MESSAGE_DATA_BYTES);
+        }
+        let header = data_header(self.tag, chunk.len());
+        self.announced = Some(chunk);
+        Frame::data(header)
+    }
+}
+
+fn reset(fault: BodyFault) -> Reset {
+    Reset { fault, source: h2::Reason::CANCEL.into() }
+}
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = Reset;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reset>>> {
+        let this = self.get_mut();
+        if this.waiting.is_none() {
+            this.waiting = this.slot.take();
+        }
+        let Some(waiting) = &mut this.waiting else {
+            return Poll::Ready(Some(Err(reset(BodyFault::Abandoned))));
+        };
+        if Pin::new(&mut waiting.abandoned).poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(reset(BodyFault::Abandoned))));
+        }
+        if let Some(bytes) = this.head.take().or_else(|| this.announced.take()) {
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+        }
+        if !this.rest.is_empty() {
+            let chunk = std::mem::take(&mut this.rest);
+            return Poll::Ready(Some(Ok(this.announce(chunk))));
+        }
+        match waiting.body.poll_chunk(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Ready(Some(Ok(chunk))) => Poll::Ready(Some(Ok(this.announce(chunk)))),
+            Poll::Ready(Some(Err(fault))) => {
+                if let Some(waiting) = this.waiting.take() {
+                    // Nobody listens when the answer is over; then nobody needs to know.
+                    let _ = waiting.faults.send(fault.clone());
+                }
+                Poll::Ready(Some(Err(reset(fault))))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Buf as _;
+    use prost::Message as _;
+    use tabularium_proto::{gitaly::PostReceivePackRequest, node::UploadPackRequest};
+
+    use super::*;
+
+    fn unframed(mut frame: Bytes) -> Bytes {
+        assert_eq!(frame.get_u8(), 0);
+        let length = frame.get_u32();
+        assert_eq!(frame.len(), usize::try_from(length).unwrap());
+        frame
+    }
+
+    #[test]
+    fn data_is_framed_as_the_generated_code_would() {
+        for size in [1, 127, 128, 16_384, MESSAGE_DATA_BYTES] {
+            let data = Bytes::from(vec![b'x'; size]);
+            let join = |tag| unframed([data_header(tag, size), data.clone()].concat().into());
+            let push = PostReceivePackRequest { data: data.clone(), ..PostReceivePackRequest::default() };
+            assert_eq!(PostReceivePackRequest::decode(join(2)).unwrap(), push);
+            let fetch = UploadPackRequest { data: data.clone(), ..UploadPackRequest::default() };
+            assert_eq!(UploadPackRequest::decode(join(5)).unwrap(), fetch);
+            assert_eq!(unframed(framed(&fetch)), fetch.encode_to_vec());
+        }
+    }
+}
