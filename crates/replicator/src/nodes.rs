@@ -1,0 +1,118 @@
+//! The storage nodes: one connection to each, dialled when it is first needed.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use secrecy::{ExposeSecret as _, SecretString};
+use tabularium_common::{
+    auth::SendToken,
+    grpc::{Address, channel},
+    telemetry::CorrelationId,
+};
+use tabularium_proto::{
+    coordinator::StorageAddress,
+    gitaly::{CalculateChecksumRequest, Repository, repository_service_client::RepositoryServiceClient},
+};
+use tonic::{metadata::MetadataValue, transport::Channel};
+
+use crate::{
+    calls::{LOOKUP_DEADLINE, Signed, attempt, request},
+    failure::Failure,
+};
+
+/// Connections kept. Past it all are dropped and dialled anew: addresses only pile up when nodes move.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// Metadata key under which a node is told how to reach another (wire reference, section f).
+pub(crate) const GITALY_SERVERS: &str = "gitaly-servers";
+
+/// Connections to storage nodes.
+pub(crate) struct Nodes {
+    token: Option<SecretString>,
+    channels: Mutex<HashMap<Address, Channel>>,
+}
+
+impl Nodes {
+    pub(crate) fn new(token: Option<SecretString>) -> Self {
+        Self { token, channels: Mutex::new(HashMap::new()) }
+    }
+
+    /// A client of the node that keeps `storage`.
+    pub(crate) fn repositories(
+        &self,
+        storage: &StorageAddress,
+    ) -> Result<RepositoryServiceClient<Signed>, Failure> {
+        let address: Address = storage.address.parse().map_err(|error| {
+            Failure::refused(format!(
+                "storage {} has the address `{}`: {error}",
+                storage.storage, storage.address
+            ))
+        })?;
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if channels.len() >= MAX_CONNECTIONS {
+            channels.clear();
+        }
+        let channel = channels.entry(address).or_insert_with_key(channel).clone();
+        Ok(RepositoryServiceClient::with_interceptor(channel, SendToken(self.token.clone())))
+    }
+
+    /// The value of `gitaly-servers` that tells a node how to reach `storage`.
+    pub(crate) fn introduction(
+        &self,
+        storage: &StorageAddress,
+    ) -> Result<MetadataValue<tonic::metadata::Ascii>, Failure> {
+        let token = self.token.as_ref().map_or("", |token| token.expose_secret());
+        let json =
+            serde_json::json!({ storage.storage.as_str(): { "address": storage.address, "token": token } });
+        let mut value: MetadataValue<_> = STANDARD
+            .encode(json.to_string())
+            .parse()
+            .map_err(|_| Failure::refused("the gitaly-servers header cannot be formed"))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// The checksum over the refs of one replica.
+    pub(crate) async fn checksum(
+        &self,
+        storage: &StorageAddress,
+        replica_path: &str,
+        correlation_id: &CorrelationId,
+    ) -> Result<String, Failure> {
+        let body = CalculateChecksumRequest { repository: Some(replica(storage, replica_path)) };
+        let mut client = self.repositories(storage)?;
+        let doing = format!("reading the checksum on {}", storage.storage);
+        let call = client.calculate_checksum(request(body, correlation_id, LOOKUP_DEADLINE));
+        attempt(&doing, LOOKUP_DEADLINE, call).await.map(|response| response.checksum)
+    }
+}
+
+/// A replica as its node names it.
+pub(crate) fn replica(storage: &StorageAddress, replica_path: &str) -> Repository {
+    Repository {
+        storage_name: storage.storage.clone(),
+        relative_path: replica_path.to_owned(),
+        ..Repository::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_introduced_as_gitaly_expects() {
+        let nodes = Nodes::new(Some(SecretString::from("t".to_owned())));
+        let storage = StorageAddress { storage: "node-1".into(), address: "tcp://127.0.0.1:1".into() };
+        let value = nodes.introduction(&storage).unwrap();
+        let json = STANDARD.decode(value.as_bytes()).unwrap();
+        assert_eq!(
+            serde_json::from_slice::<serde_json::Value>(&json).unwrap(),
+            serde_json::json!({"node-1": {"address": "tcp://127.0.0.1:1", "token": "t"}})
+        );
+        assert!(value.is_sensitive());
+    }
+}
