@@ -6,6 +6,9 @@
 //! * [`postgres::Postgres`] gives every test a database of its own on one server per test process, or on the server
 //!   that `TABULARIUM_TEST_POSTGRES_URL` names.
 //! * [`nats::Nats`] does the same for NATS (`TABULARIUM_TEST_NATS_URL`); a test that stops the server starts its own.
+//! * [`cluster::TestCluster`] is a whole cluster of real processes; [`git::GitClient`] pushes to it and clones from it.
+//! * [`proxy::FaultProxy`] stands between two processes and cuts, delays or swallows. [`wait::wait_until`] waits for
+//!   conditions instead of times.
 //!
 //! Run the tests with `cargo test -p tabularium-testkit`.
 
@@ -15,5 +18,9 @@
     reason = "only tests use it, and a test fails by panicking"
 )]
 
+pub mod cluster;
+pub mod git;
 pub mod nats;
 pub mod postgres;
+pub mod proxy;
+pub mod wait;

@@ -3,9 +3,17 @@
 //! Whoever starts a process here also guards it: [`process::Guarded`] sees to it that a child never outlives this
 //! process, however it ends.
 
+pub mod cluster;
+pub mod git;
+pub(crate) mod http;
 pub mod nats;
+pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod recipe;
+pub mod record;
+pub mod service;
+mod tokens;
 
 use std::{
     io,

@@ -1,0 +1,222 @@
+//! What can be asked on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use tabularium_common::grpc::Address;
+
+/// Runs and looks after Tabularium clusters.
+///
+/// Exit codes: 0 yes; 1 the answer is no (not found, not healthy, refused); 2 the command line makes no sense;
+/// 69 a service cannot be reached; 70 anything else.
+#[derive(Debug, Parser)]
+#[command(name = "tabularium", version, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Whom to ask, and how to answer.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Where `tabularium up` keeps everything; its cluster is asked unless addresses are given.
+    #[arg(long, global = true, value_name = "DIRECTORY", default_value = ".tabularium")]
+    pub(crate) state_dir: PathBuf,
+    /// Which site of that cluster.
+    #[arg(long, global = true, value_name = "NAME", default_value = "home")]
+    pub(crate) site: String,
+    /// Coordinator to ask: tcp://host:port or unix:/path. May be given several times; the first that answers is used.
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDRESS",
+        env = "TABULARIUM_COORDINATOR",
+        value_delimiter = ','
+    )]
+    pub(crate) coordinator: Vec<Address>,
+    /// File with the secret for coordinators.
+    #[arg(long, global = true, value_name = "FILE", env = "TABULARIUM_COORDINATOR_TOKEN_FILE")]
+    pub(crate) coordinator_token_file: Option<PathBuf>,
+    /// Router to ask.
+    #[arg(long, global = true, value_name = "ADDRESS", env = "TABULARIUM_ROUTER", value_delimiter = ',')]
+    pub(crate) router: Vec<Address>,
+    /// File with the secret for routers.
+    #[arg(long, global = true, value_name = "FILE", env = "TABULARIUM_ROUTER_TOKEN_FILE")]
+    pub(crate) router_token_file: Option<PathBuf>,
+    /// Base URL of the gateway, for the URLs shown.
+    #[arg(long, global = true, value_name = "URL", env = "TABULARIUM_GATEWAY")]
+    pub(crate) gateway: Option<String>,
+    /// Virtual storage of the repositories.
+    #[arg(long, global = true, value_name = "NAME", default_value = "default")]
+    pub(crate) virtual_storage: String,
+    /// Print JSON instead of tables.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a whole cluster on this machine until Ctrl-C: Postgres, NATS, every service, and a mirror site.
+    Up(Up),
+    /// Show the main job by itself: push, clone, equal replicas, equal mirror; then leave nothing running.
+    #[command(hide = true)]
+    Demo(Demo),
+    /// Repositories.
+    #[command(subcommand)]
+    Repo(Repo),
+    /// The cluster as its coordinator sees it. Exit code 1 when something is wrong.
+    Status,
+    /// Work that is owed: copies, removals, notifications.
+    #[command(subcommand)]
+    Duties(Duties),
+    /// Check that the database answers, with the coordinator's own configuration.
+    SqlPing(Sql),
+    /// Bring the database's tables up to date, and do nothing else.
+    SqlMigrate(Sql),
+    /// Ask every storage node for its health, now. Exit code 1 when one is not well.
+    DialNodes,
+    /// Check everything, each with a hint when it fails. Exit code 1 when anything does.
+    Check,
+}
+
+/// `tabularium up`.
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// Storage nodes of the home site.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    pub(crate) nodes: u16,
+    /// Coordinators of the home site.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=9))]
+    pub(crate) coordinators: u16,
+    /// Routers of the home site.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=9))]
+    pub(crate) routers: u16,
+    /// Replicators of the home site.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=9))]
+    pub(crate) replicators: u16,
+    /// Without the mirror site.
+    #[arg(long)]
+    pub(crate) no_mirror: bool,
+    /// Listen on consecutive ports from this one; 0 lets the kernel choose. Default: the documented port of each
+    /// service (router 2305, gateway 8080, ...).
+    #[arg(long, value_name = "PORT")]
+    pub(crate) base_port: Option<u16>,
+    /// What services log, in `tracing` filter syntax.
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub(crate) log_filter: String,
+}
+
+/// `tabularium demo`.
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Checkout whose history is pushed.
+    #[arg(long, value_name = "DIRECTORY", default_value = ".")]
+    pub(crate) source: PathBuf,
+}
+
+/// `tabularium repo`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Repo {
+    /// Create an empty repository.
+    Create {
+        /// `group/project`; `.git` is added.
+        path: String,
+        /// Branch that HEAD names.
+        #[arg(long, value_name = "BRANCH", default_value = "main")]
+        default_branch: String,
+    },
+    /// List repositories by name.
+    List {
+        /// Only names that start with this.
+        #[arg(default_value = "")]
+        prefix: String,
+        /// At most so many.
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        limit: u32,
+    },
+    /// Show one repository with all of its replicas.
+    Show {
+        /// `group/project`.
+        path: String,
+    },
+    /// Remove a repository for good, with all of its replicas.
+    Remove {
+        /// `group/project`.
+        path: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Change a repository's name. No data moves.
+    Rename {
+        /// `group/project`.
+        path: String,
+        /// `group/other`.
+        new_path: String,
+    },
+}
+
+/// `tabularium duties`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Duties {
+    /// List what is owed, or what is in one state.
+    List {
+        /// pending, published, started, done or parked.
+        #[arg(long, value_parser = ["pending", "published", "started", "done", "parked"])]
+        state: Option<String>,
+        /// At most so many.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u32,
+    },
+    /// Put a parked duty back to work.
+    Retry {
+        /// Its id, from `duties list --state parked`.
+        id: String,
+    },
+}
+
+/// `tabularium sql-ping` and `sql-migrate`.
+#[derive(Debug, Args)]
+pub(crate) struct Sql {
+    /// The coordinator's configuration file. Default: that of the local cluster.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_may_follow_the_command() {
+        let arguments =
+            Arguments::try_parse_from(["tabularium", "status", "--json", "--coordinator", "tcp://a:1"])
+                .unwrap();
+        assert!(arguments.global.json);
+        assert_eq!(arguments.global.coordinator, [Address::Tcp("a:1".into())]);
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for line in [
+            &["tabularium", "status", "--coordinator", "a:1"][..],
+            &["tabularium", "up", "--nodes", "0"],
+            &["tabularium", "duties", "list", "--state", "lost"],
+            &["tabularium", "repo", "show"],
+        ] {
+            let error = Arguments::try_parse_from(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line:?}");
+        }
+    }
+}

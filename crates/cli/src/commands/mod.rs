@@ -1,0 +1,65 @@
+//! One module per family of commands; each asks the services and prints what they answer.
+
+mod check;
+mod cluster;
+pub(crate) mod repository;
+mod sql;
+
+use std::process::ExitCode;
+
+use crate::{
+    arguments::{Arguments, Command, Duties, Global, Repo},
+    demo,
+    failure::Failure,
+    target::{CALL_DEADLINE, Target},
+    up,
+};
+
+/// Exit code of an answer that is no.
+pub(crate) const NO: u8 = 1;
+
+pub(crate) fn yes_or_no(yes: bool) -> ExitCode {
+    if yes { ExitCode::SUCCESS } else { ExitCode::from(NO) }
+}
+
+/// Does what the command line says.
+pub(crate) async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let Arguments { global, command } = arguments;
+    match command {
+        Command::Up(options) => up::run(&global, &options).await,
+        Command::Demo(options) => demo::run(&global, &options).await,
+        Command::Repo(command) => repo(&global, command).await.map(|()| ExitCode::SUCCESS),
+        Command::Status => cluster::status(&Target::resolve(&global)?, global.json).await,
+        Command::Duties(Duties::List { state, limit }) => {
+            cluster::duties(&Target::resolve(&global)?, state.unwrap_or_default(), limit, global.json).await
+        }
+        Command::Duties(Duties::Retry { id }) => {
+            cluster::retry(&Target::resolve(&global)?, id, global.json).await
+        }
+        Command::SqlPing(options) => sql::run(&Target::resolve(&global)?, &options, "--sql-ping").await,
+        Command::SqlMigrate(options) => {
+            sql::run(&Target::resolve(&global)?, &options, "--migrate-only").await
+        }
+        Command::DialNodes => cluster::dial_nodes(&Target::resolve(&global)?, global.json).await,
+        Command::Check => check::run(&Target::resolve(&global)?, global.json).await,
+    }
+}
+
+async fn repo(global: &Global, command: Repo) -> Result<(), Failure> {
+    let target = Target::resolve(global)?;
+    let repositories = repository::Repositories { target: &target, global };
+    match command {
+        Repo::Create { path, default_branch } => repositories.create(&path, &default_branch).await,
+        Repo::List { prefix, limit } => repositories.list(&prefix, limit).await,
+        Repo::Show { path } => repositories.show(&path).await,
+        Repo::Remove { path, yes } => repositories.remove(&path, yes).await,
+        Repo::Rename { path, new_path } => repositories.rename(&path, &new_path).await,
+    }
+}
+
+/// A request that gives up after [`CALL_DEADLINE`].
+pub(crate) fn request<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(CALL_DEADLINE);
+    request
+}
