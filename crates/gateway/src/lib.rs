@@ -14,7 +14,7 @@
 //! What hooks on the nodes see of a push: `gl_id` is `user-<name>` and `gl_username` `<name>`, the user name of the Basic
 //! credential or `anonymous`; `gl_repository` is `project-<path>`, the repository's path without `.git`.
 //!
-//! What must hold: an answer that broke off never looks complete, and neither does a push.
+//! What must hold: an answer that broke off never looks complete, and neither does a request whose body is at fault.
 //!
 //! Tests: `cargo nextest run -p tabularium-gateway`; those in `tests/it` drive real git clients against a stand-in router.
 

@@ -52,6 +52,8 @@ impl RepositoryPath {
         if name.is_empty() || name.ends_with('/') {
             return Err(ParseIdError::Empty);
         }
+        // The suffix would hide a `..` at the end.
+        name.parse::<RelativePath>()?;
         Ok(Self(format!("{name}{SUFFIX}").parse()?))
     }
 
@@ -232,6 +234,8 @@ mod tests {
             ("/../etc/info/refs?service=git-upload-pack", ParseIdError::Escapes),
             ("/a/%2e%2e/b.git/info/refs?service=git-upload-pack", ParseIdError::Escapes),
             ("/a/..%2fb.git/info/refs?service=git-upload-pack", ParseIdError::Escapes),
+            ("/../info/refs?service=git-upload-pack", ParseIdError::Escapes),
+            ("/a/...git/info/refs?service=git-upload-pack", ParseIdError::Escapes),
             ("/a%00b.git/info/refs?service=git-upload-pack", ParseIdError::Control),
             ("/a%0ab.git/info/refs?service=git-upload-pack", ParseIdError::Control),
             ("/info/refs?service=git-upload-pack", ParseIdError::Empty),

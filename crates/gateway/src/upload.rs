@@ -49,13 +49,11 @@ fn put_prefix(frame: &mut BytesMut, length: usize) {
     frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
 }
 
-/// Why a call was reset from our side. Carries HTTP/2's CANCEL, which the peer's gRPC takes for a cancelled call.
+/// Why a call was reset from our side. HTTP/2 says INTERNAL_ERROR then, and not CANCEL, which a tonic server would take
+/// for the end of the messages.
 #[derive(Debug, thiserror::Error)]
-#[error("{fault}")]
-pub(crate) struct Reset {
-    fault: BodyFault,
-    source: h2::Error,
-}
+#[error(transparent)]
+pub(crate) struct Reset(BodyFault);
 
 /// The body, waiting for the call that takes it. As long as it is here no byte of it has been sent, so a call that
 /// failed may be made again elsewhere.
@@ -117,10 +115,6 @@ impl Upload {
     }
 }
 
-fn reset(fault: BodyFault) -> Reset {
-    Reset { fault, source: h2::Reason::CANCEL.into() }
-}
-
 impl http_body::Body for Upload {
     type Data = Bytes;
     type Error = Reset;
@@ -131,10 +125,10 @@ impl http_body::Body for Upload {
             this.waiting = this.slot.take();
         }
         let Some(waiting) = &mut this.waiting else {
-            return Poll::Ready(Some(Err(reset(BodyFault::Abandoned))));
+            return Poll::Ready(Some(Err(Reset(BodyFault::Abandoned))));
         };
         if Pin::new(&mut waiting.abandoned).poll(cx).is_ready() {
-            return Poll::Ready(Some(Err(reset(BodyFault::Abandoned))));
+            return Poll::Ready(Some(Err(Reset(BodyFault::Abandoned))));
         }
         if let Some(bytes) = this.head.take().or_else(|| this.announced.take()) {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
@@ -152,7 +146,7 @@ impl http_body::Body for Upload {
                     // Nobody listens when the answer is over; then nobody needs to know.
                     let _ = waiting.faults.send(fault.clone());
                 }
-                Poll::Ready(Some(Err(reset(fault))))
+                Poll::Ready(Some(Err(Reset(fault))))
             }
         }
     }
