@@ -238,7 +238,9 @@ mod tests {
     fn a_mirror_that_differs_from_a_home_at_rest_is_wrong() {
         let digest = |names: &[&str]| {
             let mut digest = RefsDigest::default();
-            names.iter().for_each(|name| digest.add(name.as_bytes(), b"1"));
+            for name in names {
+                digest.add(name.as_bytes(), b"1");
+            }
             digest
         };
         let (one, two, three) = (digest(&["a"]), digest(&["a", "b"]), digest(&["c"]));

@@ -27,7 +27,9 @@ mod tests {
 
     fn digest(refs: &[(&str, &str)]) -> RefsDigest {
         let mut digest = RefsDigest::default();
-        refs.iter().for_each(|(name, id)| digest.add(name.as_bytes(), id.as_bytes()));
+        for (name, id) in refs {
+            digest.add(name.as_bytes(), id.as_bytes());
+        }
         digest
     }
 

@@ -166,17 +166,17 @@ mod tests {
         Verdict::of_duty(&FinishDutyResponse { disposition }).settlement
     }
 
-    fn retry(seconds: i64) -> Option<Disposition> {
-        Some(Disposition::Retry(DutyRetry { delay: Some(prost_types::Duration { seconds, nanos: 0 }) }))
+    fn retry(seconds: i64) -> Disposition {
+        Disposition::Retry(DutyRetry { delay: Some(prost_types::Duration { seconds, nanos: 0 }) })
     }
 
     #[test]
     fn a_duty_is_settled_as_the_coordinator_says() {
         assert_eq!(duty(Some(Disposition::Done(DutyDone {}))), Settlement::Ack);
         assert_eq!(duty(Some(Disposition::Parked(DutyParked { attempts: 10 }))), Settlement::Term);
-        assert_eq!(duty(retry(7)), Settlement::Nak(Duration::from_secs(7)));
-        assert_eq!(duty(retry(1_000_000)), Settlement::Nak(MAX_DELAY));
-        assert_eq!(duty(retry(-1)), Settlement::Nak(DEFAULT_DELAY));
+        assert_eq!(duty(Some(retry(7))), Settlement::Nak(Duration::from_secs(7)));
+        assert_eq!(duty(Some(retry(1_000_000))), Settlement::Nak(MAX_DELAY));
+        assert_eq!(duty(Some(retry(-1))), Settlement::Nak(DEFAULT_DELAY));
         assert_eq!(
             duty(None),
             Settlement::Nak(DEFAULT_DELAY),

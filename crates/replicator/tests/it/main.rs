@@ -1,0 +1,12 @@
+//! A replicator between a real bus and stand-ins for coordinator, storage node, router and other sites.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
+
+mod bus;
+mod coordinator;
+mod duties;
+mod life;
+mod node;
+mod notify;
+mod site;
+mod support;
+mod sync;
