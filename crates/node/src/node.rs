@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tabularium_common::lifecycle::Tasks;
 
-use crate::{git::Git, storage::Storages};
+use crate::{git::Git, keyed_locks::KeyedLocks, storage::Storages};
 
 /// The node, handed to each service as `Arc<Node>`.
 pub(crate) struct Node {
@@ -18,4 +18,8 @@ pub(crate) struct Node {
     pub(crate) fetch_proxy: PathBuf,
     /// What `git --version` says, without the words.
     pub(crate) git_version: String,
+    /// A UUID of this process, by which its locks are told from those of earlier ones.
+    pub(crate) instance: String,
+    /// One at a time: copying or repacking the same repository twice at once only makes both fail.
+    pub(crate) upkeep: KeyedLocks,
 }

@@ -11,7 +11,15 @@ use tabularium_common::{
     lifecycle::{Readiness, Tasks},
     methods,
 };
-use tabularium_proto::{DESCRIPTORS, gitaly, node as node_v1};
+use tabularium_proto::{
+    DESCRIPTORS,
+    gitaly::{
+        internal_gitaly_server::InternalGitalyServer, remote_service_server::RemoteServiceServer,
+        repository_service_server::RepositoryServiceServer, server_service_server::ServerServiceServer,
+        smart_http_service_server::SmartHttpServiceServer,
+    },
+    node::upload_pack_service_server::UploadPackServiceServer,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::{InterceptorLayer, RoutesBuilder};
@@ -19,10 +27,14 @@ use tonic::service::{InterceptorLayer, RoutesBuilder};
 use crate::{
     config::{Config, Surroundings},
     git::{Git, command::QUEUE_WAIT},
+    keyed_locks::KeyedLocks,
     metrics::Metrics,
     node::Node,
     rpc_log::RpcLogLayer,
-    services,
+    services::{
+        internal::InternalServer, remote::RemoteServer, repository::RepositoryServer,
+        server_info::ServerInfoServer, smart_http::SmartHttpServer, upload_pack::UploadPackServer,
+    },
     storage::Storages,
 };
 
@@ -127,7 +139,9 @@ impl Running {
             Ok(Err(error)) => Err(ServerError::Drain(format!("serving: {error}"))),
             Err(_) => {
                 self.served.abort();
-                Err(ServerError::Drain("calls still ran after the drain deadline and were cut off".to_owned()))
+                Err(ServerError::Drain(
+                    "calls still ran after the drain deadline and were cut off".to_owned(),
+                ))
             }
         };
         let drained = self.tasks.drain(self.drain).await;
@@ -165,28 +179,25 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         tasks: tasks.clone(),
         fetch_proxy: surroundings.fetch_proxy,
         git_version,
+        instance: uuid::Uuid::new_v4().to_string(),
+        upkeep: KeyedLocks::default(),
     });
 
     let listener = bind(&config.listen).await?;
-    let listen_error =
-        |source| ServerError::Listen { address: config.admin_listen.to_string(), source };
+    let listen_error = |source| ServerError::Listen { address: config.admin_listen.to_string(), source };
     // Bound here and not only when it is served, so that nothing has started when a port is taken.
     let address = listener.address().map_err(listen_error)?;
     let readiness = Readiness::new();
-    let admin = tabularium_common::admin::serve(
-        config.admin_listen,
-        Arc::new(registry),
-        readiness.clone(),
-        &tasks,
-    )
-    .await
-    .map_err(listen_error)?;
+    let admin =
+        tabularium_common::admin::serve(config.admin_listen, Arc::new(registry), readiness.clone(), &tasks)
+            .await
+            .map_err(listen_error)?;
 
     let shutdown = CancellationToken::new();
     let router = grpc::server()
         .layer(RpcLogLayer::new(Arc::new(methods::Registry::read()?), metrics))
         .layer(InterceptorLayer::new(RequireToken(token)))
-        .add_routes(routes(&node).await?);
+        .add_routes(routes(&node)?);
     let stopping = shutdown.clone().cancelled_owned();
     let served = tasks.spawn("grpc", router.serve_with_incoming_shutdown(listener, stopping));
     let drain = Duration::from_secs(config.drain_seconds);
@@ -199,7 +210,7 @@ async fn bind(address: &ListenAddress) -> Result<Listener, ServerError> {
 }
 
 /// Every service of the node.
-async fn routes(node: &Arc<Node>) -> Result<tonic::service::Routes, ServerError> {
+fn routes(node: &Arc<Node>) -> Result<tonic::service::Routes, ServerError> {
     let mut routes = RoutesBuilder::default();
     let (_, health) = tonic_health::server::health_reporter();
     routes.add_service(health);
@@ -210,5 +221,11 @@ async fn routes(node: &Arc<Node>) -> Result<tonic::service::Routes, ServerError>
     };
     routes.add_service(reflection().build_v1()?);
     routes.add_service(reflection().build_v1alpha()?);
+    routes.add_service(SmartHttpServiceServer::new(SmartHttpServer::new(Arc::clone(node))));
+    routes.add_service(UploadPackServiceServer::new(UploadPackServer::new(Arc::clone(node))));
+    routes.add_service(RepositoryServiceServer::new(RepositoryServer::new(Arc::clone(node))));
+    routes.add_service(RemoteServiceServer::new(RemoteServer::new(Arc::clone(node))));
+    routes.add_service(ServerServiceServer::new(ServerInfoServer::new(Arc::clone(node))));
+    routes.add_service(InternalGitalyServer::new(InternalServer::new(Arc::clone(node))));
     Ok(routes.routes())
 }

@@ -188,6 +188,7 @@ fn join(parts: impl Iterator<Item = OsString>, separator: &str) -> OsString {
 }
 
 /// A git command being put together. Arguments that come from a request go behind `--end-of-options` or `--`.
+#[derive(Clone)]
 #[must_use]
 pub(crate) struct GitCommand {
     git: Git,

@@ -1,6 +1,14 @@
 //! Everything about the `git` program: how it is started and stopped, and how what it prints is read.
 
+pub(crate) mod catfile;
 pub(crate) mod command;
 pub(crate) mod leftovers;
+pub(crate) mod lines;
+pub(crate) mod objects;
+pub(crate) mod quarantine;
+pub(crate) mod references;
+pub(crate) mod revision;
+pub(crate) mod transport;
+pub(crate) mod update_ref;
 
 pub(crate) use command::{CHUNK_BYTES, Exit, Git, GitCommand, GitProcess};

@@ -1,1 +1,92 @@
-//! Placeholder.
+//! `gitaly.InternalGitaly`: which repositories a storage really holds (wire reference, section b.13).
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use tabularium_proto::gitaly::{WalkReposRequest, WalkReposResponse, internal_gitaly_server::InternalGitaly};
+use tokio::sync::mpsc;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    node::Node,
+    services::streams::ResponseStream,
+    storage::{OWN_DIRECTORY, check_repository},
+};
+
+/// Repositories found ahead of the client.
+const FOUND_QUEUE: usize = 64;
+/// Deepest nesting below a storage that is looked into.
+const MAX_DEPTH: usize = 32;
+
+pub(crate) struct InternalServer(Arc<Node>);
+
+impl InternalServer {
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        Self(node)
+    }
+}
+
+type Found = mpsc::Sender<Result<WalkReposResponse, Status>>;
+
+/// Sends every repository below `directory`. `false`: the client has gone.
+fn walk(root: &Path, directory: &Path, depth: usize, found: &Found) -> io::Result<bool> {
+    if check_repository(directory).is_ok() {
+        let Some(relative_path) = directory.strip_prefix(root).ok().and_then(Path::to_str) else {
+            tracing::warn!(path = %directory.display(), "a repository whose path is not UTF-8 is left out");
+            return Ok(true);
+        };
+        let modified = fs::metadata(directory)?.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+        let response = WalkReposResponse {
+            relative_path: relative_path.to_owned(),
+            modification_time: Some(modified.into()),
+        };
+        return Ok(found.blocking_send(Ok(response)).is_ok());
+    }
+    if depth == MAX_DEPTH {
+        return Ok(true);
+    }
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        // Removed since it was listed.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && depth > 0 => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    let mut directories: Vec<PathBuf> = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() && !(depth == 0 && entry.file_name() == OWN_DIRECTORY) {
+            directories.push(entry.path());
+        }
+    }
+    directories.sort();
+    for directory in directories {
+        if !walk(root, &directory, depth + 1, found)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[tonic::async_trait]
+impl InternalGitaly for InternalServer {
+    async fn walk_repos(
+        &self,
+        request: Request<WalkReposRequest>,
+    ) -> Result<Response<ResponseStream<WalkReposResponse>>, Status> {
+        let name = request.into_inner().storage_name;
+        let storage =
+            self.0.storages.get(&name).ok_or_else(|| Status::not_found("storage name not found"))?;
+        let root = storage.root.clone();
+        let (found, receiver) = mpsc::channel(FOUND_QUEUE);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = walk(&root, &root, 0, &found) {
+                let _ = found.blocking_send(Err(Status::internal(format!("walking the storage: {error}"))));
+            }
+        });
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+    }
+}

@@ -6,6 +6,7 @@ pub(crate) mod operation_service;
 pub(crate) mod ref_service;
 
 pub(crate) mod internal;
+pub(crate) mod listing;
 pub(crate) mod remote;
 pub(crate) mod repository;
 pub(crate) mod server_info;

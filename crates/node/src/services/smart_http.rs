@@ -1,1 +1,132 @@
-//! Placeholder.
+//! `gitaly.SmartHTTPService`: Git over HTTP for Workhorse and the gateway. Fetches go through
+//! [`super::upload_pack`]; Gitaly's own fetch needs a sidechannel and answers `UNIMPLEMENTED`.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tabularium_common::pktline;
+use tabularium_proto::gitaly::{
+    InfoRefsRequest, InfoRefsResponse, PostReceivePackRequest, PostReceivePackResponse,
+    smart_http_service_server::SmartHttpService,
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    git::{Exit, GitCommand, transport, transport::Choices},
+    node::Node,
+    services::streams::{self, ResponseStream},
+};
+
+pub(crate) struct SmartHttpServer(Arc<Node>);
+
+impl SmartHttpServer {
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        Self(node)
+    }
+}
+
+fn info_refs(data: Bytes) -> InfoRefsResponse {
+    InfoRefsResponse { data }
+}
+
+async fn advertise(
+    service: &'static str,
+    command: GitCommand,
+) -> Result<Response<ResponseStream<InfoRefsResponse>>, Status> {
+    let mut header = BytesMut::new();
+    pktline::encode(format!("# service=git-{service}\n").as_bytes(), &mut header)
+        .map_err(|error| Status::internal(error.to_string()))?;
+    header.extend_from_slice(pktline::FLUSH);
+    let mut process = command.spawn(false).await?;
+    // The first piece decides whether this is an advertisement or an error: a client must not see half of each.
+    let Some(first) = process.read_chunk().await? else {
+        let (exit, stderr) = process.finish().await?;
+        return Err(Status::internal(format!(
+            "git {service}: {exit}, stderr: {:?}",
+            String::from_utf8_lossy(&stderr)
+        )));
+    };
+    let leading = vec![info_refs(header.freeze()), info_refs(first)];
+    let ended = move |exit: Exit, _: Vec<u8>| {
+        if exit.success() { Ok(Vec::new()) } else { Err(Status::internal(format!("git {service}: {exit}"))) }
+    };
+    Ok(Response::new(streams::relay(leading, process, None, info_refs, ended)))
+}
+
+fn check_first(first: &PostReceivePackRequest) -> Result<(), Status> {
+    if first.gl_id.is_empty() {
+        return Err(Status::invalid_argument("empty GlId"));
+    }
+    if !first.data.is_empty() {
+        return Err(Status::invalid_argument("non-empty Data"));
+    }
+    Ok(())
+}
+
+#[tonic::async_trait]
+impl SmartHttpService for SmartHttpServer {
+    async fn info_refs_upload_pack(
+        &self,
+        request: Request<InfoRefsRequest>,
+    ) -> Result<Response<ResponseStream<InfoRefsResponse>>, Status> {
+        let request = request.into_inner();
+        let repository = self.0.storages.open(request.repository.as_ref())?;
+        let command = transport::upload_pack(&self.0.git, &repository, &advertisement(&request))?;
+        advertise("upload-pack", command).await
+    }
+
+    async fn info_refs_receive_pack(
+        &self,
+        request: Request<InfoRefsRequest>,
+    ) -> Result<Response<ResponseStream<InfoRefsResponse>>, Status> {
+        let request = request.into_inner();
+        let repository = self.0.storages.open(request.repository.as_ref())?;
+        let command = transport::receive_pack(&self.0.git, &repository, &advertisement(&request))?.reads();
+        advertise("receive-pack", command).await
+    }
+
+    async fn post_receive_pack(
+        &self,
+        request: Request<Streaming<PostReceivePackRequest>>,
+    ) -> Result<Response<ResponseStream<PostReceivePackResponse>>, Status> {
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.unwrap_or_default();
+        check_first(&first)?;
+        let repository = self.0.storages.open(first.repository.as_ref())?;
+        let choices = Choices {
+            git_config_options: &first.git_config_options,
+            git_protocol: &first.git_protocol,
+            stateless: true,
+            advertise: false,
+        };
+        let mut command = transport::receive_pack(&self.0.git, &repository, &choices)?
+            .env("GL_ID", &first.gl_id)
+            .env("GL_USERNAME", &first.gl_username);
+        if !first.gl_repository.is_empty() {
+            command = command.env("GL_REPOSITORY", &first.gl_repository);
+        }
+        let mut process = command.spawn(true).await?;
+        let stdin = process.take_stdin().ok_or_else(|| Status::internal("no pipe to git"))?;
+        let fed =
+            streams::feed(messages, Bytes::new(), |message: PostReceivePackRequest| message.data, stdin);
+        let pump = self.0.tasks.spawn("receive-pack input", fed).into();
+        let ended = |exit: Exit, stderr: Vec<u8>| {
+            if exit.success() {
+                return Ok(Vec::new());
+            }
+            tracing::info!(%exit, stderr = %String::from_utf8_lossy(&stderr), "receive-pack failed");
+            Err(Status::failed_precondition(format!("waiting for receive-pack: {exit}")))
+        };
+        let wrap = |data| PostReceivePackResponse { data };
+        Ok(Response::new(streams::relay(Vec::new(), process, Some(pump), wrap, ended)))
+    }
+}
+
+fn advertisement(request: &InfoRefsRequest) -> Choices<'_> {
+    Choices {
+        git_config_options: &request.git_config_options,
+        git_protocol: &request.git_protocol,
+        stateless: true,
+        advertise: true,
+    }
+}

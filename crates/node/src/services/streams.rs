@@ -39,7 +39,7 @@ impl From<JoinHandle<Result<(), Status>>> for Pump {
 pub(crate) async fn feed<M>(
     mut messages: Streaming<M>,
     first: Bytes,
-    data: fn(M) -> Result<Bytes, Status>,
+    mut data: impl FnMut(M) -> Bytes,
     mut sink: impl AsyncWrite + Unpin,
 ) -> Result<(), Status> {
     let mut next = Some(first);
@@ -50,7 +50,7 @@ pub(crate) async fn feed<M>(
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             Err(error) => return Err(Status::internal(format!("writing to git: {error}"))),
         }
-        next = messages.message().await?.map(data).transpose()?;
+        next = messages.message().await?.map(&mut data);
     }
     match sink.shutdown().await {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

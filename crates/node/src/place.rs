@@ -1,0 +1,268 @@
+//! How repositories come into being and go: built under `+gitaly/tmp`, synced to disk, and renamed into place while
+//! `<repository>.lock` is held, so that nobody ever sees half of one, also not after a crash.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tabularium_common::lifecycle::Tasks;
+use tonic::Status;
+
+use crate::{
+    error::{RepositoryError, internal_io},
+    node::Node,
+    storage::{RepositoryPath, Storage, check_repository},
+};
+
+/// A killed git may still write into a directory that is being removed; so often is it tried again.
+const REMOVE_ATTEMPTS: u32 = 5;
+/// Between the attempts. Together longer than git gets between SIGTERM and SIGKILL.
+const REMOVE_PAUSE: Duration = Duration::from_secs(1);
+
+/// A directory under `+gitaly/tmp`, removed in the background when dropped.
+pub(crate) struct Temporary {
+    path: PathBuf,
+    tasks: Tasks,
+}
+
+impl Temporary {
+    /// A new, empty one.
+    pub(crate) fn new(node: &Node, storage: &Storage, prefix: &str) -> Result<Self, Status> {
+        let directory = tempfile::Builder::new()
+            .prefix(prefix)
+            .tempdir_in(storage.temporary())
+            .map_err(internal_io("creating a temporary directory"))?;
+        Ok(Self { path: directory.keep(), tasks: node.tasks.clone() })
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if tokio::runtime::Handle::try_current().is_err() {
+            // The process ends; the next start clears the directory.
+            return;
+        }
+        let path = std::mem::take(&mut self.path);
+        self.tasks.spawn("temporary directory", async move {
+            for attempt in 1..=REMOVE_ATTEMPTS {
+                let target = path.clone();
+                match tokio::task::spawn_blocking(move || fs::remove_dir_all(target)).await {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => return,
+                    Ok(Err(error)) if attempt == REMOVE_ATTEMPTS => {
+                        tracing::warn!(%error, path = %path.display(), "temporary directory stays");
+                    }
+                    Ok(Err(_)) => tokio::time::sleep(REMOVE_PAUSE).await,
+                    Err(error) => tracing::warn!(%error, "removing a temporary directory"),
+                }
+            }
+        });
+    }
+}
+
+/// The exclusive right to create or remove a repository; `<repository>.lock`.
+struct Lock(PathBuf);
+
+impl Lock {
+    /// Takes the lock. One left by an earlier process of this node is void: the storage's claim says it is dead.
+    fn take(repository: &RepositoryPath, instance: &str) -> Result<Self, Status> {
+        let path = repository.lock_file();
+        let temporary = repository.storage.temporary();
+        let mut content = tempfile::NamedTempFile::new_in(temporary).map_err(internal_io("locking"))?;
+        content.write_all(instance.as_bytes()).map_err(internal_io("locking"))?;
+        for _ in 0..2 {
+            // A link appears with its content, so a lock without one is not ours.
+            match fs::hard_link(content.path(), &path) {
+                Ok(()) => return Ok(Self(path)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(internal_io("locking")(error)),
+            }
+            match fs::read_to_string(&path) {
+                Ok(holder) if is_instance(&holder) && holder != instance => {
+                    fs::remove_file(&path).map_err(internal_io("removing a stale lock"))?;
+                }
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(internal_io("locking")(error)),
+            }
+        }
+        Err(Status::failed_precondition("repository is already locked"))
+    }
+}
+
+fn is_instance(text: &str) -> bool {
+    text.parse::<uuid::Uuid>().is_ok()
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::error!(%error, path = %self.0.display(), "a repository's lock stays");
+        }
+    }
+}
+
+/// A repository that is being built.
+pub(crate) struct Building {
+    target: RepositoryPath,
+    repository: RepositoryPath,
+    temporary: Temporary,
+    instance: String,
+}
+
+impl Building {
+    /// Starts with an empty repository of the given format. Fails at once when the target is there already.
+    pub(crate) async fn begin(
+        node: &Node,
+        target: &RepositoryPath,
+        branch: &str,
+        object_format: &str,
+    ) -> Result<Self, Status> {
+        let building = Self::prepare(node, target)?;
+        node.git
+            .bare_command("init")
+            .args(["--bare", "--quiet", "--template="])
+            .arg(format!("--initial-branch={branch}"))
+            .arg(format!("--object-format={object_format}"))
+            .arg(&building.repository.path)
+            .checked()
+            .await?;
+        Ok(building)
+    }
+
+    /// Starts with nothing.
+    pub(crate) fn prepare(node: &Node, target: &RepositoryPath) -> Result<Self, Status> {
+        if !target.storage.root.is_dir() {
+            return Err(RepositoryError::StorageMissing.into());
+        }
+        check_vacant(target)?;
+        let temporary = Temporary::new(node, &target.storage, "repository-")?;
+        let repository = target.elsewhere(temporary.path().join("repository"));
+        Ok(Self { target: target.clone(), repository, temporary, instance: node.instance.clone() })
+    }
+
+    /// The repository as git commands want it.
+    pub(crate) fn repository(&self) -> &RepositoryPath {
+        &self.repository
+    }
+
+    /// Where else to put files meanwhile.
+    pub(crate) fn scratch(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Syncs everything and moves it into place. Not cancelled midway.
+    pub(crate) async fn publish(self) -> Result<(), Status> {
+        blocking(move || {
+            check_repository(&self.repository.path)?;
+            sync_tree(&self.repository.path).map_err(internal_io("syncing the repository"))?;
+            create_parents(&self.target).map_err(internal_io("creating parent directories"))?;
+            let _lock = Lock::take(&self.target, &self.instance)?;
+            check_vacant(&self.target)?;
+            fs::rename(&self.repository.path, &self.target.path)
+                .and_then(|()| sync_parent(&self.target.path))
+                .map_err(internal_io("moving the repository into place"))
+        })
+        .await
+    }
+}
+
+fn check_vacant(target: &RepositoryPath) -> Result<(), Status> {
+    if target.path.symlink_metadata().is_ok() {
+        return Err(Status::already_exists("creating repository: repository exists already"));
+    }
+    let mut parent = target.path.parent();
+    while let Some(directory) = parent.filter(|directory| *directory != target.storage.root) {
+        if check_repository(directory).is_ok() {
+            return Err(Status::failed_precondition(
+                "creating repository: a parent directory is a repository",
+            ));
+        }
+        parent = directory.parent();
+    }
+    Ok(())
+}
+
+/// Moves the repository out of the way and deletes it in the background.
+pub(crate) async fn remove(node: &Node, target: RepositoryPath) -> Result<(), Status> {
+    let name = target.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let grave = Temporary::new(node, &target.storage, &format!("{name}+removed-"))?;
+    let instance = node.instance.clone();
+    blocking(move || {
+        let absent = || Status::not_found("repository does not exist");
+        if !target.path.is_dir() {
+            return Err(absent());
+        }
+        let _lock = Lock::take(&target, &instance)?;
+        match fs::rename(&target.path, grave.path().join("repo")) {
+            Ok(()) => sync_parent(&target.path).map_err(internal_io("removing the repository")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(absent()),
+            Err(error) => Err(internal_io("removing the repository")(error)),
+        }
+    })
+    .await
+}
+
+/// Runs file-system work where blocking is allowed. It runs to its end even when the caller goes away.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    // Logs inside keep the caller's span, and drops inside may still start tasks.
+    let span = tracing::Span::current();
+    let joined = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
+    joined.unwrap_or_else(|error| Err(Status::internal(format!("file-system work: {error}"))))
+}
+
+/// Makes a name in the file's directory durable.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+/// Makes a directory and everything below it durable.
+pub(crate) fn sync_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            sync_tree(&entry.path())?;
+        } else if kind.is_file() {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    File::open(path)?.sync_all()
+}
+
+fn create_parents(target: &RepositoryPath) -> io::Result<()> {
+    let Some(parent) = target.path.parent() else { return Ok(()) };
+    let mut missing = Vec::new();
+    let mut directory = parent;
+    while !directory.is_dir() {
+        missing.push(directory.to_owned());
+        match directory.parent() {
+            Some(next) => directory = next,
+            None => break,
+        }
+    }
+    fs::create_dir_all(parent)?;
+    missing.iter().try_for_each(|directory| sync_parent(directory))
+}
+
+/// Replaces a file of a repository in one durable step.
+pub(crate) fn replace_file(repository: &RepositoryPath, name: &str, content: &[u8]) -> io::Result<()> {
+    let mut file = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(repository.storage.temporary())?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    let path = repository.path.join(name);
+    file.persist(&path)?;
+    sync_parent(&path)
+}

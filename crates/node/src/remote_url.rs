@@ -1,0 +1,162 @@
+//! Remotes outside the cluster: which are allowed, and how git is told about one without its secrets being visible.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use tonic::Status;
+
+use crate::git::GitCommand;
+
+/// The name under which git knows the remote of one command.
+pub(crate) const REMOTE: &str = "inmemory";
+/// Transports that may be used. `file` and `ext` would reach into this machine.
+const PROTOCOLS: &str = "http:https:ssh:git";
+
+/// A remote's address, without its password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RemoteUrl {
+    /// As git gets it.
+    url: String,
+    /// Taken from the address, if it had user and password.
+    basic: Option<String>,
+}
+
+impl RemoteUrl {
+    /// Checks an address from a request.
+    pub(crate) fn parse(text: &str) -> Result<Self, Status> {
+        let refused =
+            || Status::invalid_argument("remote URL: allowed are http://, https://, ssh:// and git://");
+        if text.chars().any(|c| c.is_control() || c == ' ') {
+            return Err(refused());
+        }
+        let (scheme, rest) = text.split_once("://").ok_or_else(refused)?;
+        let scheme = scheme.to_ascii_lowercase();
+        if !PROTOCOLS.split(':').any(|allowed| allowed == scheme) {
+            return Err(refused());
+        }
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        // `ssh://-oProxyCommand=…` would be read as an option by what git starts.
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        if host.is_empty() || host.starts_with('-') || authority.starts_with('-') {
+            return Err(refused());
+        }
+        match authority.rsplit_once('@') {
+            Some((user, host)) if scheme.starts_with("http") => {
+                let user = percent_decode(user);
+                let basic = if user.contains(&b':') { user } else { [user.as_slice(), b":"].concat() };
+                Ok(Self {
+                    url: format!("{scheme}://{host}{path}"),
+                    basic: Some(format!("Basic {}", STANDARD.encode(basic))),
+                })
+            }
+            _ => Ok(Self { url: format!("{scheme}://{rest}"), basic: None }),
+        }
+    }
+
+    /// Tells a git command about the remote, named [`REMOTE`]. All of it goes through the environment.
+    pub(crate) fn configure(
+        &self,
+        command: GitCommand,
+        authorization: &str,
+        resolved_address: &str,
+    ) -> Result<GitCommand, Status> {
+        let mut command = command
+            .env("GIT_ALLOW_PROTOCOL", PROTOCOLS)
+            .config("http.followRedirects=false")
+            .secret_config(format!("remote.{REMOTE}.url"), &self.url);
+        let authorization = match authorization {
+            "" => self.basic.as_deref().unwrap_or_default(),
+            given => given,
+        };
+        if authorization.contains(['\n', '\r', '\0']) {
+            return Err(Status::invalid_argument("the authorization header cannot be sent"));
+        }
+        if !authorization.is_empty() {
+            command = command.secret_config(
+                format!("http.{}.extraHeader", self.url),
+                format!("Authorization: {authorization}"),
+            );
+        }
+        if !resolved_address.is_empty() {
+            let pinned = self.pin(resolved_address)?;
+            command = command.secret_config("http.curloptResolve", pinned);
+        }
+        Ok(command)
+    }
+
+    /// `host:port:address`, as curl takes it.
+    fn pin(&self, address: &str) -> Result<String, Status> {
+        let (scheme, rest) = self.url.split_once("://").unwrap_or_default();
+        let default_port = match scheme {
+            "http" => "80",
+            "https" => "443",
+            _ => return Err(Status::unimplemented("pinning an address is only built in for http and https")),
+        };
+        if address.parse::<std::net::IpAddr>().is_err() {
+            return Err(Status::invalid_argument("resolved address is not an IP address"));
+        }
+        let authority = rest.split('/').next().unwrap_or_default();
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => (host, port),
+            _ => (authority, default_port),
+        };
+        Ok(format!("{host}:{port}:{address}"))
+    }
+}
+
+fn percent_decode(text: &str) -> Vec<u8> {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut index = 0;
+    while index < bytes.len() {
+        let code = bytes.get(index + 1..index + 3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match (bytes[index], code.and_then(|digits| u8::from_str_radix(digits, 16).ok())) {
+            (b'%', Some(byte)) => {
+                decoded.push(byte);
+                index += 3;
+            }
+            (byte, _) => {
+                decoded.push(byte);
+                index += 1;
+            }
+        }
+    }
+    decoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_remotes_over_the_network_are_allowed() {
+        for url in ["http://h/a.git", "https://h:8443/a.git", "ssh://git@h/a.git", "git://h/a", "HTTP://h/a"]
+        {
+            assert!(RemoteUrl::parse(url).is_ok(), "{url}");
+        }
+        for url in [
+            "file:///etc",
+            "/srv/a.git",
+            "../a.git",
+            "ext::sh -c id",
+            "ext::sh://x",
+            "h:a.git",
+            "fd::3",
+            "http://",
+            "ssh://-oProxyCommand=id/a",
+            "ssh://-x@h/a",
+            "http://h/a\nb",
+            "--upload-pack=id",
+            "",
+        ] {
+            assert_eq!(RemoteUrl::parse(url).unwrap_err().code(), tonic::Code::InvalidArgument, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_password_leaves_the_address() {
+        let url = RemoteUrl::parse("https://user:p%40ss@host:444/a.git").unwrap();
+        assert_eq!(url.url, "https://host:444/a.git");
+        assert_eq!(url.basic.as_deref(), Some("Basic dXNlcjpwQHNz"));
+        assert_eq!(url.pin("10.0.0.1").unwrap(), "host:444:10.0.0.1");
+        assert_eq!(RemoteUrl::parse("http://h/a").unwrap().pin("::1").unwrap(), "h:80:::1");
+    }
+}

@@ -1,0 +1,121 @@
+//! GetArchive.
+
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+
+use bytes::Bytes;
+use tabularium_proto::gitaly::{GetArchiveRequest, GetArchiveResponse, get_archive_request::Format};
+use tonic::Status;
+
+use super::write_ref::check_revision;
+use crate::{
+    git::Exit,
+    node::Node,
+    services::streams::{self, ResponseStream},
+    storage::RepositoryPath,
+};
+
+pub(super) async fn get(
+    node: &Node,
+    request: GetArchiveRequest,
+) -> Result<ResponseStream<GetArchiveResponse>, Status> {
+    let repository = node.storages.open(request.repository.as_ref())?;
+    check_revision(request.commit_id.as_bytes())
+        .map_err(|fault| Status::invalid_argument(format!("invalid commitId: {}", fault.message())))?;
+    let format = match Format::try_from(request.format) {
+        Ok(Format::Zip) => "zip",
+        Ok(Format::Tar) => "tar",
+        Ok(Format::TarGz) => "tar.gz",
+        Ok(Format::TarBz2) => "tar.bz2",
+        Err(_) => return Err(Status::invalid_argument("invalid format")),
+    };
+    if request.include_lfs_blobs {
+        return Err(Status::unimplemented("archives with LFS objects are not built in"));
+    }
+    let path = clean_path(&request.path)?;
+    require(node, &repository, &request.commit_id, path, "path doesn't exist".to_owned()).await?;
+    let mut excluded = Vec::new();
+    for (index, exclude) in request.exclude.iter().enumerate() {
+        let exclude = clean_path(exclude)?;
+        require(node, &repository, &request.commit_id, exclude, format!("exclude[{index}] doesn't exist"))
+            .await?;
+        excluded.push(exclude);
+    }
+
+    let mut command = node
+        .git
+        .command(&repository, "archive")
+        .reads()
+        .config("tar.tar.bz2.command=bzip2 -c")
+        .arg(format!("--format={format}"))
+        .env("GIT_LITERAL_PATHSPECS", "0");
+    if !request.prefix.is_empty() {
+        command = command.arg(format!("--prefix={}/", request.prefix.trim_end_matches('/')));
+    }
+    let mut pathspecs = Vec::new();
+    if request.elide_path && path != b"." {
+        let mut tree = request.commit_id.clone().into_bytes();
+        tree.push(b':');
+        tree.extend_from_slice(path);
+        command = command.arg(OsStr::from_bytes(&tree));
+        pathspecs.push(b".".to_vec());
+        for exclude in &excluded {
+            if let Some(inside) = exclude.strip_prefix(path).and_then(|rest| rest.strip_prefix(b"/")) {
+                pathspecs.push([b":(exclude,literal)", inside].concat());
+            }
+        }
+    } else {
+        command = command.arg(&request.commit_id);
+        pathspecs.push(if path == b"." { path.to_vec() } else { [b":(literal)", path].concat() });
+        pathspecs.extend(excluded.iter().map(|exclude| [b":(exclude,literal)", *exclude].concat()));
+    }
+    command = command.arg("--").args(pathspecs.iter().map(|pathspec| OsStr::from_bytes(pathspec)));
+    let process = command.spawn(false).await?;
+    let ended = |exit: Exit, stderr: Vec<u8>| {
+        if exit.success() {
+            return Ok(Vec::new());
+        }
+        let stderr = String::from_utf8_lossy(&stderr);
+        Err(Status::internal(format!("git archive: {exit}, stderr: {stderr:?}")))
+    };
+    Ok(streams::relay(Vec::new(), process, None, |data: Bytes| GetArchiveResponse { data }, ended))
+}
+
+/// Without slashes at the ends; `.` for the whole tree. Paths that leave the tree are refused.
+fn clean_path(path: &[u8]) -> Result<&[u8], Status> {
+    let mut path = path;
+    while let Some(shorter) = path.strip_suffix(b"/") {
+        path = shorter;
+    }
+    while let Some(shorter) = path.strip_prefix(b"./") {
+        path = shorter;
+    }
+    if path.split(|byte| *byte == b'/').any(|part| part == b"..") || path.contains(&0) {
+        return Err(Status::invalid_argument("relative path escapes root directory"));
+    }
+    if path.is_empty() { Ok(b".") } else { Ok(path) }
+}
+
+/// The path must name something in the commit; the whole tree must not be empty.
+async fn require(
+    node: &Node,
+    repository: &RepositoryPath,
+    commit: &str,
+    path: &[u8],
+    missing: String,
+) -> Result<(), Status> {
+    let mut command = node
+        .git
+        .command(repository, "ls-tree")
+        .reads()
+        .args(["-z", "--full-tree", "--end-of-options", commit])
+        .env("GIT_LITERAL_PATHSPECS", "1");
+    if path != b"." {
+        command = command.arg("--").arg(OsStr::from_bytes(path));
+    }
+    let output = command.output().await?;
+    if !output.exit.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        return Err(Status::failed_precondition(format!("{missing}: {}", stderr.trim_end())));
+    }
+    if output.stdout.is_empty() { Err(Status::failed_precondition(missing)) } else { Ok(()) }
+}

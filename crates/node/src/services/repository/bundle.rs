@@ -1,0 +1,126 @@
+//! CreateBundle and FetchBundle.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use tabularium_proto::gitaly::{
+    CreateBundleRequest, CreateBundleResponse, FetchBundleRequest, FetchBundleResponse,
+};
+use tokio::io::AsyncWriteExt as _;
+use tonic::{Status, Streaming};
+
+use super::write_ref::set_head;
+use crate::{
+    error::internal_io,
+    git::Exit,
+    node::Node,
+    peer::fetch_atomically,
+    place::Temporary,
+    services::streams::{self, ResponseStream},
+    storage::RepositoryPath,
+};
+
+pub(super) async fn create(
+    node: &Node,
+    request: &CreateBundleRequest,
+) -> Result<ResponseStream<CreateBundleResponse>, Status> {
+    let repository = node.storages.open(request.repository.as_ref())?;
+    let command = node.git.command(&repository, "bundle").reads().args(["create", "--quiet", "-", "--all"]);
+    let process = command.spawn(false).await?;
+    let ended = |exit: Exit, stderr: Vec<u8>| {
+        if exit.success() {
+            return Ok(Vec::new());
+        }
+        let stderr = String::from_utf8_lossy(&stderr);
+        if stderr.contains("empty bundle") {
+            return Err(Status::failed_precondition("refusing to create empty bundle"));
+        }
+        Err(Status::internal(format!("create bundle: {exit}, stderr: {stderr:?}")))
+    };
+    Ok(streams::relay(Vec::new(), process, None, |data: Bytes| CreateBundleResponse { data }, ended))
+}
+
+pub(super) async fn fetch(
+    node: &Node,
+    mut messages: Streaming<FetchBundleRequest>,
+) -> Result<FetchBundleResponse, Status> {
+    let mut first = messages.message().await?.unwrap_or_default();
+    let repository = node.storages.open(first.repository.as_ref())?;
+    let temporary = Temporary::new(node, &repository.storage, "bundle-")?;
+    let bundle = temporary.path().join("bundle");
+    let mut file = tokio::fs::File::create(&bundle).await.map_err(internal_io("keeping the bundle"))?;
+    let mut data = std::mem::take(&mut first.data);
+    loop {
+        file.write_all(&data).await.map_err(internal_io("keeping the bundle"))?;
+        match messages.message().await? {
+            Some(message) => data = message.data,
+            None => break,
+        }
+    }
+    file.flush().await.map_err(internal_io("keeping the bundle"))?;
+    drop(file);
+
+    // The bundle lies where only the node writes, so the file transport reaches nothing else.
+    let command = || {
+        node.git
+            .command(&repository, "fetch")
+            .env("GIT_ALLOW_PROTOCOL", "file")
+            .config("fetch.recurseSubmodules=false")
+            .args(["--quiet", "--prune", "--force", "--no-tags", "--no-write-fetch-head"])
+    };
+    let output = fetch_atomically(command, &bundle.to_string_lossy(), &["+refs/*:refs/*"]).await?;
+    if !output.exit.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        return Err(Status::internal(format!("fetch bundle: {}, stderr: {stderr:?}", output.exit)));
+    }
+    if first.update_head {
+        update_head(node, &repository, &bundle).await?;
+    }
+    Ok(FetchBundleResponse {})
+}
+
+/// A bundle says which commit HEAD is at, but not by which branch.
+async fn update_head(node: &Node, repository: &RepositoryPath, bundle: &Path) -> Result<(), Status> {
+    let command = node.git.command(repository, "bundle").reads().arg("list-heads").arg(bundle);
+    let listed = command.checked().await?;
+    let current =
+        node.git.command(repository, "symbolic-ref").reads().args(["--quiet", "HEAD"]).output().await?.stdout;
+    match guess_head(&listed, current.trim_ascii()) {
+        Some(head) if head != current.trim_ascii() => set_head(node, repository, &head).await,
+        _ => Ok(()),
+    }
+}
+
+/// The branch at HEAD's commit: the present one if it fits, then `main`, `master`, and the first.
+fn guess_head(listed: &[u8], current: &[u8]) -> Option<Vec<u8>> {
+    let heads: Vec<(&[u8], &[u8])> = listed
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| {
+            let space = line.iter().position(|byte| *byte == b' ')?;
+            Some((&line[..space], &line[space + 1..]))
+        })
+        .collect();
+    let (id, _) = heads.iter().find(|(_, name)| *name == b"HEAD")?;
+    let fits = |wanted: &[u8]| heads.iter().any(|(found, name)| found == id && *name == wanted);
+    for wanted in [current, b"refs/heads/main", b"refs/heads/master"] {
+        if fits(wanted) {
+            return Some(wanted.to_vec());
+        }
+    }
+    let first = heads.iter().find(|(found, name)| found == id && name.starts_with(b"refs/heads/"));
+    first.map(|(_, name)| name.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn head_is_guessed_from_its_commit() {
+        let listed = b"1 refs/heads/a\n2 refs/heads/main\n1 refs/heads/z\n1 HEAD\n";
+        assert_eq!(guess_head(listed, b"refs/heads/z").unwrap(), b"refs/heads/z");
+        assert_eq!(guess_head(listed, b"refs/heads/main").unwrap(), b"refs/heads/a");
+        assert_eq!(guess_head(b"2 refs/heads/main\n2 HEAD\n", b"").unwrap(), b"refs/heads/main");
+        assert_eq!(guess_head(b"2 refs/heads/main\n", b"refs/heads/main"), None);
+    }
+}

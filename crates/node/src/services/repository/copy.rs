@@ -1,0 +1,245 @@
+//! ReplicateRepository and CreateFork: copies from another storage (wire reference, section j).
+
+use std::io;
+
+use bytes::Bytes;
+use tabularium_proto::gitaly::{
+    CreateForkRequest, CreateForkResponse, FindDefaultBranchNameRequest, GetConfigRequest,
+    GetCustomHooksRequest, ObjectFormat, ObjectFormatRequest, ReplicateRepositoryRequest,
+    ReplicateRepositoryResponse, Repository, RepositoryExistsRequest, ref_service_client::RefServiceClient,
+    repository_service_client::RepositoryServiceClient,
+};
+use tonic::{Code, Request, Status};
+
+use super::{files, write_ref};
+use crate::{
+    error::{GitError, RepositoryError, internal_io},
+    node::Node,
+    peer::{Peer, question},
+    place::{self, Building, Temporary, blocking},
+    storage::{RepositoryPath, check_repository},
+};
+
+/// Largest `config` file taken from another node.
+const MAX_CONFIG_BYTES: usize = 1024 * 1024;
+/// Largest archive of custom hooks taken from another node.
+const MAX_HOOKS_BYTES: usize = 64 * 1024 * 1024;
+
+pub(super) async fn replicate(
+    node: &Node,
+    request: Request<ReplicateRepositoryRequest>,
+) -> Result<ReplicateRepositoryResponse, Status> {
+    let (metadata, extensions, message) = request.into_parts();
+    let target = node.storages.locate(message.repository.as_ref())?;
+    let source =
+        message.source.ok_or_else(|| Status::invalid_argument("source repository cannot be empty"))?;
+    if source.storage_name == target.storage.name {
+        return Err(Status::invalid_argument("repository and source have the same storage"));
+    }
+    let peer = Peer::find(&metadata, &extensions, &source.storage_name)?;
+    let _alone = node.upkeep.lock(&target.path).await;
+    require_source(&peer, &source).await?;
+
+    match check_repository(&target.path) {
+        Ok(()) => {
+            let format = source_format(&peer, &source).await?;
+            let own = super::facts::format_name(&node.git, &target).await?;
+            if own != format {
+                let text = format!("object format is {own}, the source's is {format}");
+                return Err(Status::failed_precondition(text));
+            }
+            synchronise(node, &peer, &source, &target).await?;
+        }
+        Err(error @ (RepositoryError::NotFound | RepositoryError::Invalid(_))) => {
+            if matches!(error, RepositoryError::Invalid(_)) {
+                tracing::warn!(path = %target.path.display(), %error, "moving a broken replica away");
+                place::remove(node, target.clone()).await?;
+            }
+            let format = source_format(&peer, &source).await?;
+            let building = Building::begin(node, &target, "main", &format).await?;
+            synchronise(node, &peer, &source, building.repository()).await?;
+            building.publish().await?;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(ReplicateRepositoryResponse {})
+}
+
+fn invalid_source(error: Status) -> Status {
+    match error.code() {
+        Code::NotFound => Status::not_found("invalid source repository"),
+        _ => error,
+    }
+}
+
+async fn require_source(peer: &Peer, source: &Repository) -> Result<(), Status> {
+    let mut client = RepositoryServiceClient::new(peer.channel());
+    let request = question(RepositoryExistsRequest { repository: Some(source.clone()) });
+    let exists = client.repository_exists(request).await.map_err(invalid_source)?.into_inner().exists;
+    if exists { Ok(()) } else { Err(Status::not_found("invalid source repository")) }
+}
+
+async fn source_format(peer: &Peer, source: &Repository) -> Result<String, Status> {
+    let mut client = RepositoryServiceClient::new(peer.channel());
+    let request = question(ObjectFormatRequest { repository: Some(source.clone()) });
+    let response = client.object_format(request).await.map_err(invalid_source)?.into_inner();
+    match ObjectFormat::try_from(response.format) {
+        Ok(ObjectFormat::Sha1) => Ok("sha1".to_owned()),
+        Ok(ObjectFormat::Sha256) => Ok("sha256".to_owned()),
+        Ok(ObjectFormat::Unspecified) | Err(_) => {
+            Err(Status::internal(format!("the source has the unknown object format {}", response.format)))
+        }
+    }
+}
+
+/// Makes `target` what `source` is: config, refs and objects, HEAD, custom hooks.
+async fn synchronise(
+    node: &Node,
+    peer: &Peer,
+    source: &Repository,
+    target: &RepositoryPath,
+) -> Result<(), Status> {
+    copy_config(node, peer, source, target).await?;
+    fetch(node, peer, target, source, &["+refs/*:refs/*"], true).await?;
+    copy_head(node, peer, source, target).await?;
+    copy_custom_hooks(node, peer, source, target).await
+}
+
+async fn fetch(
+    node: &Node,
+    peer: &Peer,
+    target: &RepositoryPath,
+    source: &Repository,
+    refspecs: &[&str],
+    hidden_refs: bool,
+) -> Result<(), Status> {
+    match peer.fetch(node, target, source, refspecs, hidden_refs).await {
+        Ok(()) => Ok(()),
+        Err(GitError::Failed { exit, stderr, .. }) => {
+            Err(Status::internal(format!("fetch internal remote: {exit}, stderr: {stderr:?}")))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Collects a stream of byte pieces, up to `limit`.
+async fn collect<T>(
+    mut stream: tonic::Streaming<T>,
+    limit: usize,
+    data: impl Fn(T) -> Bytes,
+) -> Result<Vec<u8>, Status> {
+    let mut collected = Vec::new();
+    while let Some(message) = stream.message().await? {
+        collected.extend_from_slice(&data(message));
+        if collected.len() > limit {
+            return Err(Status::internal(format!("the source sent more than {limit} bytes")));
+        }
+    }
+    Ok(collected)
+}
+
+async fn copy_config(
+    node: &Node,
+    peer: &Peer,
+    source: &Repository,
+    target: &RepositoryPath,
+) -> Result<(), Status> {
+    let mut client = RepositoryServiceClient::new(peer.channel());
+    let request = question(GetConfigRequest { repository: Some(source.clone()) });
+    let stream = client.get_config(request).await?.into_inner();
+    let config = collect(stream, MAX_CONFIG_BYTES, |message| message.data.into()).await?;
+    files::replace_config(node, target, config).await
+}
+
+async fn source_head(peer: &Peer, source: &Repository) -> Result<Vec<u8>, Status> {
+    let mut client = RefServiceClient::new(peer.channel());
+    let message = FindDefaultBranchNameRequest { repository: Some(source.clone()), head_only: true };
+    Ok(client.find_default_branch_name(question(message)).await?.into_inner().name)
+}
+
+async fn copy_head(
+    node: &Node,
+    peer: &Peer,
+    source: &Repository,
+    target: &RepositoryPath,
+) -> Result<(), Status> {
+    let wanted = source_head(peer, source).await?;
+    let command = node.git.command(target, "symbolic-ref").reads().args(["--quiet", "HEAD"]);
+    let current = command.output().await?.stdout;
+    if wanted.is_empty() || current.trim_ascii() == wanted {
+        return Ok(());
+    }
+    write_ref::set_head(node, target, &wanted).await
+}
+
+async fn copy_custom_hooks(
+    node: &Node,
+    peer: &Peer,
+    source: &Repository,
+    target: &RepositoryPath,
+) -> Result<(), Status> {
+    let mut client = RepositoryServiceClient::new(peer.channel());
+    let request = question(GetCustomHooksRequest { repository: Some(source.clone()) });
+    let stream = client.get_custom_hooks(request).await?.into_inner();
+    let archive = collect(stream, MAX_HOOKS_BYTES, |message| message.data.into()).await?;
+    let present = target.path.join(files::CUSTOM_HOOKS);
+    if archive.is_empty() && !present.exists() {
+        return Ok(());
+    }
+    let scratch = Temporary::new(node, &target.storage, "hooks-")?;
+    blocking(move || {
+        let replacement = scratch.path().join(files::CUSTOM_HOOKS);
+        if !archive.is_empty() {
+            files::unpack_custom_hooks(&archive, scratch.path())
+                .and_then(|()| place::sync_tree(&replacement))
+                .map_err(internal_io("unpacking custom hooks"))?;
+        }
+        let absent_is_fine = |result: io::Result<()>| match result {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        };
+        absent_is_fine(std::fs::rename(&present, scratch.path().join("old")))
+            .and_then(|()| absent_is_fine(std::fs::rename(&replacement, &present)))
+            .and_then(|()| place::sync_parent(&present))
+            .map_err(internal_io("replacing custom hooks"))
+    })
+    .await
+}
+
+pub(super) async fn fork(
+    node: &Node,
+    request: Request<CreateForkRequest>,
+) -> Result<CreateForkResponse, Status> {
+    let (metadata, extensions, message) = request.into_parts();
+    let target = node.storages.locate(message.repository.as_ref())?;
+    let source = message
+        .source_repository
+        .ok_or_else(|| Status::invalid_argument("validating source repository: repository not set"))?;
+    let only = match message.revision.as_slice() {
+        [] => None,
+        revision => Some(branch_reference(revision)?),
+    };
+    let peer = Peer::find(&metadata, &extensions, &source.storage_name)?;
+    let format = source_format(&peer, &source).await?;
+    let building = Building::begin(node, &target, "main", &format).await?;
+    let head = if let Some(branch) = only {
+        let refspec = format!("+{branch}:{branch}");
+        fetch(node, &peer, building.repository(), &source, &[&refspec], false).await?;
+        branch.as_bytes().to_vec()
+    } else {
+        let refspecs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
+        fetch(node, &peer, building.repository(), &source, &refspecs, false).await?;
+        source_head(&peer, &source).await?
+    };
+    if !head.is_empty() {
+        write_ref::set_head(node, building.repository(), &head).await?;
+    }
+    building.publish().await?;
+    Ok(CreateForkResponse {})
+}
+
+fn branch_reference(revision: &[u8]) -> Result<&str, Status> {
+    let text = std::str::from_utf8(revision).ok();
+    text.filter(|text| text.starts_with("refs/heads/") && write_ref::is_full_reference(revision))
+        .ok_or_else(|| Status::invalid_argument("reference is not a branch"))
+}

@@ -1,0 +1,174 @@
+//! FetchRemote: brings a repository up to date with one outside the cluster.
+
+use std::{io::Write as _, os::unix::fs::PermissionsExt as _, time::Duration};
+
+use sha1::{Digest as _, Sha1};
+use tabularium_proto::gitaly::{FetchRemoteRequest, FetchRemoteResponse};
+use tonic::Status;
+
+use crate::{
+    error::internal_io,
+    git::{GitCommand, command::Output},
+    node::Node,
+    peer::fetch_atomically,
+    place::Temporary,
+    remote_url::{REMOTE, RemoteUrl},
+    storage::RepositoryPath,
+};
+
+pub(super) async fn fetch(node: &Node, request: FetchRemoteRequest) -> Result<FetchRemoteResponse, Status> {
+    let repository = node.storages.open(request.repository.as_ref())?;
+    let remote =
+        request.remote_params.as_ref().ok_or_else(|| Status::invalid_argument("missing remote params"))?;
+    if remote.url.trim().is_empty() {
+        return Err(Status::invalid_argument("blank or empty remote URL"));
+    }
+    let url = RemoteUrl::parse(&remote.url)?;
+    let refspecs =
+        remote.mirror_refmaps.iter().map(|refmap| refspec(refmap)).collect::<Result<Vec<_>, _>>()?;
+    let refspecs = if refspecs.is_empty() { vec!["refs/*:refs/*"] } else { refspecs };
+    let keys = SshKeys::write(node, &repository, &request)?;
+    let _alone = node.upkeep.lock(&repository.path).await;
+
+    let before = Refs::read(node, &repository).await?;
+    let configured = url.configure(
+        node.git.command(&repository, "fetch"),
+        &remote.http_authorization_header,
+        &remote.resolved_address,
+    )?;
+    // Every attempt needs a command of its own; the checks above have passed for all of them.
+    let options = options(&request);
+    let command = || {
+        let command = keys.apply(configured.clone().config("fetch.recurseSubmodules=false"));
+        command.args(["--quiet", "--no-write-fetch-head"]).args(&options)
+    };
+    let fetching = fetch_atomically(command, REMOTE, &refspecs);
+    let output = match u64::try_from(request.timeout) {
+        Ok(0) | Err(_) => fetching.await?,
+        Ok(seconds) => tokio::time::timeout(Duration::from_secs(seconds), fetching)
+            .await
+            .map_err(|_| Status::deadline_exceeded("fetch remote: context deadline exceeded"))??,
+    };
+    if !output.exit.success() {
+        return Err(failure(&output));
+    }
+    let after = Refs::read(node, &repository).await?;
+    Ok(FetchRemoteResponse {
+        tags_changed: !request.check_tags_changed || before.tags != after.tags,
+        repo_changed: before != after,
+    })
+}
+
+fn failure(output: &Output) -> Status {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Status::internal(format!("fetch remote: {:?}: {}", stderr.trim_end(), output.exit))
+}
+
+fn options(request: &FetchRemoteRequest) -> Vec<&'static str> {
+    let mut options = vec![if request.no_tags { "--no-tags" } else { "--tags" }];
+    if !request.no_prune {
+        options.push("--prune");
+    }
+    if request.force {
+        options.push("--force");
+    }
+    options
+}
+
+fn refspec(refmap: &str) -> Result<&str, Status> {
+    match refmap {
+        "all_refs" => Ok("+refs/*:refs/*"),
+        "heads" => Ok("+refs/heads/*:refs/heads/*"),
+        "tags" => Ok("+refs/tags/*:refs/tags/*"),
+        literal if literal.is_empty() || literal.starts_with('-') => {
+            Err(Status::invalid_argument("invalid mirror refmap"))
+        }
+        literal => Ok(literal),
+    }
+}
+
+/// Digests of all refs and of the tags among them, to see whether a fetch changed anything.
+#[derive(Debug, PartialEq, Eq)]
+struct Refs {
+    all: Vec<u8>,
+    tags: Vec<u8>,
+}
+
+impl Refs {
+    async fn read(node: &Node, repository: &RepositoryPath) -> Result<Self, Status> {
+        Ok(Self {
+            all: digest(node, repository, "refs/").await?,
+            tags: digest(node, repository, "refs/tags/").await?,
+        })
+    }
+}
+
+async fn digest(node: &Node, repository: &RepositoryPath, prefix: &str) -> Result<Vec<u8>, Status> {
+    let command = node.git.command(repository, "for-each-ref").reads();
+    let mut process = command.args(["--format=%(objectname) %(refname)", prefix]).spawn(false).await?;
+    let mut digest = Sha1::new();
+    while let Some(chunk) = process.read_chunk().await? {
+        digest.update(&chunk);
+    }
+    let (exit, stderr) = process.finish().await?;
+    if !exit.success() {
+        let stderr = String::from_utf8_lossy(&stderr);
+        return Err(Status::internal(format!("git for-each-ref: {exit}, stderr: {stderr:?}")));
+    }
+    Ok(digest.finalize().to_vec())
+}
+
+/// Key and known hosts of an SSH remote, in files only this process's user can read.
+struct SshKeys {
+    directory: Option<Temporary>,
+    has_key: bool,
+    has_hosts: bool,
+}
+
+impl SshKeys {
+    fn write(node: &Node, repository: &RepositoryPath, request: &FetchRemoteRequest) -> Result<Self, Status> {
+        let has_key = !request.ssh_key.is_empty();
+        let has_hosts = !request.known_hosts.is_empty();
+        if !has_key && !has_hosts {
+            return Ok(Self { directory: None, has_key, has_hosts });
+        }
+        let directory = Temporary::new(node, &repository.storage, "ssh-")?;
+        for (name, content) in [("key", &request.ssh_key), ("hosts", &request.known_hosts)] {
+            let written = std::fs::File::create_new(directory.path().join(name)).and_then(|mut file| {
+                file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+                file.write_all(content.as_bytes())?;
+                file.write_all(b"\n")
+            });
+            written.map_err(internal_io("keeping the SSH key"))?;
+        }
+        Ok(Self { directory: Some(directory), has_key, has_hosts })
+    }
+
+    fn apply(&self, command: GitCommand) -> GitCommand {
+        let mut ssh = "ssh -F /dev/null -o BatchMode=yes".to_owned();
+        if let Some(directory) = &self.directory {
+            let quoted =
+                |name| format!("'{}'", directory.path().join(name).to_string_lossy().replace('\'', r"'\''"));
+            if self.has_key {
+                ssh.push_str(&format!(" -o IdentitiesOnly=yes -i {}", quoted("key")));
+            }
+            if self.has_hosts {
+                let hosts = quoted("hosts");
+                ssh.push_str(&format!(" -o StrictHostKeyChecking=yes -o UserKnownHostsFile={hosts}"));
+            }
+        }
+        command.env("GIT_SSH_COMMAND", ssh)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refmaps_have_short_names() {
+        assert_eq!(refspec("all_refs").unwrap(), "+refs/*:refs/*");
+        assert_eq!(refspec("+refs/a:refs/b").unwrap(), "+refs/a:refs/b");
+        assert!(refspec("--upload-pack=id").is_err() && refspec("").is_err());
+    }
+}

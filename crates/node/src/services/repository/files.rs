@@ -1,0 +1,156 @@
+//! The files of a repository that are copied as they are: `config` and `custom_hooks`.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Component, Path},
+};
+
+use tabularium_proto::gitaly::{
+    GetConfigRequest, GetConfigResponse, GetCustomHooksRequest, GetCustomHooksResponse,
+};
+use tonic::Status;
+
+use crate::{
+    error::internal_io,
+    git::CHUNK_BYTES,
+    node::Node,
+    place::{Temporary, blocking, replace_file},
+    services::streams::{self, ResponseStream},
+    storage::RepositoryPath,
+};
+
+/// The directory of custom hooks in a repository.
+pub(super) const CUSTOM_HOOKS: &str = "custom_hooks";
+/// Settings under `core` that describe a repository. Others there name programs to run.
+const CORE_SETTINGS: [&str; 7] = [
+    "core.repositoryformatversion",
+    "core.filemode",
+    "core.bare",
+    "core.ignorecase",
+    "core.precomposeunicode",
+    "core.symlinks",
+    "core.logallrefupdates",
+];
+/// Whole sections that only describe.
+const PLAIN_SECTIONS: [&str; 2] = ["extensions.", "gitlab."];
+
+pub(super) async fn config(
+    node: &Node,
+    request: &GetConfigRequest,
+) -> Result<ResponseStream<GetConfigResponse>, Status> {
+    let repository = node.storages.open(request.repository.as_ref())?;
+    let config = match tokio::fs::read(repository.path.join("config")).await {
+        Ok(config) => config,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Status::not_found("opening gitconfig: no such file or directory"));
+        }
+        Err(error) => return Err(internal_io("opening gitconfig")(error)),
+    };
+    let messages: Vec<_> =
+        config.chunks(CHUNK_BYTES).map(|data| Ok(GetConfigResponse { data: data.to_vec() })).collect();
+    Ok(Box::pin(tokio_stream::iter(messages)))
+}
+
+/// Replaces the `config` of `target` by another node's, without what could make git run programs here.
+pub(super) async fn replace_config(
+    node: &Node,
+    target: &RepositoryPath,
+    config: Vec<u8>,
+) -> Result<(), Status> {
+    let scratch = Temporary::new(node, &target.storage, "config-")?;
+    let path = scratch.path().join("config");
+    tokio::fs::write(&path, config).await.map_err(internal_io("keeping the config"))?;
+    let list = node.git.bare_command("config").arg("--file").arg(&path);
+    let listed = list.args(["--no-includes", "--null", "--name-only", "--list"]).checked().await?;
+    for key in foreign_settings(&listed) {
+        let unset = node.git.bare_command("config").arg("--file").arg(&path);
+        unset.arg("--unset-all").arg(key).checked().await?;
+    }
+    let target = target.clone();
+    blocking(move || {
+        let wanted =
+            std::fs::read(scratch.path().join("config")).map_err(internal_io("reading the config"))?;
+        if std::fs::read(target.path.join("config")).is_ok_and(|present| present == wanted) {
+            return Ok(());
+        }
+        replace_file(&target, "config", &wanted).map_err(internal_io("replacing the config"))
+    })
+    .await
+}
+
+fn foreign_settings(listed: &[u8]) -> BTreeSet<String> {
+    listed
+        .split(|byte| *byte == 0)
+        .filter(|key| !key.is_empty())
+        .map(|key| String::from_utf8_lossy(key).into_owned())
+        .filter(|key| {
+            let described = PLAIN_SECTIONS.iter().any(|section| key.starts_with(section));
+            !described && !CORE_SETTINGS.contains(&key.as_str())
+        })
+        .collect()
+}
+
+pub(super) fn custom_hooks(
+    node: &Node,
+    request: &GetCustomHooksRequest,
+) -> Result<ResponseStream<GetCustomHooksResponse>, Status> {
+    let repository = node.storages.open(request.repository.as_ref())?;
+    let hooks = repository.path.join(CUSTOM_HOOKS);
+    if !hooks.is_dir() {
+        return Ok(Box::pin(tokio_stream::empty()));
+    }
+    let wrap = |data: bytes::Bytes| GetCustomHooksResponse { data: data.to_vec() };
+    Ok(streams::produce(wrap, move |writer| {
+        let mut archive = tar::Builder::new(writer);
+        archive.follow_symlinks(false);
+        archive
+            .append_dir_all(CUSTOM_HOOKS, &hooks)
+            .and_then(|()| archive.finish())
+            .map_err(internal_io("archiving custom hooks"))
+    }))
+}
+
+/// Unpacks an archive of custom hooks below `directory`: only files and directories under `custom_hooks`.
+pub(super) fn unpack_custom_hooks(archive: &[u8], directory: &Path) -> io::Result<()> {
+    let mut archive = tar::Archive::new(archive);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let path = entry.path()?.into_owned();
+        let inside = path.starts_with(CUSTOM_HOOKS)
+            && path.components().all(|part| matches!(part, Component::Normal(_)));
+        let kind = entry.header().entry_type();
+        if !inside || !(kind.is_file() || kind.is_dir()) {
+            return Err(io::Error::other(format!("unexpected entry {}", path.display())));
+        }
+        entry.unpack_in(directory)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_run_programs_are_foreign() {
+        let listed = b"core.bare\0core.sshcommand\0extensions.objectformat\0include.path\0gitlab.fullpath\0";
+        let foreign: Vec<_> = foreign_settings(listed).into_iter().collect();
+        assert_eq!(foreign, ["core.sshcommand", "include.path"]);
+    }
+
+    #[test]
+    fn hooks_cannot_be_unpacked_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["hooks/x", "custom_hooks_too/x"] {
+            let mut builder = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_size(1);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, name, &b"x"[..]).unwrap();
+            let archive = builder.into_inner().unwrap();
+            assert!(unpack_custom_hooks(&archive, directory.path()).is_err(), "{name}");
+        }
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+}
