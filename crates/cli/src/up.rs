@@ -5,7 +5,12 @@
     reason = "a page of text, built once: clarity counts, not an allocation"
 )]
 
-use std::{collections::HashMap, io::IsTerminal as _, process::ExitCode, time::Duration};
+use std::{
+    collections::HashMap,
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -51,7 +56,7 @@ impl Live {
     pub(crate) fn now(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.set_message(text.to_owned()),
-            None => eprintln!("{text}"),
+            None => stderr_line(text),
         }
     }
 
@@ -66,7 +71,7 @@ impl Live {
     pub(crate) fn say(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => stderr_line(text),
         }
     }
 
@@ -75,6 +80,17 @@ impl Live {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Whoever read our words may have gone; the cluster goes on.
+fn stderr_line(text: &str) {
+    let _gone = writeln!(std::io::stderr(), "{text}");
+}
+
+/// One JSON object a line.
+fn print_event(event: &serde_json::Value) -> Result<(), Failure> {
+    writeln!(std::io::stdout(), "{event}")
+        .map_err(|error| Failure::Internal(format!("cannot write: {error}")))
 }
 
 fn options(global: &Global, up: &Up) -> ClusterOptions {
@@ -119,7 +135,7 @@ pub(crate) async fn run(global: &Global, up: &Up) -> Result<ExitCode, Failure> {
     };
     let record = cluster.record();
     if global.json {
-        println!("{}", json!({ "event": "up", "cluster": record }));
+        print_event(&json!({ "event": "up", "cluster": record }))?;
     } else {
         live.say(&welcome(&record, global, started.elapsed()));
     }
@@ -134,9 +150,9 @@ pub(crate) async fn run(global: &Global, up: &Up) -> Result<ExitCode, Failure> {
     };
     live.finish();
     if global.json {
-        println!("{}", json!({ "event": "stopped" }));
+        print_event(&json!({ "event": "stopped" }))?;
     } else if stopped.is_ok() {
-        eprintln!("stopped; nothing is left running");
+        stderr_line("stopped; nothing is left running");
     }
     watched.and(stopped).map(|()| ExitCode::SUCCESS)
 }

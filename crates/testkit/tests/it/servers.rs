@@ -1,6 +1,7 @@
 //! Throw-away Postgres and NATS.
 
 use sqlx::{Connection as _, PgConnection};
+use tabularium_cli::local::postgres::{Durability, PostgresServer};
 use tabularium_testkit::{nats::Nats, postgres::Postgres};
 
 async fn database_name(url: &str) -> String {
@@ -44,4 +45,24 @@ async fn nats_keeps_its_port_and_its_messages_over_a_restart_and_loses_them_when
     assert!(async_nats::connect(&url).await.is_err());
     nats.restart_empty().await;
     assert!(!stream(connect(&url).await).await);
+}
+
+/// A directory closed to others (as `/root` is) cannot hold the data of a Postgres that runs as another user.
+#[tokio::test]
+async fn postgres_runs_below_a_closed_directory_and_recovers_from_a_crash() {
+    let closed = tempfile::tempdir().unwrap();
+    let mut server =
+        PostgresServer::start(&closed.path().join("postgres"), Durability::ThrowAway).await.unwrap();
+    server.create_database("site_home").await.unwrap();
+    server.create_database("site_home").await.unwrap();
+    let url = server.url("site_home");
+    server.kill().unwrap();
+    assert!(PgConnection::connect(&url).await.is_err());
+    server.restart().await.unwrap();
+    assert_eq!(database_name(&url).await, "site_home");
+    server.drop_database("site_home").await.unwrap();
+    assert!(PgConnection::connect(&url).await.is_err());
+    let directory = server.directory().to_owned();
+    drop(server);
+    assert!(!directory.exists());
 }
