@@ -124,3 +124,39 @@ async fn a_drain_lets_a_running_push_end() {
     stopped.unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 200 OK"), "{}", String::from_utf8_lossy(&answer));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stops_reading_is_cut_off() {
+    let stage = Stage::configured("stall_timeout = \"1s\"").await;
+    let tip = stage.seed("g/p.git", 1, 48 << 20).await;
+    let body = format!("0032want {tip}\n00000009done\n");
+    let request = format!(
+        "POST /g/p.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\
+         Content-Type: application/x-git-upload-pack-request\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = tokio::net::TcpStream::connect(&stage.host).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stage.until("git was stopped", |seen| seen.abandoned == 1 && seen.running == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_2_with_prior_knowledge_is_served() {
+    use http_body_util::{BodyExt as _, Empty};
+    use hyper_util::{
+        client::legacy::Client,
+        rt::{TokioExecutor, TokioTimer},
+    };
+    let stage = Stage::new().await;
+    let tip = stage.seed("g/p.git", 1, 0).await;
+    let client = Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .http2_only(true)
+        .build_http::<Empty<bytes::Bytes>>();
+    let target = format!("{}/g/p.git/info/refs?service=git-upload-pack", stage.url);
+    let answer = client.get(target.parse().unwrap()).await.unwrap();
+    assert_eq!((answer.version(), answer.status().as_u16()), (http::Version::HTTP_2, 200));
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    assert!(body.starts_with(b"001e# service=git-upload-pack\n0000"));
+    assert!(String::from_utf8_lossy(&body).contains(&tip));
+}

@@ -6,6 +6,7 @@ mod clients;
 mod fake;
 mod fetch;
 mod limits;
+mod process;
 mod push;
 mod refusals;
 mod stage;

@@ -16,6 +16,8 @@ pub(crate) struct Stage {
     /// `host:port`
     pub(crate) host: String,
     pub(crate) directory: TempDir,
+    /// What the gateway was configured with.
+    pub(crate) config: String,
     _tasks: Tasks,
 }
 
@@ -48,7 +50,7 @@ impl Stage {
         let gateway = start(config).await.unwrap();
         let Address::Tcp(host) = gateway.http.clone() else { panic!("{}", gateway.http) };
         let url = format!("http://{host}");
-        Self { fake, gateway: Some(gateway), url, host, directory, _tasks: tasks }
+        Self { fake, gateway: Some(gateway), url, host, directory, config: text, _tasks: tasks }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
