@@ -14,7 +14,9 @@ use tabularium_common::{
 use tabularium_proto::{
     DESCRIPTORS,
     gitaly::{
-        internal_gitaly_server::InternalGitalyServer, remote_service_server::RemoteServiceServer,
+        blob_service_server::BlobServiceServer, commit_service_server::CommitServiceServer,
+        internal_gitaly_server::InternalGitalyServer, operation_service_server::OperationServiceServer,
+        ref_service_server::RefServiceServer, remote_service_server::RemoteServiceServer,
         repository_service_server::RepositoryServiceServer, server_service_server::ServerServiceServer,
         smart_http_service_server::SmartHttpServiceServer,
     },
@@ -32,8 +34,10 @@ use crate::{
     node::Node,
     rpc_log::RpcLogLayer,
     services::{
-        internal::InternalServer, remote::RemoteServer, repository::RepositoryServer,
-        server_info::ServerInfoServer, smart_http::SmartHttpServer, upload_pack::UploadPackServer,
+        blob_service::BlobServer, commit_service::CommitServer, internal::InternalServer,
+        operation_service::OperationServer, ref_service::RefServer, remote::RemoteServer,
+        repository::RepositoryServer, server_info::ServerInfoServer, smart_http::SmartHttpServer,
+        upload_pack::UploadPackServer,
     },
     storage::Storages,
 };
@@ -227,5 +231,9 @@ fn routes(node: &Arc<Node>) -> Result<tonic::service::Routes, ServerError> {
     routes.add_service(RemoteServiceServer::new(RemoteServer::new(Arc::clone(node))));
     routes.add_service(ServerServiceServer::new(ServerInfoServer::new(Arc::clone(node))));
     routes.add_service(InternalGitalyServer::new(InternalServer::new(Arc::clone(node))));
+    routes.add_service(RefServiceServer::new(RefServer::new(Arc::clone(node))));
+    routes.add_service(CommitServiceServer::new(CommitServer::new(Arc::clone(node))));
+    routes.add_service(BlobServiceServer::new(BlobServer::new(Arc::clone(node))));
+    routes.add_service(OperationServiceServer::new(OperationServer::new(Arc::clone(node))));
     Ok(routes.routes())
 }

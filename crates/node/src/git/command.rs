@@ -161,6 +161,11 @@ impl Git {
         command
     }
 
+    /// Where programs are found, for whatever runs beside git.
+    pub(crate) fn search_path(&self) -> &OsStr {
+        &self.0.search_path
+    }
+
     /// `git <subcommand>` outside of any repository.
     pub(crate) fn bare_command(&self, subcommand: &'static str) -> GitCommand {
         GitCommand {

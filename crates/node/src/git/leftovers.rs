@@ -51,8 +51,7 @@ impl Writers {
 impl WriterGuard {
     /// The process did not end by itself. If it was the last writer, what it left is removed before this returns.
     pub(crate) async fn killed(self) {
-        if let Some(usage) =
-            self.writers.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&self.path)
+        if let Some(usage) = self.writers.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&self.path)
         {
             usage.killed = true;
         }
@@ -151,7 +150,8 @@ mod tests {
         for path in ["refs/heads/a", "objects/tmp_objdir-incoming-x", "objects/pack"] {
             fs::create_dir_all(directory.path().join(path)).unwrap();
         }
-        for file in ["HEAD", "HEAD.lock", "refs/heads/a/b.lock", "refs/heads/a/b", "objects/pack/tmp_pack_1"] {
+        for file in ["HEAD", "HEAD.lock", "refs/heads/a/b.lock", "refs/heads/a/b", "objects/pack/tmp_pack_1"]
+        {
             fs::write(directory.path().join(file), "").unwrap();
         }
         directory

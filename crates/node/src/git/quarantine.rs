@@ -1,0 +1,131 @@
+//! A place for new objects until hooks have accepted them.
+//!
+//! Git writes into a directory beside the storage's repositories and reads the repository through it. When the change is
+//! accepted the objects are moved into the repository and are on disk before any reference names them; when it is not,
+//! the directory goes and the repository never saw them.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use tempfile::TempDir;
+
+use crate::storage::{Quarantine as ObjectDirectories, RepositoryPath, quarantine_prefix};
+
+/// New objects of one repository.
+pub(crate) struct Quarantine {
+    directory: TempDir,
+    objects: PathBuf,
+    repository: RepositoryPath,
+}
+
+impl Quarantine {
+    /// An empty quarantine.
+    pub(crate) async fn create(repository: &RepositoryPath) -> io::Result<Self> {
+        let mut repository = repository.clone();
+        blocking(move || {
+            let temporary = repository.storage.temporary();
+            fs::create_dir_all(&temporary)?;
+            let directory = tempfile::Builder::new()
+                .prefix(&quarantine_prefix(&repository.relative_path))
+                .tempdir_in(&temporary)?;
+            let objects = repository.path.join("objects");
+            repository.quarantine = Some(ObjectDirectories {
+                object_directory: Some(directory.path().to_owned()),
+                alternates: vec![objects.clone()],
+            });
+            Ok(Self { directory, objects, repository })
+        })
+        .await
+    }
+
+    /// The repository as seen with the new objects in it.
+    pub(crate) fn repository(&self) -> &RepositoryPath {
+        &self.repository
+    }
+
+    /// A file of this name in the quarantine that is no object.
+    pub(crate) fn scratch(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Moves every object into the repository; they are on disk when this returns.
+    pub(crate) async fn migrate(self) -> io::Result<()> {
+        blocking(move || migrate(self.directory.path(), &self.objects)).await
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+/// Only fan-out directories and packs hold objects.
+fn holds_objects(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name == b"pack" || (name.len() == 2 && name.iter().all(u8::is_ascii_hexdigit))
+}
+
+fn migrate(from: &Path, to: &Path) -> io::Result<()> {
+    let mut touched = false;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() || !holds_objects(&entry.file_name()) {
+            continue;
+        }
+        let target = to.join(entry.file_name());
+        match fs::create_dir(&target) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let mut files: Vec<PathBuf> =
+            fs::read_dir(entry.path())?.map(|file| file.map(|file| file.path())).collect::<Result<_, _>>()?;
+        // A pack counts from the moment its index is there.
+        files.sort_by_key(|file| file.extension() == Some(OsStr::new("idx")));
+        for file in files {
+            let Some(name) = file.file_name() else { continue };
+            if name.as_encoded_bytes().starts_with(b"tmp_") {
+                continue;
+            }
+            let target = target.join(name);
+            if target.exists() {
+                continue;
+            }
+            fs::File::open(&file)?.sync_all()?;
+            fs::rename(&file, &target)?;
+        }
+        fs::File::open(&target)?.sync_all()?;
+        touched = true;
+    }
+    if touched {
+        fs::File::open(to)?.sync_all()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_move_and_scratch_files_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        for path in ["ab", "pack", "other"] {
+            fs::create_dir_all(from.join(path)).unwrap();
+        }
+        fs::create_dir_all(to.join("ab")).unwrap();
+        for file in ["ab/1", "ab/2", "ab/tmp_obj_x", "pack/p.idx", "pack/p.pack", "other/x", "content"] {
+            fs::write(from.join(file), file).unwrap();
+        }
+        fs::write(to.join("ab/2"), "here already").unwrap();
+        migrate(&from, &to).unwrap();
+        assert_eq!(fs::read(to.join("ab/1")).unwrap(), b"ab/1");
+        assert_eq!(fs::read(to.join("ab/2")).unwrap(), b"here already");
+        assert!(to.join("pack/p.idx").exists() && to.join("pack/p.pack").exists());
+        assert!(
+            !to.join("other").exists() && !to.join("content").exists() && !to.join("ab/tmp_obj_x").exists()
+        );
+    }
+}

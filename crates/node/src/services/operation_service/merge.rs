@@ -1,0 +1,169 @@
+//! UserMergeBranch, in two stages: the merge commit is made and shown, then the client says whether the branch is to
+//! move there.
+
+use std::{sync::Arc, time::Duration};
+
+use tabularium_proto::gitaly::{
+    MergeConflictError, OperationBranchUpdate, UserMergeBranchError, UserMergeBranchRequest,
+    UserMergeBranchResponse, user_merge_branch_error::Error,
+};
+use tokio::time::timeout;
+use tonic::{Code, Status, Streaming};
+
+use super::{
+    commit_object::{NewCommit, write_commit},
+    signature::Signature,
+    update::{Change, Requester, UpdateError, expected_old, update},
+};
+use crate::{
+    error::{internal_io, with_detail},
+    git::{
+        quarantine::Quarantine,
+        references,
+        revision::{self, ObjectHash},
+    },
+    node::Node,
+    services::listing::Messages,
+    storage::RepositoryPath,
+};
+
+/// How long a client may think about a merge it was shown. Its quarantine is kept that long.
+const CONFIRMATION_WAIT: Duration = Duration::from_secs(600);
+
+fn detailed(code: Code, text: &str, error: Error) -> Status {
+    with_detail(code, text, "UserMergeBranchError", &UserMergeBranchError { error: Some(error) })
+}
+
+/// Refuses a request that lacks something.
+pub(super) fn check(request: &UserMergeBranchRequest) -> Result<(), Status> {
+    let user = request.user.as_ref().ok_or_else(|| Status::invalid_argument("empty user"))?;
+    for (missing, text) in [
+        (user.email.is_empty(), "empty user email"),
+        (user.name.is_empty(), "empty user name"),
+        (request.branch.is_empty(), "empty branch name"),
+        (request.commit_id.is_empty(), "empty commit ID"),
+        (request.message.is_empty(), "empty message"),
+    ] {
+        if missing {
+            return Err(Status::invalid_argument(text));
+        }
+    }
+    revision::check(request.commit_id.as_bytes())
+        .map_err(|error| Status::invalid_argument(format!("invalid commit ID: {error}")))
+}
+
+pub(super) async fn merge(
+    node: Arc<Node>,
+    repository: RepositoryPath,
+    first: UserMergeBranchRequest,
+    mut requests: Streaming<UserMergeBranchRequest>,
+    messages: Messages<UserMergeBranchResponse>,
+) -> Result<(), Status> {
+    let user = first.user.clone().unwrap_or_default();
+    let signature = Signature::of_request(&user, first.timestamp.as_ref())?;
+    let hash = ObjectHash::of(&repository).await?;
+    let reference = revision::branch_reference(&first.branch);
+    let ours = match expected_old(&node, &repository, hash, &first.expected_old_oid).await? {
+        Some(expected) => expected,
+        None => references::read(&node.git, &repository, &reference)
+            .await?
+            .ok_or_else(|| Status::not_found("reference not found"))?,
+    };
+    let quarantine = Quarantine::create(&repository).await.map_err(internal_io("creating quarantine"))?;
+    let tree = merge_tree(&node, quarantine.repository(), &ours, &first.commit_id).await?;
+    let parents = [ours.as_str(), first.commit_id.as_str()];
+    let commit = NewCommit {
+        tree: &tree,
+        parents: if first.squash { &parents[..1] } else { &parents },
+        author: &signature,
+        committer: &signature,
+        message: first.message.clone().into(),
+    };
+    let commit_id = write_commit(&node, quarantine.repository(), commit).await?;
+    messages.send(UserMergeBranchResponse { commit_id: commit_id.clone(), branch_update: None }).await?;
+
+    let second = timeout(CONFIRMATION_WAIT, requests.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("merge was not confirmed in time"))??;
+    match second {
+        None => return Err(Status::internal("EOF")),
+        Some(second) if !second.apply => return Err(Status::failed_precondition("merge aborted by client")),
+        Some(_) => {}
+    }
+    let change = Change { reference, old: ours, new: commit_id.clone() };
+    let sent = first.repository.clone().unwrap_or_default();
+    let requester = Requester { repository: &sent, user: &user };
+    match update(&node, &repository, requester, Some(quarantine), &change).await {
+        Ok(()) => {
+            let update = OperationBranchUpdate { commit_id, repo_created: false, branch_created: false };
+            messages
+                .send(UserMergeBranchResponse { commit_id: String::new(), branch_update: Some(update) })
+                .await
+        }
+        Err(UpdateError::Hook(refusal)) => {
+            Err(detailed(Code::PermissionDenied, &refusal.message(), Error::CustomHook(refusal.detail())))
+        }
+        Err(UpdateError::Reference) => Err(detailed(
+            Code::FailedPrecondition,
+            &change.refusal(),
+            Error::ReferenceUpdate(change.detail()),
+        )),
+        Err(UpdateError::Failed(status)) => Err(status),
+    }
+}
+
+/// The tree of a merge, or the conflict as clients know it.
+async fn merge_tree(
+    node: &Node,
+    repository: &RepositoryPath,
+    ours: &str,
+    theirs: &str,
+) -> Result<String, Status> {
+    let output = node
+        .git
+        .command(repository, "merge-tree")
+        .args(["--write-tree", "-z", "--name-only", "--no-messages", "--allow-unrelated-histories"])
+        .args([ours, theirs])
+        .output()
+        .await?;
+    match output.exit.code {
+        Some(0) => {
+            let (tree, _) = parse_merge(&output.stdout);
+            Ok(tree)
+        }
+        Some(1) => {
+            let (_, conflicting_files) = parse_merge(&output.stdout);
+            let detail = MergeConflictError {
+                conflicting_files,
+                conflicting_commit_ids: vec![ours.to_owned(), theirs.to_owned()],
+            };
+            let text = "merging commits: merge: there are conflicting files";
+            Err(detailed(Code::FailedPrecondition, text, Error::MergeConflict(detail)))
+        }
+        _ => {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            Err(Status::internal(format!("merge: {}", stderr.trim_end())))
+        }
+    }
+}
+
+/// The tree and the names of the files in conflict.
+fn parse_merge(stdout: &[u8]) -> (String, Vec<Vec<u8>>) {
+    let mut parts = stdout.split(|byte| *byte == 0);
+    let tree = String::from_utf8_lossy(parts.next().unwrap_or_default().trim_ascii()).into_owned();
+    (tree, parts.take_while(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_merge_tree_prints() {
+        assert_eq!(parse_merge(b"aabb\0"), ("aabb".into(), vec![]));
+        assert_eq!(
+            parse_merge(b"aabb\0a file\0d/\xff\n\0\0more"),
+            ("aabb".into(), vec![b"a file".to_vec(), b"d/\xff\n".to_vec()])
+        );
+    }
+}
