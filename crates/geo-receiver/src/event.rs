@@ -101,6 +101,7 @@ mod tests {
         serde_json::from_str::<Body>(json).unwrap().asked()
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "compared with results")]
     fn sync(path: &str, event: SyncEvent) -> Result<Asked, EventError> {
         Ok(Asked::Sync { relative_path: path.parse().unwrap(), event })
     }

@@ -24,9 +24,9 @@ use crate::{
 };
 
 /// How long one pull waits for a message; also how long a stop may wait for a pull to end.
-const PULL_WAIT: Duration = Duration::from_secs(2);
+const PULL_WAIT: Duration = Duration::from_secs(1);
 /// Pulls without a message after which the consumer is looked up anew.
-const IDLE_PULLS: u32 = 15;
+const IDLE_PULLS: u32 = 30;
 /// Wait after a fault of stream or consumer.
 const FAULT_DELAY: Duration = Duration::from_secs(1);
 /// How long the bus may take to confirm a settlement.

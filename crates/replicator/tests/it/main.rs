@@ -7,6 +7,7 @@ mod duties;
 mod life;
 mod node;
 mod notify;
+mod program;
 mod site;
 mod support;
 mod sync;
