@@ -292,6 +292,55 @@ mod tests {
         assert_eq!(found, Advertisement { refs: RefsDigest::default(), head: None, sha256: true });
     }
 
+    fn git(directory: &std::path::Path, arguments: &[&str]) -> Vec<u8> {
+        let identity = ["-c", "user.name=t", "-c", "user.email=t@t"];
+        let output = std::process::Command::new("git")
+            .args(identity)
+            .args(arguments)
+            .current_dir(directory)
+            .env_remove("GIT_DIR")
+            .env_remove("GIT_PROTOCOL")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    #[test]
+    fn what_git_advertises_is_what_git_lists() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        git(directory, &["init", "-q", "-b", "trunk"]);
+        let advertised = || {
+            let mut buffer = BytesMut::new();
+            pktline::encode(b"# service=git-upload-pack\n", &mut buffer).unwrap();
+            buffer.extend_from_slice(pktline::FLUSH);
+            buffer.extend_from_slice(&git(
+                directory,
+                &["upload-pack", "--stateless-rpc", "--advertise-refs", "."],
+            ));
+            let mut reader = Reader::default();
+            while let Some(packet) = pktline::decode(&mut buffer).unwrap() {
+                reader.take(&packet).unwrap();
+            }
+            assert!(buffer.is_empty());
+            reader.finish().unwrap()
+        };
+        assert_eq!(advertised().refs, RefsDigest::default());
+        git(directory, &["commit", "-q", "--allow-empty", "-m", "one"]);
+        git(directory, &["tag", "-a", "-m", "two", "v1"]);
+        git(directory, &["update-ref", "refs/merge-requests/1/head", "HEAD"]);
+        let mut listed = RefsDigest::default();
+        let list = git(directory, &["for-each-ref", "--format=%(objectname) %(refname)", "--", "refs/"]);
+        for line in String::from_utf8(list).unwrap().lines() {
+            let (id, name) = line.split_once(' ').unwrap();
+            listed.add(name.as_bytes(), id.as_bytes());
+        }
+        let advertised = advertised();
+        assert_eq!((listed.count, advertised.refs), (3, listed));
+        assert_eq!(advertised.head.as_deref(), Some("refs/heads/trunk"));
+    }
+
     #[test]
     fn what_is_no_advertisement_is_refused() {
         assert!(!check(&["<html>"]).unwrap_err().unreachable);
