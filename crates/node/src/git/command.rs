@@ -274,6 +274,9 @@ impl GitCommand {
         }
         if let Some(directory) = &self.directory {
             command.arg("--git-dir").arg(directory).current_dir(directory);
+        } else {
+            // Where no repository is that git could find.
+            command.current_dir("/");
         }
         command.arg(self.subcommand).args(&self.arguments);
         command.process_group(0).kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -284,13 +287,14 @@ impl GitCommand {
     pub(crate) async fn spawn(self, stdin: bool) -> Result<GitProcess, GitError> {
         let shared = &self.git.0;
         let began = Instant::now();
-        let slot = match timeout(shared.queue_wait, Arc::clone(&shared.slots).acquire_owned()).await {
-            Ok(Ok(slot)) => slot,
-            Ok(Err(_)) | Err(_) => return Err(GitError::QueueTimeout),
-        };
+        let queued = timeout(shared.queue_wait, Arc::clone(&shared.slots).acquire_owned()).await;
+        let Ok(Ok(slot)) = queued else { return Err(GitError::QueueTimeout) };
         shared.metrics.git_queued(began.elapsed());
         let writer = match &self.directory {
-            Some(directory) if self.writes => Some(shared.writers.enter(directory)),
+            Some(directory) if self.writes => {
+                shared.writers.clear_stale(directory).await;
+                Some(shared.writers.enter(directory))
+            }
             _ => None,
         };
         let mut command = self.build();
@@ -487,4 +491,100 @@ async fn reap(git: &Git, mut running: Running, stderr: Option<JoinHandle<Vec<u8>
         writer.killed().await;
     }
     drop(running.slot);
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::registry::Registry;
+    use tonic::{Code, Status};
+
+    use super::*;
+
+    fn runner(slots: usize, queue_wait: Duration) -> Git {
+        let search_path = std::env::var_os("PATH").unwrap();
+        let metrics = Metrics::new(&mut Registry::default());
+        Git::new("git".into(), search_path, slots, queue_wait, Tasks::new(), metrics)
+    }
+
+    fn alive(id: u32) -> bool {
+        std::path::Path::new(&format!("/proc/{id}")).exists()
+    }
+
+    /// Waits for its standard input.
+    async fn waiting(git: &Git) -> GitProcess {
+        git.bare_command("hash-object").arg("--stdin").spawn(true).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_too_long_is_refused() {
+        let git = runner(1, Duration::from_millis(50));
+        let holder = waiting(&git).await;
+        let error = git.bare_command("version").output().await.unwrap_err();
+        let status = Status::from(error);
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(status.message(), "maximum time in concurrency queue reached");
+        let details = String::from_utf8_lossy(status.details()).into_owned();
+        assert!(details.contains("type.googleapis.com/gitaly.LimitError"), "{details}");
+        drop(holder);
+        let git = Git(Arc::new(Shared {
+            binary: "git".into(),
+            search_path: git.0.search_path.clone(),
+            slots: Arc::clone(&git.0.slots),
+            queue_wait: Duration::from_secs(10),
+            tasks: git.0.tasks.clone(),
+            metrics: git.0.metrics.clone(),
+            writers: Arc::default(),
+        }));
+        assert!(git.bare_command("version").output().await.unwrap().exit.success(), "the slot is free again");
+    }
+
+    #[tokio::test]
+    async fn a_dropped_process_is_killed_with_its_children_and_reaped() {
+        let git = runner(4, Duration::from_secs(1));
+        // A leader with a child that ignores SIGTERM.
+        let alias = "alias.stubborn=!trap '' TERM; sleep 600 & wait; sleep 600";
+        let process = git.bare_command("stubborn").config(alias).spawn(false).await.unwrap();
+        let leader = process.running.as_ref().and_then(|running| running.child.id()).unwrap();
+        let mut family = vec![leader];
+        while family.len() < 3 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            family = in_group(leader);
+        }
+        drop(process);
+        git.0.tasks.drain(Duration::from_secs(20)).await.unwrap();
+        assert!(!alive(leader), "reaped");
+        // Orphans are reaped by whoever adopts them; they are dead at the latest.
+        assert!(in_group(leader).is_empty());
+        assert_eq!(git.0.slots.available_permits(), 4);
+    }
+
+    /// Processes of a group that are not zombies.
+    fn in_group(group: u32) -> Vec<u32> {
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        ids.filter(|id| {
+            let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+            fields.len() > 2 && fields[0] != "Z" && fields[2] == group.to_string()
+        })
+        .collect()
+    }
+
+    #[tokio::test]
+    async fn the_environment_is_ours_alone() {
+        let git = runner(1, Duration::from_secs(1));
+        let output = git.bare_command("envs").config("alias.envs=!env").checked().await.unwrap();
+        let text = String::from_utf8_lossy(&output).into_owned();
+        assert!(text.contains("HOME=/nonexistent") && !text.contains("CARGO"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn what_goes_in_comes_out_in_pieces() {
+        let git = runner(1, Duration::from_secs(1));
+        let id =
+            git.bare_command("hash-object").arg("--stdin").output_with(vec![b'x'; 1 << 20]).await.unwrap();
+        assert_eq!(id.checked().unwrap().len(), 41);
+        let failed = git.bare_command("hash-object").arg("--nonsense").checked().await.unwrap_err();
+        assert!(failed.to_string().contains("exit status 129"), "{failed}");
+    }
 }

@@ -5,19 +5,35 @@
 //! process writes in the repository, because what belongs to whom cannot be told.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
+use crate::storage::OWN_DIRECTORY;
+
 /// Margin between the clock and file time stamps, which lag it by up to one kernel tick.
 const TIMESTAMP_LAG: Duration = Duration::from_millis(20);
 
-/// How many processes write in each repository.
-#[derive(Default)]
-pub(crate) struct Writers(Mutex<HashMap<PathBuf, Usage>>);
+/// A file of an earlier process of the node is only taken for abandoned at this age: git processes that outlived it
+/// for a moment still finish what they hold.
+const ABANDONED_AFTER: Duration = Duration::from_secs(10);
+
+/// How many processes write in each repository, and which repositories have been cleared of what earlier processes of
+/// the node left.
+pub(crate) struct Writers {
+    usages: Mutex<HashMap<PathBuf, Usage>>,
+    started: SystemTime,
+    cleared: Mutex<HashSet<PathBuf>>,
+}
+
+impl Default for Writers {
+    fn default() -> Self {
+        Self { usages: Mutex::default(), started: SystemTime::now(), cleared: Mutex::default() }
+    }
+}
 
 #[derive(Default)]
 struct Usage {
@@ -34,14 +50,34 @@ pub(crate) struct WriterGuard {
 impl Writers {
     /// Counts one more writer of the repository at `path`.
     pub(crate) fn enter(self: &Arc<Self>, path: &Path) -> WriterGuard {
-        let mut usages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut usages = self.usages.lock().unwrap_or_else(PoisonError::into_inner);
         usages.entry(path.to_owned()).or_default().writers += 1;
         WriterGuard { writers: Arc::clone(self), path: path.to_owned() }
     }
 
+    /// Before the first write since the node started: removes what a node that was killed left here. Without this a
+    /// ref whose lock was held when the power went could never be written again.
+    pub(crate) async fn clear_stale(&self, path: &Path) {
+        let building = path.components().any(|part| part.as_os_str() == OWN_DIRECTORY);
+        if building || self.cleared.lock().unwrap_or_else(PoisonError::into_inner).contains(path) {
+            return;
+        }
+        let now = SystemTime::now();
+        let before = self.started.min(now - ABANDONED_AFTER);
+        let directory = path.to_owned();
+        match tokio::task::spawn_blocking(move || sweep(&directory, before)).await {
+            Ok(Ok(_)) if before == self.started => {
+                self.cleared.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, path = %path.display(), "clearing abandoned locks"),
+            Err(error) => tracing::warn!(%error, "clearing abandoned locks"),
+        }
+    }
+
     /// One writer less; true when it was the last and one of them was killed.
     fn leave(&self, path: &Path) -> bool {
-        let mut usages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut usages = self.usages.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(usage) = usages.get_mut(path) else { return false };
         usage.writers = usage.writers.saturating_sub(1);
         usage.writers == 0 && usages.remove(path).is_some_and(|usage| usage.killed)
@@ -51,7 +87,8 @@ impl Writers {
 impl WriterGuard {
     /// The process did not end by itself. If it was the last writer, what it left is removed before this returns.
     pub(crate) async fn killed(self) {
-        if let Some(usage) = self.writers.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&self.path)
+        if let Some(usage) =
+            self.writers.usages.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&self.path)
         {
             usage.killed = true;
         }
@@ -168,6 +205,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_killed_node_left_goes_before_the_first_write() {
+        let directory = repository();
+        let lock = directory.path().join("refs/heads/a/b.lock");
+        Writers::default().clear_stale(directory.path()).await;
+        assert!(lock.exists(), "too young: somebody may hold it");
+        let writers =
+            Writers { started: SystemTime::now() + Duration::from_secs(3600), ..Writers::default() };
+        fs::File::open(&lock).unwrap().set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
+        writers.clear_stale(directory.path()).await;
+        assert!(!lock.exists());
+    }
+
+    #[tokio::test]
     async fn nothing_goes_while_somebody_writes() {
         let directory = repository();
         let lock = directory.path().join("HEAD.lock");
@@ -179,6 +229,6 @@ mod tests {
         assert!(lock.exists());
         drop(second);
         assert!(!lock.exists());
-        assert!(writers.0.lock().unwrap().is_empty());
+        assert!(writers.usages.lock().unwrap().is_empty());
     }
 }

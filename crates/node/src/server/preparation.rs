@@ -45,8 +45,7 @@ pub(super) fn storage(config: &StorageConfig, tasks: &Tasks) -> io::Result<Prepa
     let own = root.join(OWN_DIRECTORY);
     fs::create_dir_all(own.join("tmp"))?;
     let claim = claim(&own)?;
-    let storage =
-        Storage { name: config.name.to_string(), filesystem_id: filesystem_id(&root)?, root };
+    let storage = Storage { name: config.name.to_string(), filesystem_id: filesystem_id(&root)?, root };
     // The claim says that whoever made these is dead.
     let stale: Vec<_> = fs::read_dir(storage.temporary())?.collect::<Result<_, _>>()?;
     if !stale.is_empty() {
@@ -120,7 +119,9 @@ pub(super) async fn git_version(git: &Path, search_path: &OsStr) -> Result<Strin
     let version = text.trim().strip_prefix("git version ").unwrap_or_default();
     match parse_version(version) {
         Some(found) if found >= OLDEST_GIT => Ok(version.to_owned()),
-        Some(_) => Err(failed(format!("is version {version}; at least {}.{} is needed", OLDEST_GIT.0, OLDEST_GIT.1))),
+        Some(_) => {
+            Err(failed(format!("is version {version}; at least {}.{} is needed", OLDEST_GIT.0, OLDEST_GIT.1)))
+        }
         None => Err(failed(format!("`--version` says {:?}", text.trim()))),
     }
 }

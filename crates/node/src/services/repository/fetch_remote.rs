@@ -150,11 +150,11 @@ impl SshKeys {
             let quoted =
                 |name| format!("'{}'", directory.path().join(name).to_string_lossy().replace('\'', r"'\''"));
             if self.has_key {
-                ssh.push_str(&format!(" -o IdentitiesOnly=yes -i {}", quoted("key")));
+                ssh = format!("{ssh} -o IdentitiesOnly=yes -i {}", quoted("key"));
             }
             if self.has_hosts {
                 let hosts = quoted("hosts");
-                ssh.push_str(&format!(" -o StrictHostKeyChecking=yes -o UserKnownHostsFile={hosts}"));
+                ssh = format!("{ssh} -o StrictHostKeyChecking=yes -o UserKnownHostsFile={hosts}");
             }
         }
         command.env("GIT_SSH_COMMAND", ssh)

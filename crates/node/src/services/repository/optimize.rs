@@ -1,7 +1,7 @@
 //! OptimizeRepository: packs objects and refs, and clears locks nobody holds any more.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
@@ -74,7 +74,7 @@ pub(super) async fn optimize(
     let _alone = node.upkeep.lock(&repository.path).await;
     let shape = {
         let path = repository.path.clone();
-        blocking(move || clear_and_look(path)).await?
+        blocking(move || clear_and_look(&path)).await?
     };
     let plan = plan(shape, eager);
     let repack = || node.git.command(&repository, "repack").args(["-d", "-l", "--quiet"]);
@@ -93,9 +93,8 @@ pub(super) async fn optimize(
     Ok(OptimizeRepositoryResponse {})
 }
 
-fn clear_and_look(path: PathBuf) -> Result<Shape, Status> {
-    leftovers::sweep(&path, SystemTime::now() - ABANDONED_AFTER)
-        .map_err(internal_io("clearing old locks"))?;
+fn clear_and_look(path: &Path) -> Result<Shape, Status> {
+    leftovers::sweep(path, SystemTime::now() - ABANDONED_AFTER).map_err(internal_io("clearing old locks"))?;
     let objects = path.join("objects");
     let mut shape = Shape::default();
     let looked = walk(&objects, &mut |file: &Path, _| {

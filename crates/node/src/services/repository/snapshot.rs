@@ -50,15 +50,15 @@ pub(super) async fn get(
 /// Lines of `git config --get-regexp` as a section of a config file.
 fn push_section(config: &mut String, section: &str, listed: &[u8]) {
     let listed = String::from_utf8_lossy(listed);
-    let mut lines = listed.lines().filter_map(|line| {
+    let lines = listed.lines().filter_map(|line| {
         let (key, value) = line.split_once(' ')?;
-        Some((key.strip_prefix(section)?.strip_prefix('.')?, value))
+        let name = key.strip_prefix(section)?.strip_prefix('.')?;
+        Some(format!("\t{name} = {value}\n"))
     });
-    if let Some(first) = lines.next() {
-        config.push_str(&format!("[{section}]\n"));
-        for (key, value) in std::iter::once(first).chain(lines) {
-            config.push_str(&format!("\t{key} = {value}\n"));
-        }
+    let lines: Vec<String> = lines.collect();
+    if !lines.is_empty() {
+        config.extend(["[", section, "]\n"]);
+        config.extend(lines);
     }
 }
 
@@ -72,7 +72,7 @@ fn archive(repository: &Path, config: &[u8], writer: &mut dyn io::Write) -> io::
     }
     for name in ["refs", "branches", "reftable"] {
         append_tree(&mut builder, &repository.join(name), Path::new(name), &|file| {
-            !file.extension().is_some_and(|extension| extension == "lock")
+            file.extension().is_none_or(|extension| extension != "lock")
         })?;
     }
     // Packed meanwhile, a ref is in neither of the two readings; the newer file has it.
@@ -149,6 +149,9 @@ fn append_tree(
         let entry = entry?;
         let inside = name.join(entry.file_name());
         if entry.file_type()?.is_dir() {
+            if inside == Path::new("objects/info") {
+                continue;
+            }
             append_tree(builder, &entry.path(), &inside, wanted)?;
         } else if wanted(&entry.path()) {
             append_file(builder, &entry.path(), &inside)?;
@@ -237,8 +240,8 @@ fn unpack(archive: &Path, directory: &Path) -> io::Result<()> {
         let known = ENTRIES.iter().any(|name| first == name);
         let plain = parts.iter().all(|part| matches!(part, Component::Normal(_)));
         let kind = entry.header().entry_type();
-        let foreign = path.starts_with("objects/info");
-        if !known || !plain || foreign || !(kind.is_file() || kind.is_dir()) {
+        let alternates = path.starts_with("objects/info") && !kind.is_dir();
+        if !known || !plain || alternates || !(kind.is_file() || kind.is_dir()) {
             return Err(io::Error::other(format!("unexpected entry {}", path.display())));
         }
         entry.unpack_in(directory)?;
