@@ -49,6 +49,9 @@ pub struct Config {
     /// Bytes of one push after decompression. Absent: no limit.
     #[serde(default)]
     pub max_push_bytes: Option<u64>,
+    /// From the first wish for a request to the end of its headers; also how long an idle connection is kept.
+    #[serde(default = "default_header_timeout")]
+    pub header_timeout: ConfigDuration,
     /// A transfer in which no byte moves either way for this long is broken off.
     #[serde(default = "default_stall_timeout")]
     pub stall_timeout: ConfigDuration,
@@ -75,6 +78,10 @@ const fn default_max_connections() -> usize {
 
 const fn default_max_negotiation_bytes() -> u64 {
     64 * 1024 * 1024
+}
+
+const fn default_header_timeout() -> ConfigDuration {
+    ConfigDuration::from_secs(30)
 }
 
 const fn default_stall_timeout() -> ConfigDuration {
@@ -109,8 +116,10 @@ impl Validate for Config {
         if self.max_push_bytes == Some(0) {
             faults.push(Fault::new("max_push_bytes", 0, "1 or more; leave it out for no limit"));
         }
-        if self.stall_timeout < ConfigDuration::from_secs(1) {
-            faults.push(Fault::new("stall_timeout", self.stall_timeout, "1s or more"));
+        for (key, value) in [("header_timeout", self.header_timeout), ("stall_timeout", self.stall_timeout)] {
+            if value < ConfigDuration::from_secs(1) {
+                faults.push(Fault::new(key, value, "1s or more"));
+            }
         }
         faults
     }

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     gateway::Gateway,
-    limits::{HEADER_TIMEOUT, MAX_HEADER_BYTES, MAX_HEADERS},
+    limits::{MAX_HEADER_BYTES, MAX_HEADERS},
 };
 
 /// Requests at once on one HTTP/2 connection; the limit over all connections is configured.
@@ -46,7 +46,7 @@ pub(crate) async fn serve(
     });
     let io = TokioIo::new(StallGuard::new(connection, stall_timeout));
     let connection = builder.serve_connection(io, service);
-    let silence = tokio::time::sleep(HEADER_TIMEOUT);
+    let silence = tokio::time::sleep(gateway.config.header_timeout.0);
     tokio::pin!(connection, silence);
     let (mut draining, mut waiting) = (false, true);
     loop {
@@ -73,9 +73,9 @@ pub(crate) async fn serve(
 }
 
 /// The protocols' settings.
-pub(crate) fn builder() -> Builder<TokioExecutor> {
+pub(crate) fn builder(header_timeout: Duration) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_headers(MAX_HEADERS);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout).max_headers(MAX_HEADERS);
     builder
         .http2()
         .timer(TokioTimer::new())

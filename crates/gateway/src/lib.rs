@@ -4,12 +4,12 @@
 //! The gateway speaks the Gitaly API to the routers and knows nothing else of the cluster: not where a repository is,
 //! not how it is replicated, no git process. It keeps no state; any number of gateways may run.
 //!
-//! A request enters in [`connection`], is admitted and routed in [`gateway`] (limits, [`access`], [`path`]) and served
-//! in [`exchange`] (git) or [`api`] (JSON). Bytes flow without queues or tasks of their own: the client's body
-//! ([`request_body`]) becomes the body of the gRPC call ([`upload`]), the call's messages become the body of the answer
-//! ([`answer`]), and each side is polled only when the other has room. Dropping the answer drops the call, so a client
-//! that leaves stops its git process. [`upstream`] chooses among routers and coordinators, [`mirror`] refuses pushes to
-//! mirrors, [`failure`] says which status a failure gets.
+//! A request enters in `connection`, is admitted and routed in `gateway` (limits, `access`, `path`) and served
+//! in `exchange` (git) or `api` (JSON). Bytes flow without queues or tasks of their own: the client's body
+//! (`request_body`) becomes the body of the gRPC call (`upload`), the call's messages become the body of the answer
+//! (`answer`), and each side is polled only when the other has room. Dropping the answer drops the call, so a client
+//! that leaves stops its git process. `upstream` chooses among routers and coordinators, `mirror` refuses pushes to
+//! mirrors, `failure` says which status a failure gets.
 //!
 //! What hooks on the nodes see of a push: `gl_id` is `user-<name>` and `gl_username` `<name>`, the user name of the Basic
 //! credential or `anonymous`; `gl_repository` is `project-<path>`, the repository's path without `.git`.

@@ -8,8 +8,6 @@ pub(crate) const MAX_URI_BYTES: usize = 4096;
 pub(crate) const MAX_HEADER_BYTES: usize = 32 * 1024;
 /// Header lines of one request.
 pub(crate) const MAX_HEADERS: usize = 100;
-/// From the first wish for a request to the end of its headers. Also how long an idle connection is kept.
-pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// `Git-Protocol` must be shorter than this.
 pub(crate) const MAX_GIT_PROTOCOL_BYTES: usize = 64;
 /// Longest user name taken from a Basic credential; a longer one counts as none.

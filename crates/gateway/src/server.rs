@@ -103,7 +103,7 @@ async fn accept(
     tasks: Tasks,
     stopping: CancellationToken,
 ) {
-    let builder = Arc::new(connection::builder());
+    let builder = Arc::new(connection::builder(gateway.config.header_timeout.0));
     loop {
         let accepted = async {
             // Closed never: the semaphore lives as long as this task.

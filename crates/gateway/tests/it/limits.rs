@@ -160,3 +160,16 @@ async fn http_2_with_prior_knowledge_is_served() {
     assert!(body.starts_with(b"001e# service=git-upload-pack\n0000"));
     assert!(String::from_utf8_lossy(&body).contains(&tip));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_never_finish_their_headers_are_cut_off() {
+    let stage = Stage::configured("header_timeout = \"1s\"").await;
+    for start in ["", "P", "GET / HTTP/1.1\r\nX-Slow: "] {
+        let mut stream = tokio::net::TcpStream::connect(&stage.host).await.unwrap();
+        stream.write_all(start.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        // What it says, if anything, is up to the library; that it ends is ours.
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(20), read).await.unwrap();
+    }
+}

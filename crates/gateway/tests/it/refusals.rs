@@ -119,6 +119,10 @@ async fn a_router_that_is_gone_is_passed_over() {
     let dead = gone.local_addr().unwrap();
     let stage = Stage::with("", |address| format!("routers = [\"tcp://{dead}\", \"{address}\"]")).await;
     let tip = stage.seed("g/p.git", 1, 3 << 20).await;
+    // The first call of all goes to the one that is gone; its body must not be lost with it.
+    let headers = "Content-Type: application/x-git-upload-pack-request\r\nGit-Protocol: version=2\r\n";
+    let answer = stage.http("POST", "/g/p/git-upload-pack", headers, b"0014command=ls-refs\n0000").await;
+    assert!(answer.status == 200 && answer.text().contains(&tip), "{answer:?}");
     let url = format!("{}/g/p.git", stage.url);
     for number in 0..3 {
         let target = format!("clone-{number}");
@@ -127,6 +131,14 @@ async fn a_router_that_is_gone_is_passed_over() {
         stage.git(&["-C", "seed", "commit", "-q", "--allow-empty", "-m", "x"]).await;
         let branch = format!("HEAD:refs/heads/b{number}");
         stage.git(&["-C", "seed", "-c", "http.postBuffer=1024", "push", "-q", &url, &branch]).await;
+    }
+
+    let alone = Stage::with("", |_| format!("routers = [\"tcp://{dead}\"]")).await;
+    for (method, target) in
+        [("GET", "/g/p/info/refs?service=git-upload-pack"), ("POST", "/g/p/git-upload-pack")]
+    {
+        let answer = alone.http(method, target, headers, b"").await;
+        assert!(answer.status == 503 && answer.text().contains("unavailable"), "{answer:?}");
     }
     drop(gone);
 }
