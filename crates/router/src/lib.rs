@@ -1,1 +1,216 @@
-//! Stateless Gitaly proxy in front of the storage nodes.
+//! The router: what clients of Gitaly connect to instead of Gitaly.
+//!
+//! It relays every RPC to the storage nodes that hold the repository, and keeps nothing: which replicas are up to date,
+//! where writes go and what was written is the coordinator's knowledge. It must not know SQL, git or the message bus.
+//!
+//! An RPC enters at [`serve`] (one HTTP/2 connection), where `relay` takes over: the token is checked, the path is looked
+//! up in `table` (made from the method registry; no code is written per method), the first message is read
+//! (`first_message`) and the repository found in it (`wire`) without decoding it. Then
+//! * a *read* gets the route from `routes` (cached under a lease, else asked), `routing` picks an up-to-date replica, and
+//!   `nodes` carries the rewritten request to it; the rest of the stream and the whole answer pass through as they are;
+//! * a *write* goes between `BeginWrite` and `CommitWrite` (`writes`): its status reaches the client only after the
+//!   coordinator has recorded it;
+//! * *maintenance* goes to every replica;
+//! * what Praefect answers itself, `answers` does.
+//!
+//! `body` holds the wrappers that make a lost node a status, bound the whole exchange by the client's deadline, and hold
+//! a write's status. `routes::session` keeps the lease and takes revocations.
+//!
+//! Pure parts are tested beside the code (`routing`, `wire`, `routes::cache`); `tests/it` runs a router between fake nodes
+//! and a fake coordinator: `cargo test -p tabularium-router`.
+
+mod account;
+mod answers;
+mod body;
+mod config;
+mod coordinator;
+mod first_message;
+mod limits;
+mod metrics;
+mod nodes;
+mod refusal;
+mod relay;
+mod routes;
+mod routing;
+mod serve;
+mod table;
+mod timeout;
+mod wire;
+mod writes;
+
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+
+use prometheus_client::registry::Registry;
+use tabularium_common::{
+    admin,
+    announce::Announcement,
+    auth::{RequireToken, SendToken},
+    config::{ConfigError, SecretFile},
+    grpc::Listener,
+    lifecycle::{Readiness, Tasks},
+};
+use tabularium_proto::gitaly::{
+    praefect_info_service_server::PraefectInfoServiceServer, server_service_server::ServerServiceServer,
+};
+use tonic::service::Routes as TypedServices;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+pub use config::Config;
+
+use crate::{
+    answers::{praefect::PraefectInfo, server::Server},
+    coordinator::Coordinators,
+    metrics::Metrics,
+    nodes::Nodes,
+    relay::{NodeToken, Relay, Shared},
+    routes::{Routes, session::Sessions},
+    serve::Workers,
+    table::Table,
+    writes::Writes,
+};
+
+/// How long background tasks may take to stop once the last RPC is done.
+const BACKGROUND_DRAIN: Duration = Duration::from_secs(2);
+
+/// Why a router did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A secret cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A listener cannot be bound, the announcement not written, or a thread not started.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The method table of this build cannot be read.
+    #[error(transparent)]
+    Table(#[from] tabularium_common::methods::TableError),
+    /// The reflection service cannot be built.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> RunError {
+    let what = what.into();
+    move |source| RunError::Io { what, source }
+}
+
+fn secret(file: Option<&SecretFile>) -> Result<Option<secrecy::SecretString>, ConfigError> {
+    file.map(SecretFile::read).transpose()
+}
+
+/// Runs a router until `stop` is ready, then until what it serves is done, or `drain_seconds` have passed. Call it on a
+/// current-thread runtime: that thread is the first worker.
+pub async fn run(
+    config: Config,
+    announce: Option<PathBuf>,
+    stop: impl Future<Output = std::io::Result<()>>,
+) -> Result<(), RunError> {
+    let require = RequireToken(secret(config.token_file.as_ref())?);
+    let node_token = SendToken(secret(config.node_token_file.as_ref())?);
+    let coordinator_token = SendToken(secret(config.coordinator_token_file.as_ref())?);
+    let table = Table::read()?;
+
+    let listener =
+        Listener::bind(&config.listen).await.map_err(io(format!("listening on {}", config.listen)))?;
+    let address = listener.address().map_err(io("the address of the listener"))?;
+
+    // What serves RPCs is drained first; what keeps leases and writes alive stops after it.
+    let serving = Tasks::new();
+    let background = Tasks::new();
+    let readiness = Readiness::new();
+    let mut registry = Registry::default();
+    let metrics = Arc::new(Metrics::new(&mut registry));
+    let admin = admin::serve(config.admin_listen, Arc::new(registry), readiness.clone(), &background)
+        .await
+        .map_err(io(format!("listening on {}", config.admin_listen)))?;
+
+    let router_id = uuid::Uuid::new_v4().to_string();
+    let workers = config.worker_count();
+    let coordinators = Coordinators::new(&config.coordinators, &coordinator_token);
+    let nodes = Arc::new(Nodes::new(workers, background.clone(), Arc::clone(&metrics)));
+    let routes = Arc::new(Routes::new(coordinators.clone(), Arc::clone(&metrics)));
+    let writes = Writes::new(coordinators.clone(), router_id.clone(), serving.clone(), Arc::clone(&metrics));
+    let (health, typed) = typed_services(&nodes, &routes, &node_token)?;
+    let shared = Arc::new(Shared {
+        table,
+        require,
+        metrics,
+        nodes: Arc::clone(&nodes),
+        routes: Arc::clone(&routes),
+        writes: writes.clone(),
+        coordinators: coordinators.clone(),
+        typed,
+    });
+    let relays = (0..workers)
+        .map(|worker| Relay::new(Arc::clone(&shared), worker, NodeToken::new(node_token.clone())))
+        .collect();
+    let workers = Workers::start(relays, &serving).map_err(io("starting workers"))?;
+
+    if let Some(path) = announce {
+        let mut announcement = Announcement::of_this_process();
+        announcement.grpc = Some(address.to_string());
+        announcement.admin = Some(admin.to_string());
+        announcement.write(&path).map_err(io(format!("writing {}", path.display())))?;
+    }
+    tracing::info!(%address, %admin, %router_id, "router is listening");
+
+    let sessions =
+        Sessions { coordinators, routes, nodes: Arc::clone(&nodes), router_id, readiness: readiness.clone() };
+    until_stopped(&background, "session", sessions.run());
+    until_stopped(&background, "node probes", nodes.probe(node_token));
+    until_stopped(&background, "write renewal", writes.renew());
+
+    let stopped = tokio::select! {
+        stopped = stop => stopped,
+        () = workers.accept(listener) => Ok(()),
+    };
+    readiness.set(false);
+    health.set_service_status("", ServingStatus::NotServing).await;
+    tracing::info!("router is stopping");
+    if let Err(error) = serving.drain(Duration::from_secs(config.drain_seconds)).await {
+        tracing::warn!(%error, "not everything was done in time");
+    }
+    if let Err(error) = background.drain(BACKGROUND_DRAIN).await {
+        tracing::debug!(%error, "background tasks");
+    }
+    workers.join();
+    stopped.map_err(io("waiting for the signal to stop"))
+}
+
+fn until_stopped(tasks: &Tasks, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+    let stopping = tasks.stopping();
+    tasks.spawn(name, async move {
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            () = work => {}
+        }
+    });
+}
+
+fn typed_services(
+    nodes: &Arc<Nodes>,
+    routes: &Arc<Routes>,
+    token: &SendToken,
+) -> Result<(HealthReporter, TypedServices), tonic_reflection::server::Error> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(tabularium_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let server = Server { nodes: Arc::clone(nodes), routes: Arc::clone(routes), token: token.clone() };
+    let praefect =
+        PraefectInfo { nodes: Arc::clone(nodes), routes: Arc::clone(routes), token: token.clone() };
+    let services = TypedServices::new(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(ServerServiceServer::new(server))
+        .add_service(PraefectInfoServiceServer::new(praefect))
+        .prepare();
+    Ok((reporter, services))
+}

@@ -1,0 +1,187 @@
+//! `gitaly.ServerService`: what the nodes say of themselves, put together as one server's answer.
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use tabularium_common::{VERSION, auth::SendToken};
+use tabularium_proto::gitaly::{
+    DiskStatisticsRequest, DiskStatisticsResponse, ReadinessCheckRequest, ReadinessCheckResponse,
+    ServerInfoRequest, ServerInfoResponse, ServerSignatureRequest, ServerSignatureResponse,
+    readiness_check_response::{Failure, Ok as Ready, Result as Readiness, failure},
+    server_info_response::StorageStatus,
+    server_service_client::ServerServiceClient,
+    server_service_server::ServerService,
+};
+use tonic::{Request, Response, Status};
+use uuid::{Uuid, uuid};
+
+use super::asked;
+use crate::{
+    nodes::{Node, Nodes, Storages},
+    refusal::Refusal,
+    routes::Routes,
+};
+
+/// Namespace of the file system ids of virtual storages (wire reference, section b.9).
+const FILESYSTEM_NAMESPACE: Uuid = uuid!("1ef1a8c6-cf52-4d0a-92a6-ca643e8bc7c5");
+
+/// The service.
+pub(crate) struct Server {
+    /// Who is asked.
+    pub(crate) nodes: Arc<Nodes>,
+    /// Says whether a coordinator can be reached.
+    pub(crate) routes: Arc<Routes>,
+    /// For nodes.
+    pub(crate) token: SendToken,
+}
+
+impl Server {
+    fn client(
+        &self,
+        node: &Node,
+    ) -> ServerServiceClient<
+        tonic::service::interceptor::InterceptedService<tonic::transport::Channel, SendToken>,
+    > {
+        ServerServiceClient::with_interceptor(node.channel(), self.token.clone())
+    }
+
+    async fn node_info(&self, node: &Node) -> Option<(ServerInfoResponse, StorageStatus)> {
+        let mut client = self.client(node);
+        let mut info = match asked(client.server_info(ServerInfoRequest {})).await {
+            Ok(info) => info,
+            Err(status) => {
+                tracing::warn!(storage = %node.storage, error = status.message(), "ServerInfo");
+                return None;
+            }
+        };
+        let place = info.storage_statuses.iter().position(|status| *status.storage_name == *node.storage)?;
+        let status = info.storage_statuses.swap_remove(place);
+        Some((info, status))
+    }
+
+    /// The first of a virtual storage's nodes, in their order, that answers.
+    async fn virtual_storage_info(
+        &self,
+        name: &str,
+        storages: &Storages,
+    ) -> Option<(ServerInfoResponse, StorageStatus)> {
+        let healthy = storages.iter().filter(|node| node.healthy());
+        let answers = join_all(healthy.map(|node| self.node_info(node))).await;
+        let (info, mut status) = answers.into_iter().flatten().next()?;
+        name.clone_into(&mut status.storage_name);
+        status.replication_factor = u32::try_from(storages.len()).unwrap_or(u32::MAX);
+        if storages.len() > 1 {
+            status.filesystem_id = Uuid::new_v5(&FILESYSTEM_NAMESPACE, name.as_bytes()).to_string();
+        }
+        Some((info, status))
+    }
+}
+
+#[tonic::async_trait]
+impl ServerService for Server {
+    async fn server_info(
+        &self,
+        _: Request<ServerInfoRequest>,
+    ) -> Result<Response<ServerInfoResponse>, Status> {
+        let directory = self.nodes.directory();
+        if !directory.known() {
+            return Err(Refusal::NoTopology.status());
+        }
+        let mut virtual_storages: Vec<_> = directory.iter().collect();
+        virtual_storages.sort_by_key(|(name, _)| *name);
+        let asked = virtual_storages.iter().map(|(name, storages)| self.virtual_storage_info(name, storages));
+        let mut answer = ServerInfoResponse { server_version: VERSION.to_owned(), ..Default::default() };
+        for (info, status) in join_all(asked).await.into_iter().flatten() {
+            if answer.storage_statuses.is_empty() {
+                answer.server_version = info.server_version;
+                answer.git_version = info.git_version;
+            }
+            answer.storage_statuses.push(status);
+        }
+        if answer.storage_statuses.is_empty() && !virtual_storages.is_empty() {
+            return Err(Status::unavailable("no storage node answers"));
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn disk_statistics(
+        &self,
+        _: Request<DiskStatisticsRequest>,
+    ) -> Result<Response<DiskStatisticsResponse>, Status> {
+        let directory = self.nodes.directory();
+        if !directory.known() {
+            return Err(Refusal::NoTopology.status());
+        }
+        let mut nodes: Vec<&Arc<Node>> = directory.iter().flat_map(|(_, storages)| storages).collect();
+        nodes.sort_by(|one, other| one.storage.cmp(&other.storage));
+        let questions = nodes.iter().map(|node| async move {
+            let mut client = self.client(node);
+            (node, asked(client.disk_statistics(DiskStatisticsRequest {})).await)
+        });
+        let mut answer = DiskStatisticsResponse::default();
+        let mut failure = None;
+        for (node, statistics) in join_all(questions).await {
+            match statistics {
+                Ok(statistics) => answer.storage_statuses.extend(
+                    statistics
+                        .storage_statuses
+                        .into_iter()
+                        .filter(|status| *status.storage_name == *node.storage),
+                ),
+                Err(status) => {
+                    tracing::warn!(storage = %node.storage, error = status.message(), "DiskStatistics");
+                    failure = Some(status);
+                }
+            }
+        }
+        match failure {
+            Some(status) if answer.storage_statuses.is_empty() => {
+                Err(Status::unavailable(format!("no storage node answers: {}", status.message())))
+            }
+            _ => Ok(Response::new(answer)),
+        }
+    }
+
+    async fn readiness_check(
+        &self,
+        _: Request<ReadinessCheckRequest>,
+    ) -> Result<Response<ReadinessCheckResponse>, Status> {
+        let mut failed_checks = Vec::new();
+        let mut fail = |name: &str, error_message: String| {
+            failed_checks.push(failure::Response { name: name.to_owned(), error_message });
+        };
+        if !self.routes.leased() {
+            fail("coordinator", "no coordinator renews this router's lease".to_owned());
+        }
+        let directory = self.nodes.directory();
+        for (name, storages) in directory.iter() {
+            let dead: Vec<&str> =
+                storages.iter().filter(|node| !node.healthy()).map(|node| &*node.storage).collect();
+            if !dead.is_empty() {
+                fail("gitaly node connectivity", format!("{name}: not healthy: {}", dead.join(", ")));
+            }
+        }
+        let result = if failed_checks.is_empty() {
+            Readiness::OkResponse(Ready {})
+        } else {
+            Readiness::FailureResponse(Failure { failed_checks })
+        };
+        Ok(Response::new(ReadinessCheckResponse { result: Some(result) }))
+    }
+
+    async fn server_signature(
+        &self,
+        _: Request<ServerSignatureRequest>,
+    ) -> Result<Response<ServerSignatureResponse>, Status> {
+        let directory = self.nodes.directory();
+        let mut last = Refusal::NoHealthyNodes.status();
+        for node in directory.iter().flat_map(|(_, storages)| storages).filter(|node| node.healthy()) {
+            let mut client = self.client(node);
+            match asked(client.server_signature(ServerSignatureRequest {})).await {
+                Ok(answer) => return Ok(Response::new(answer)),
+                Err(status) => last = status,
+            }
+        }
+        Err(last)
+    }
+}

@@ -1,0 +1,417 @@
+//! The bodies that travel through the router. Each wrapper does one thing and is tested alone.
+//!
+//! * [`Spliced`]: towards a node: the rewritten first message, then the untouched rest of the client's stream.
+//! * [`Graceful`]: from a node: a connection that is lost becomes a status instead of a reset.
+//! * [`Settled`]: from a node, for writes: the status is held until the write has been recorded.
+//! * [`Deadline`]: to a client: the whole exchange ends when the client's time is up.
+//! * [`Accounted`]: to a client: metrics and the log line at the end, however it ends.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame};
+use tokio::time::Sleep;
+use tonic::Code;
+
+use crate::{
+    account::Account,
+    refusal::{Refusal, code_of},
+    routing::{Ending, settlement},
+    writes::ActiveWrite,
+};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The rewritten first message, what had been read past it, and the rest of the client's stream.
+#[derive(Debug)]
+pub(crate) struct Spliced<B> {
+    head: Option<Bytes>,
+    leftover: Option<Bytes>,
+    rest: Option<B>,
+}
+
+impl<B> Spliced<B> {
+    /// A whole request: `head` is all of it.
+    pub(crate) fn whole(head: Bytes) -> Self {
+        Self { head: Some(head), leftover: None, rest: None }
+    }
+
+    /// A request whose stream goes on behind `head`.
+    pub(crate) fn stream(head: Bytes, leftover: Option<Bytes>, rest: B) -> Self {
+        Self { head: Some(head), leftover, rest: Some(rest) }
+    }
+
+    /// Back to what stood behind the head, for a request that was handed back unsent.
+    pub(crate) fn into_rest(self) -> (Option<Bytes>, Option<B>) {
+        (self.leftover, self.rest)
+    }
+}
+
+impl<B> Body for Spliced<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(bytes) = self.head.take().or_else(|| self.leftover.take()) {
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+        }
+        let Some(rest) = &mut self.rest else {
+            return Poll::Ready(None);
+        };
+        match ready!(Pin::new(&mut *rest).poll_frame(cx)) {
+            Some(Ok(frame)) => Poll::Ready(Some(Ok(frame))),
+            Some(Err(error)) => {
+                self.rest = None;
+                Poll::Ready(Some(Err(error.into())))
+            }
+            None => {
+                // A stream that was reset can end like one that was closed. The node must not take what it has for the
+                // whole request.
+                let whole = rest.is_end_stream();
+                self.rest = None;
+                if whole {
+                    Poll::Ready(None)
+                } else {
+                    Poll::Ready(Some(Err(h2::Error::from(h2::Reason::CANCEL).into())))
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.head.is_none() && self.leftover.is_none() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+    }
+}
+
+/// A node's answer that always ends with a status.
+pub(crate) struct Graceful<B> {
+    inner: Option<B>,
+    storage: std::sync::Arc<str>,
+    lost: bool,
+}
+
+impl<B> Graceful<B> {
+    /// Wraps the answer of a storage.
+    pub(crate) fn new(inner: B, storage: std::sync::Arc<str>) -> Self {
+        Self { inner: Some(inner), storage, lost: false }
+    }
+
+    /// The status is ours: the node went away without one.
+    pub(crate) fn lost(&self) -> bool {
+        self.lost
+    }
+
+    fn give_up(&mut self) -> Frame<Bytes> {
+        self.inner = None;
+        self.lost = true;
+        Frame::trailers(Refusal::Lost(self.storage.to_string()).trailers())
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Graceful<B> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let Some(inner) = &mut self.inner else {
+            return Poll::Ready(None);
+        };
+        match ready!(Pin::new(inner).poll_frame(cx)) {
+            Some(Ok(frame)) if frame.is_trailers() => {
+                self.inner = None;
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Ok(frame)) => Poll::Ready(Some(Ok(frame))),
+            Some(Err(_)) | None => Poll::Ready(Some(Ok(self.give_up()))),
+        }
+    }
+}
+
+type Settling = Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>>;
+type Losing = Pin<Box<tokio_util::sync::WaitForCancellationFutureOwned>>;
+
+/// A node's answer to a write. Data flows; the status waits until the coordinator knows what the write did.
+pub(crate) struct Settled<B> {
+    inner: Option<Graceful<B>>,
+    write: Option<Box<(ActiveWrite, Losing)>>,
+    settling: Option<(Settling, HeaderMap)>,
+}
+
+impl<B> Settled<B> {
+    /// The answer to something that is no write: nothing is held.
+    pub(crate) fn read(inner: Graceful<B>) -> Self {
+        Self { inner: Some(inner), write: None, settling: None }
+    }
+
+    /// The answer to a write.
+    pub(crate) fn write(inner: Graceful<B>, write: ActiveWrite) -> Self {
+        let losing = Box::pin(write.lost().cancelled_owned());
+        Self { inner: Some(inner), write: Some(Box::new((write, losing))), settling: None }
+    }
+
+    fn poll_settling(&mut self, cx: &mut Context<'_>) -> Poll<HeaderMap> {
+        let Some((settling, trailers)) = &mut self.settling else {
+            return Poll::Pending;
+        };
+        let recorded = ready!(settling.as_mut().poll(cx));
+        let trailers = std::mem::take(trailers);
+        self.settling = None;
+        Poll::Ready(match recorded {
+            Err(refusal) if code_of(&trailers) == Some(Code::Ok) => refusal.trailers(),
+            _ => trailers,
+        })
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Settled<B> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = &mut *self;
+        if this.settling.is_some() {
+            return this.poll_settling(cx).map(|trailers| Some(Ok(Frame::trailers(trailers))));
+        }
+        if let Some(write) = &mut this.write
+            && write.1.as_mut().poll(cx).is_ready()
+        {
+            // The coordinator has settled the intent already; the node is stopped by dropping its answer.
+            this.inner = None;
+            if let Some(write) = this.write.take() {
+                write.0.forget();
+            }
+            return Poll::Ready(Some(Ok(Frame::trailers(Refusal::IntentLost.trailers()))));
+        }
+        let Some(inner) = &mut this.inner else {
+            return Poll::Ready(None);
+        };
+        let Some(Ok(frame)) = ready!(Pin::new(&mut *inner).poll_frame(cx)) else {
+            this.inner = None;
+            return Poll::Ready(None);
+        };
+        let frame = match frame.into_trailers() {
+            Ok(trailers) => trailers,
+            Err(frame) => return Poll::Ready(Some(Ok(frame))),
+        };
+        let lost = inner.lost();
+        this.inner = None;
+        let Some(write) = this.write.take() else {
+            return Poll::Ready(Some(Ok(Frame::trailers(frame))));
+        };
+        let (write, _) = *write;
+        let ending = match code_of(&frame) {
+            Some(code) if !lost => Ending::Status(code),
+            _ => Ending::Lost,
+        };
+        let settlement = settlement(write.kind(), ending);
+        this.settling = Some((Box::pin(write.settle(settlement)), frame));
+        this.poll_settling(cx).map(|trailers| Some(Ok(Frame::trailers(trailers))))
+    }
+}
+
+/// Ends the exchange with `DEADLINE_EXCEEDED` when the client's time is up, whatever the rest of it does.
+pub(crate) struct Deadline<B> {
+    inner: Option<B>,
+    expiry: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B> Deadline<B> {
+    /// `expiry`: `None` for a client that waits for ever.
+    pub(crate) fn new(inner: B, expiry: Option<Pin<Box<Sleep>>>) -> Self {
+        Self { inner: Some(inner), expiry }
+    }
+}
+
+impl<B: Body<Data = Bytes, Error = Infallible> + Unpin> Body for Deadline<B> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = &mut *self;
+        let Some(inner) = &mut this.inner else {
+            return Poll::Ready(None);
+        };
+        // First of all, or a stream that always has something to say would never be asked for the time.
+        if let Some(expiry) = &mut this.expiry
+            && expiry.as_mut().poll(cx).is_ready()
+        {
+            this.inner = None;
+            return Poll::Ready(Some(Ok(Frame::trailers(Refusal::DeadlineExceeded.trailers()))));
+        }
+        Pin::new(inner).poll_frame(cx)
+    }
+}
+
+/// Closes the account of the RPC with the status that the client was sent.
+pub(crate) struct Accounted<B> {
+    inner: B,
+    account: Account,
+}
+
+impl<B> Accounted<B> {
+    /// Takes over the account.
+    pub(crate) fn new(inner: B, account: Account) -> Self {
+        Self { inner, account }
+    }
+}
+
+impl<B: Body<Data = Bytes, Error = Infallible> + Unpin> Body for Accounted<B> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            self.account.close(code_of(trailers).unwrap_or(Code::Unknown));
+        }
+        Poll::Ready(frame)
+    }
+}
+
+/// What a node's answer is wrapped in.
+pub(crate) type Relayed<B> = Accounted<Deadline<Settled<B>>>;
+
+/// What the router answers with.
+#[expect(clippy::large_enum_variant, reason = "the large one is the usual one; a box would cost every RPC")]
+pub(crate) enum Reply {
+    /// A node's answer.
+    Relayed(Relayed<hyper::body::Incoming>),
+    /// One of the typed services.
+    Typed(tonic::body::Body),
+    /// Known in full: at most one message, then trailers.
+    Whole {
+        /// With its prefix.
+        message: Option<Bytes>,
+        /// Not there when the status stands in the headers.
+        trailers: Option<HeaderMap>,
+    },
+}
+
+impl Body for Reply {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+        match self.get_mut() {
+            Self::Relayed(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Typed(body) => Pin::new(body).poll_frame(cx),
+            Self::Whole { message, trailers } => Poll::Ready(
+                message.take().map(Frame::data).or_else(|| trailers.take().map(Frame::trailers)).map(Ok),
+            ),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Relayed(_) => false,
+            Self::Typed(body) => body.is_end_stream(),
+            Self::Whole { message, trailers } => message.is_none() && trailers.is_none(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http_body_util::{BodyExt as _, StreamBody};
+
+    use super::*;
+
+    type Frames = Vec<Result<Frame<Bytes>, BoxError>>;
+
+    fn body(frames: Frames) -> impl Body<Data = Bytes, Error = BoxError> + Unpin {
+        StreamBody::new(futures::stream::iter(frames))
+    }
+
+    fn data(text: &'static str) -> Frame<Bytes> {
+        Frame::data(Bytes::from_static(text.as_bytes()))
+    }
+
+    fn status(code: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(
+            http::HeaderName::from_static("grpc-status"),
+            http::HeaderValue::from_static(code),
+        )])
+    }
+
+    async fn codes(mut body: impl Body<Data = Bytes, Error = Infallible> + Unpin) -> (String, Option<Code>) {
+        let (mut text, mut code) = (String::new(), None);
+        while let Some(frame) = body.frame().await {
+            match frame.unwrap().into_data() {
+                Ok(data) => text.push_str(std::str::from_utf8(&data).unwrap()),
+                Err(frame) => code = code_of(frame.trailers_ref().unwrap()),
+            }
+        }
+        (text, code)
+    }
+
+    #[tokio::test]
+    async fn a_splice_keeps_the_order_and_hands_the_rest_back() {
+        let rest = http_body_util::Full::new(Bytes::from_static(b"c"));
+        let spliced = Spliced::stream(Bytes::from_static(b"a"), Some(Bytes::from_static(b"b")), rest.clone());
+        assert_eq!(spliced.collect().await.unwrap().to_bytes(), "abc");
+        let (leftover, rest) =
+            Spliced::stream(Bytes::from_static(b"a"), Some(Bytes::from_static(b"b")), rest).into_rest();
+        assert_eq!(leftover.unwrap(), "b");
+        assert!(rest.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_cut_off_is_not_passed_off_as_whole() {
+        // A stream body never claims to have ended by the peer's word.
+        let spliced = Spliced::stream(Bytes::from_static(b"a"), None, body(vec![Ok(data("b"))]));
+        let error = spliced.collect().await.unwrap_err();
+        assert_eq!(error.downcast_ref::<h2::Error>().unwrap().reason(), Some(h2::Reason::CANCEL));
+    }
+
+    #[tokio::test]
+    async fn a_lost_node_is_unavailable_and_a_status_of_its_own_is_kept() {
+        let lost = Graceful::new(body(vec![Ok(data("a")), Err("gone".into())]), "s".into());
+        assert_eq!(codes(lost).await, ("a".into(), Some(Code::Unavailable)));
+        let silent = Graceful::new(body(vec![Ok(data("a"))]), "s".into());
+        assert_eq!(codes(silent).await, ("a".into(), Some(Code::Unavailable)));
+        let own = Graceful::new(body(vec![Ok(data("a")), Ok(Frame::trailers(status("5")))]), "s".into());
+        assert_eq!(codes(Settled::read(own)).await, ("a".into(), Some(Code::NotFound)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_whole_exchange_is_bounded() {
+        let hanging = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Infallible>>());
+        let expiry = Box::pin(tokio::time::sleep(Duration::from_millis(200)));
+        let started = tokio::time::Instant::now();
+        let deadline = Deadline::new(hanging, Some(expiry));
+        assert_eq!(codes(deadline).await, (String::new(), Some(Code::DeadlineExceeded)));
+        assert_eq!(started.elapsed().as_millis() / 10, 20);
+    }
+}

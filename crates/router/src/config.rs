@@ -1,0 +1,101 @@
+//! The router's configuration file.
+
+use std::net::SocketAddr;
+
+use serde::Deserialize;
+use tabularium_common::{
+    config::{Fault, SecretFile, Validate},
+    grpc::{Address, ListenAddress},
+    telemetry::TelemetryConfig,
+};
+
+/// Most worker threads that can be asked for.
+const MAX_WORKERS: usize = 64;
+/// Longest drain, in seconds.
+const MAX_DRAIN_SECONDS: u64 = 24 * 3600;
+
+/// Everything in `router.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where clients connect: `address:port` (port 0: any free one) or `unix:/path`.
+    pub listen: ListenAddress,
+    /// Metrics, liveness and readiness, `address:port`.
+    pub admin_listen: SocketAddr,
+    /// Every coordinator, `tcp://host:port` or `unix:/path`. The first that answers is used.
+    pub coordinators: Vec<Address>,
+    /// File with the secret that clients' tokens are signed with. Absent: clients are not asked for a token.
+    pub token_file: Option<SecretFile>,
+    /// File with the secret of the storage nodes. Absent: they get no token.
+    pub node_token_file: Option<SecretFile>,
+    /// File with the secret of the coordinators. Absent: they get no token.
+    pub coordinator_token_file: Option<SecretFile>,
+    /// Threads that relay. A connection stays with one of them, and each has its own connections to the nodes, so that
+    /// fewer cost less and more carry more. Absent: half the processors, at least 1, at most 4.
+    pub workers: Option<usize>,
+    /// How long RPCs may go on after the router was told to stop, in seconds.
+    #[serde(default = "default_drain_seconds")]
+    pub drain_seconds: u64,
+    /// Logs and traces.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
+}
+
+fn default_drain_seconds() -> u64 {
+    30
+}
+
+impl Config {
+    /// How many threads relay.
+    pub(crate) fn worker_count(&self) -> usize {
+        self.workers.unwrap_or_else(|| {
+            let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            (processors / 2).clamp(1, 4)
+        })
+    }
+}
+
+impl Validate for Config {
+    fn faults(&self) -> Vec<Fault> {
+        let mut faults = self.telemetry.faults();
+        if self.coordinators.is_empty() {
+            faults.push(Fault::new("coordinators", "[]", "at least one tcp://host:port or unix:/path"));
+        }
+        if let Some(workers) = self.workers
+            && !(1..=MAX_WORKERS).contains(&workers)
+        {
+            faults.push(Fault::new("workers", workers, format!("1 to {MAX_WORKERS}")));
+        }
+        if self.drain_seconds > MAX_DRAIN_SECONDS {
+            faults.push(Fault::new("drain_seconds", self.drain_seconds, format!("0 to {MAX_DRAIN_SECONDS}")));
+        }
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tabularium_common::config::parse;
+
+    use super::*;
+
+    #[test]
+    fn the_example_is_a_configuration() {
+        let text = include_str!("../../../deploy/config/router.toml");
+        let config: Config = parse(Path::new("router.toml"), text).unwrap();
+        assert_eq!(config.drain_seconds, 30);
+        assert!(config.worker_count() >= 1);
+    }
+
+    #[test]
+    fn every_fault_is_named() {
+        let text =
+            "listen = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\ncoordinators = []\nworkers = 0\n";
+        let error = parse::<Config>(Path::new("r.toml"), text).unwrap_err().to_string();
+        assert!(error.contains("`coordinators` is `[]`") && error.contains("`workers` is `0`"), "{error}");
+        let error = parse::<Config>(Path::new("r.toml"), "listne = 1").unwrap_err().to_string();
+        assert!(error.contains("listne"), "{error}");
+    }
+}

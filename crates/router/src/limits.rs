@@ -1,0 +1,76 @@
+//! Every bound of the router, with its unit and its reason.
+
+use std::time::Duration;
+
+/// Largest first message read before the relay starts; gRPC's own limit, which Gitaly's clients rely on.
+pub(crate) const FIRST_MESSAGE_BYTES: usize = tabularium_common::grpc::MAX_MESSAGE_BYTES;
+/// How long a client may take to send its first message.
+pub(crate) const FIRST_MESSAGE_WAIT: Duration = Duration::from_secs(60);
+
+/// Receive window of one relayed stream, either side. A stream whose reader is slow holds at most this, one frame in
+/// hand and [`SEND_BUFFER_BYTES`], which together stay below 1 MiB.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Largest frame taken, either side: large enough that system calls no longer dominate.
+pub(crate) const MAX_FRAME_BYTES: u32 = 256 * 1024;
+/// What may wait in one stream's send queue.
+pub(crate) const SEND_BUFFER_BYTES: usize = 256 * 1024;
+const _: () =
+    assert!(STREAM_WINDOW_BYTES as usize + MAX_FRAME_BYTES as usize + SEND_BUFFER_BYTES <= 1024 * 1024);
+/// Read buffer of one socket: a peer that sends 16 KiB frames costs a quarter of the system calls.
+pub(crate) const SOCKET_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Client connections at once; one more is closed at once.
+pub(crate) const MAX_CONNECTIONS: usize = 10_000;
+/// Accepted connections on their way to a worker.
+pub(crate) const HANDOFF_QUEUE: usize = 64;
+/// Pause after a failed accept (usually: no file descriptors left).
+pub(crate) const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// How often a client connection is pinged.
+pub(crate) const CLIENT_KEEPALIVE: Duration = Duration::from_secs(300);
+
+/// Connections per worker to one node that carry streams.
+pub(crate) const STREAM_CONNECTIONS: usize = 2;
+/// Resets a node connection remembers at once: a burst of cancellations must not end a connection that others share.
+pub(crate) const MAX_CONCURRENT_RESETS: usize = 100_000;
+/// How often each node is asked for its health, and how long it may take to answer.
+pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// See [`PROBE_INTERVAL`].
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Probes in a row that may run out of time before the node counts as down. A refused connection counts at once.
+pub(crate) const SLOW_PROBES: u8 = 2;
+
+/// Nodes tried for one read.
+pub(crate) const READ_ATTEMPTS: usize = 3;
+/// Primaries tried for one write.
+pub(crate) const WRITE_ATTEMPTS: usize = 3;
+/// Largest answer of one node to a maintenance RPC.
+pub(crate) const MAINTENANCE_ANSWER_BYTES: usize = 64 * 1024;
+/// How long a node may take to answer what the router asks it for itself.
+pub(crate) const NODE_QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long one coordinator may take to resolve a repository.
+pub(crate) const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one coordinator may take to begin a write, or to abort or renew one.
+pub(crate) const WRITE_CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one coordinator may take to commit a write: it may wait for other routers' leases to run out.
+pub(crate) const COMMIT_CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a settlement is tried, over all coordinators, before the client hears that it could not be recorded.
+pub(crate) const SETTLE_PATIENCE: Duration = Duration::from_secs(30);
+/// First and largest pause between tries of a settlement.
+pub(crate) const SETTLE_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// How long a coordinator may take to open a session.
+pub(crate) const SESSION_OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// First and largest pause between tries to open a session.
+pub(crate) const SESSION_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Messages to the coordinator that may wait in a session; a session that is further behind is given up.
+pub(crate) const SESSION_QUEUE: usize = 1024;
+/// Longest lease that is taken from a coordinator.
+pub(crate) const MAX_LEASE: Duration = Duration::from_secs(300);
+
+/// Routes kept, over all shards and both halves of each.
+pub(crate) const MAX_CACHED_ROUTES: usize = 131_072;
+/// Shards of the route cache; a power of two.
+pub(crate) const ROUTE_SHARDS: usize = 16;
+/// How often a read joins somebody else's question for a route before it asks for itself.
+pub(crate) const FOLLOW_ATTEMPTS: usize = 2;

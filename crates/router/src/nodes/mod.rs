@@ -1,0 +1,195 @@
+//! The storage nodes: how they are reached, and whether they are believed to be healthy.
+//!
+//! The opinion comes from real traffic (a connection that cannot be opened) and from a probe every second. It is this
+//! router's own, and only steers: a coordinator decides what is true.
+
+mod pool;
+mod probe;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
+};
+
+use hyper::body::Incoming;
+use prometheus_client::metrics::gauge::Gauge;
+use tabularium_common::{
+    grpc::{Address, channel},
+    lifecycle::Tasks,
+};
+use tabularium_proto::coordinator::Topology;
+use tonic::transport::Channel;
+
+use crate::{
+    body::Spliced,
+    limits::SLOW_PROBES,
+    metrics::{Metrics, StorageLabels},
+};
+use pool::Pool;
+pub(crate) use pool::{SendError, Traffic};
+
+/// A request as nodes get it.
+pub(crate) type Outgoing = http::Request<Spliced<Incoming>>;
+
+/// One storage.
+pub(crate) struct Node {
+    /// Its name.
+    pub(crate) storage: Arc<str>,
+    address: Address,
+    healthy: AtomicBool,
+    slow_probes: AtomicU8,
+    gauge: Gauge,
+    /// One pool per worker: a request never changes threads.
+    pools: Box<[Pool]>,
+    /// For what the router asks for itself.
+    channel: Channel,
+}
+
+impl Node {
+    /// Believed to be healthy.
+    pub(crate) fn healthy(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed)
+    }
+
+    /// For typed questions of the router's own.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Relays a request over a worker's connections. A node that cannot be dialled counts as down from here on.
+    pub(crate) async fn send(
+        &self,
+        worker: usize,
+        traffic: Traffic,
+        request: Outgoing,
+    ) -> Result<http::Response<Incoming>, SendError> {
+        let sent = self.pools[worker].send(&self.address, traffic, request).await;
+        if let Err(SendError::Unsent { problem, .. }) = &sent {
+            self.believe(false, problem);
+        }
+        sent
+    }
+
+    fn believe(&self, healthy: bool, reason: &str) {
+        self.slow_probes.store(0, Ordering::Relaxed);
+        if self.healthy.swap(healthy, Ordering::Relaxed) == healthy {
+            return;
+        }
+        self.gauge.set(i64::from(healthy));
+        if healthy {
+            tracing::info!(storage = %self.storage, "node is healthy again");
+        } else {
+            tracing::warn!(storage = %self.storage, address = %self.address, reason, "node is not healthy");
+        }
+    }
+
+    /// A probe ran out of time.
+    fn believe_slow(&self) {
+        if self.slow_probes.fetch_add(1, Ordering::Relaxed) + 1 >= SLOW_PROBES {
+            self.believe(false, "no answer to health checks");
+        }
+    }
+}
+
+/// The storages of one virtual storage, in the coordinator's order.
+pub(crate) type Storages = Vec<Arc<Node>>;
+
+/// What the coordinator told last.
+#[derive(Default)]
+pub(crate) struct Directory {
+    virtual_storages: HashMap<String, Storages>,
+    known: bool,
+}
+
+impl Directory {
+    /// False until a coordinator has told it.
+    pub(crate) fn known(&self) -> bool {
+        self.known
+    }
+
+    /// The storages of a virtual storage.
+    pub(crate) fn storages(&self, virtual_storage: &str) -> Option<&Storages> {
+        self.virtual_storages.get(virtual_storage)
+    }
+
+    /// All of them, by virtual storage.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Storages)> {
+        self.virtual_storages.iter()
+    }
+}
+
+/// The storage of that name.
+pub(crate) fn named<'n>(storages: &'n Storages, storage: &str) -> Option<&'n Arc<Node>> {
+    storages.iter().find(|node| &*node.storage == storage)
+}
+
+/// Believed to be healthy; unknown storages are not.
+pub(crate) fn is_healthy(storages: &Storages, storage: &str) -> bool {
+    named(storages, storage).is_some_and(|node| node.healthy())
+}
+
+/// All nodes. Shared by all workers.
+pub(crate) struct Nodes {
+    directory: RwLock<Arc<Directory>>,
+    workers: usize,
+    tasks: Tasks,
+    metrics: Arc<Metrics>,
+}
+
+impl Nodes {
+    /// None known yet. `tasks` owns the connections.
+    pub(crate) fn new(workers: usize, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
+        Self { directory: RwLock::default(), workers, tasks, metrics }
+    }
+
+    /// What is known now.
+    pub(crate) fn directory(&self) -> Arc<Directory> {
+        Arc::clone(&self.directory.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes over a new topology. Nodes that stay keep their connections and their health. Call it inside the runtime
+    /// that is to own the channels.
+    pub(crate) fn update(&self, topology: Topology) {
+        let old = self.directory();
+        let mut virtual_storages = HashMap::new();
+        for virtual_storage in topology.virtual_storages {
+            let known = old.storages(&virtual_storage.name);
+            let mut storages = Storages::new();
+            for storage in virtual_storage.storages {
+                let Ok(address) = storage.address.parse::<Address>() else {
+                    tracing::error!(storage = %storage.name, address = %storage.address, "address cannot be dialled");
+                    continue;
+                };
+                let same = known
+                    .and_then(|storages| named(storages, &storage.name))
+                    .filter(|node| node.address == address);
+                storages.push(match same {
+                    Some(node) => Arc::clone(node),
+                    None => Arc::new(self.node(&virtual_storage.name, storage.name, address)),
+                });
+            }
+            virtual_storages.insert(virtual_storage.name, storages);
+        }
+        let directory = Arc::new(Directory { virtual_storages, known: true });
+        *self.directory.write().unwrap_or_else(PoisonError::into_inner) = directory;
+    }
+
+    fn node(&self, virtual_storage: &str, storage: String, address: Address) -> Node {
+        let labels = StorageLabels { virtual_storage: virtual_storage.to_owned(), storage: storage.clone() };
+        let gauge = self.metrics.node_healthy.get_or_create(&labels).clone();
+        gauge.set(1);
+        Node {
+            storage: storage.into(),
+            channel: channel(&address),
+            address,
+            // Until something says otherwise: a router that starts must not blame nodes it has never asked.
+            healthy: AtomicBool::new(true),
+            slow_probes: AtomicU8::new(0),
+            gauge,
+            pools: (0..self.workers).map(|_| Pool::new(self.tasks.clone())).collect(),
+        }
+    }
+}

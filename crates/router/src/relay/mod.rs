@@ -1,0 +1,281 @@
+//! The way of one RPC: token, deadline, one lookup of its path, then whatever that says.
+//!
+//! No message is decoded and nothing is spawned or boxed on the way of a read but its deadline's timer.
+
+mod maintain;
+mod read;
+mod request;
+mod write;
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use tabularium_common::auth::RequireToken;
+use tokio::time::Sleep;
+use tonic::{Code, service::Routes as TypedServices};
+
+use crate::{
+    account::Account,
+    answers,
+    body::{Accounted, Deadline, Graceful, Reply, Settled},
+    coordinator::Coordinators,
+    metrics::Metrics,
+    nodes::{Nodes, Storages},
+    refusal::{Refusal, code_of},
+    routes::Routes,
+    routing::{Ending, settlement},
+    table::{Action, Entry, Table},
+    timeout,
+    writes::{ActiveWrite, Writes},
+};
+use request::{Call, Target};
+pub(crate) use request::{NodeToken, QUESTION, repository};
+
+/// What all workers share.
+pub(crate) struct Shared {
+    /// What is done with each path.
+    pub(crate) table: Table,
+    /// Who may call.
+    pub(crate) require: RequireToken,
+    /// What is counted.
+    pub(crate) metrics: Arc<Metrics>,
+    /// The storage nodes.
+    pub(crate) nodes: Arc<Nodes>,
+    /// Where repositories are.
+    pub(crate) routes: Arc<Routes>,
+    /// Writes under way.
+    pub(crate) writes: Writes,
+    /// Who is asked what no route says.
+    pub(crate) coordinators: Coordinators,
+    /// Services that are answered here, message by message.
+    pub(crate) typed: TypedServices,
+}
+
+/// One worker's relay.
+pub(crate) struct Relay {
+    pub(crate) shared: Arc<Shared>,
+    worker: usize,
+    token: NodeToken,
+    spread: AtomicUsize,
+}
+
+/// How an RPC that was not refused is answered.
+enum Outcome {
+    /// By a node, whose answer flows through.
+    Node { response: Response<Incoming>, storage: Arc<str>, write: Option<ActiveWrite> },
+    /// In full.
+    Whole(Response<Reply>),
+}
+
+impl Relay {
+    /// The relay of a worker.
+    pub(crate) fn new(shared: Arc<Shared>, worker: usize, token: NodeToken) -> Self {
+        // Workers start at different replicas.
+        Self { shared, worker, token, spread: AtomicUsize::new(worker) }
+    }
+
+    fn spread(&self) -> usize {
+        self.spread.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Serves one RPC. It never fails: what goes wrong is a status.
+    pub(crate) async fn serve(&self, request: Request<Incoming>) -> Response<Reply> {
+        let grpc = request.headers().get(header::CONTENT_TYPE);
+        if request.method() != Method::POST
+            || !grpc.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+        {
+            return not_grpc();
+        }
+        let entry = self.shared.table.get(request.uri().path()).cloned();
+        let mut account = Account::open(Arc::clone(&self.shared.metrics), entry.clone());
+        let mut expiry = None;
+        if let Err(refusal) = self.admit(request.headers(), &mut expiry) {
+            return finish(Err(refusal), None, account);
+        }
+        let work = self.route(request, entry, &mut account);
+        let outcome = match &mut expiry {
+            None => work.await,
+            Some(expiry) => tokio::select! {
+                biased;
+                outcome = work => outcome,
+                () = expiry.as_mut() => Err(Refusal::DeadlineExceeded),
+            },
+        };
+        finish(outcome, expiry, account)
+    }
+
+    fn admit(&self, headers: &HeaderMap, expiry: &mut Option<Pin<Box<Sleep>>>) -> Result<(), Refusal> {
+        self.shared.require.check(headers)?;
+        *expiry = timeout::of(headers)?.map(|timeout| Box::pin(tokio::time::sleep(timeout)));
+        Ok(())
+    }
+
+    async fn route(
+        &self,
+        request: Request<Incoming>,
+        entry: Option<Arc<Entry>>,
+        account: &mut Account,
+    ) -> Result<Outcome, Refusal> {
+        let Some(entry) = entry else {
+            return match unknown(request.uri().path()) {
+                None => Ok(Outcome::Whole(self.typed(request).await)),
+                Some(refusal) => Err(refusal),
+            };
+        };
+        if matches!(entry.action, Action::Typed) {
+            return Ok(Outcome::Whole(self.typed(request).await));
+        }
+        let (parts, body) = request.into_parts();
+        let call = Call::new(parts, &entry);
+        account.correlate(call.correlation.clone());
+        match &entry.action {
+            Action::Read { target, reader } => self.read(&call, target, *reader, body, account).await,
+            Action::ReadStorage { within, name } => {
+                self.read_storage(&call, within, *name, body, account).await
+            }
+            // Boxed, so that a read does not carry the size of a write.
+            Action::Write { target, additional, kind } => {
+                let target = Target { target, additional: additional.as_deref() };
+                Box::pin(self.write(&call, target, *kind, body, account)).await
+            }
+            Action::Maintain { target } => Box::pin(self.maintain(&call, target, body, account)).await,
+            Action::RepositoryExists => {
+                Box::pin(answers::repository::exists(&self.shared, &call.correlation, body))
+                    .await
+                    .map(Outcome::Whole)
+            }
+            Action::RemoveRepository { target, must_exist } => {
+                let removal =
+                    answers::repository::remove(&self.shared, &call.correlation, body, target, *must_exist);
+                Box::pin(removal).await.map(Outcome::Whole)
+            }
+            Action::Typed | Action::NotBuilt => Err(Refusal::NotBuilt(entry.method.path.clone())),
+        }
+    }
+
+    async fn typed(&self, request: Request<Incoming>) -> Response<Reply> {
+        let mut services = self.shared.typed.clone();
+        let answer: Result<_, std::convert::Infallible> = tower::Service::call(&mut services, request).await;
+        answer.unwrap_or_else(|never| match never {}).map(Reply::Typed)
+    }
+
+    /// The storages of a virtual storage that a client named.
+    fn storages<'d>(
+        directory: &'d crate::nodes::Directory,
+        virtual_storage: &str,
+    ) -> Result<&'d Storages, Refusal> {
+        match directory.storages(virtual_storage) {
+            Some(storages) => Ok(storages),
+            None if directory.known() => Err(Refusal::VirtualStorage),
+            None => Err(Refusal::NoTopology),
+        }
+    }
+}
+
+/// Why a path that is not in the table is refused; `None`: one of the typed services knows it.
+fn unknown(path: &str) -> Option<Refusal> {
+    if path.starts_with("/grpc.health.v1.Health/") || path.starts_with("/grpc.reflection.") {
+        return None;
+    }
+    let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    if service.starts_with("gitaly.") {
+        Some(Refusal::UnknownMethod(path.to_owned()))
+    } else {
+        Some(Refusal::UnknownService(service.to_owned()))
+    }
+}
+
+fn finish(
+    outcome: Result<Outcome, Refusal>,
+    expiry: Option<Pin<Box<Sleep>>>,
+    mut account: Account,
+) -> Response<Reply> {
+    match outcome {
+        Err(refusal) => {
+            account.refusal = Some(refusal.to_string());
+            account.close(refusal.code());
+            refused(&refusal)
+        }
+        Ok(Outcome::Whole(response)) => {
+            account.close(whole_code(&response));
+            response
+        }
+        Ok(Outcome::Node { response, storage, write }) => {
+            let (mut parts, body) = response.into_parts();
+            if let Some(code) = code_of(&parts.headers) {
+                account.close(code);
+                return Response::from_parts(parts, Reply::Whole { message: None, trailers: None });
+            }
+            // The answer may end earlier than the node meant it to.
+            parts.headers.remove(header::CONTENT_LENGTH);
+            let graceful = Graceful::new(body, storage);
+            let settled = match write {
+                None => Settled::read(graceful),
+                Some(write) => Settled::write(graceful, write),
+            };
+            let body = Accounted::new(Deadline::new(settled, expiry), account);
+            Response::from_parts(parts, Reply::Relayed(body))
+        }
+    }
+}
+
+fn whole_code(response: &Response<Reply>) -> Code {
+    let in_trailers = match response.body() {
+        Reply::Whole { trailers: Some(trailers), .. } => code_of(trailers),
+        _ => None,
+    };
+    code_of(response.headers()).or(in_trailers).unwrap_or(Code::Ok)
+}
+
+/// A status without a body.
+fn refused(refusal: &Refusal) -> Response<Reply> {
+    let mut response = Response::new(Reply::Whole { message: None, trailers: None });
+    *response.headers_mut() = refusal.trailers();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+fn not_grpc() -> Response<Reply> {
+    let mut response = Response::new(Reply::Whole { message: None, trailers: None });
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
+}
+
+/// One message and OK.
+pub(crate) fn answered(message: &impl prost::Message) -> Response<Reply> {
+    let mut out = request::framed(message.encoded_len());
+    // A vector grows; only a fixed buffer could be too small.
+    let encoded = message.encode(&mut out).map_err(|error| error.to_string());
+    let sealed = encoded.and_then(|()| request::seal(out).map_err(|refusal| refusal.to_string()));
+    match sealed {
+        Err(text) => refused(&Refusal::Status(tonic::Status::internal(text))),
+        Ok(message) => ok(HeaderMap::new(), message),
+    }
+}
+
+fn ok(mut headers: HeaderMap, message: Bytes) -> Response<Reply> {
+    let trailers =
+        HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    let mut response = Response::new(Reply::Whole { message: Some(message), trailers: Some(trailers) });
+    *response.headers_mut() = headers;
+    response
+}
+
+/// Settles a write whose node answered with a status and nothing else, before the client gets it.
+async fn settle_status(write: ActiveWrite, code: Code) -> Result<(), Refusal> {
+    let settlement = settlement(write.kind(), Ending::Status(code));
+    match write.settle(settlement).await {
+        Err(refusal) if code == Code::Ok => Err(refusal),
+        // The client is told of a failure in any case; what could not be recorded has been logged.
+        _ => Ok(()),
+    }
+}

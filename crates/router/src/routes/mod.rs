@@ -1,0 +1,189 @@
+//! Where repositories are: answers of the coordinator, kept while a session's lease allows it.
+//!
+//! A cached route is used only while `now` is before the lease's end, which counts from the moment the renewal was
+//! *sent*; so a coordinator that waits a lease's length after the last renewal it granted knows that nobody reads by an
+//! old route. Without a lease every read asks for itself.
+//!
+//! Three rules keep a stale answer out of the cache and away from other readers:
+//! * an answer is kept only if the session under which it was asked for still lives, and no revocation of that repository
+//!   arrived while the question was under way;
+//! * a reader joins somebody else's question only under a lease, and takes its answer only when it may be kept;
+//! * whoever asked may use the answer: its read began before anything that the answer does not show was confirmed.
+
+pub(crate) mod cache;
+pub(crate) mod session;
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tabularium_common::ids::RelativePath;
+use tabularium_proto::coordinator::{
+    RepositoryName, ResolveRepositoryRequest, ResolveRepositoryResponse, RevokeRoute, Route,
+};
+use tonic::{Code, Status};
+
+use crate::{
+    coordinator::{Coordinators, Correlation},
+    limits::{FOLLOW_ATTEMPTS, RESOLVE_TIMEOUT},
+    metrics::Metrics,
+    refusal::Refusal,
+};
+use cache::{Cache, Joined, Landed};
+
+/// The session under which answers may be kept.
+#[derive(Debug, Clone)]
+struct Session {
+    number: u64,
+    id: String,
+}
+
+/// The router's knowledge of routes. Shared by all workers.
+pub(crate) struct Routes {
+    coordinators: Coordinators,
+    cache: Cache,
+    session: Mutex<Option<Session>>,
+    /// Rises with every session; also names the one that lives.
+    number: AtomicU64,
+    /// Nanoseconds after `base` until which cached routes may be used; 0: not at all.
+    lease: AtomicU64,
+    base: Instant,
+    metrics: Arc<Metrics>,
+}
+
+impl Routes {
+    /// Nothing known, no lease.
+    pub(crate) fn new(coordinators: Coordinators, metrics: Arc<Metrics>) -> Self {
+        Self {
+            coordinators,
+            cache: Cache::new(),
+            session: Mutex::new(None),
+            number: AtomicU64::new(0),
+            lease: AtomicU64::new(0),
+            base: Instant::now(),
+            metrics,
+        }
+    }
+
+    fn since_base(&self, instant: Instant) -> u64 {
+        u64::try_from(instant.saturating_duration_since(self.base).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Cached routes may be used now.
+    pub(crate) fn leased(&self) -> bool {
+        let until = self.lease.load(Ordering::Acquire);
+        until != 0 && self.since_base(Instant::now()) < until
+    }
+
+    /// The route of a repository: from the cache under a lease, else from a coordinator. `NOT_FOUND` as the coordinator
+    /// says it.
+    pub(crate) async fn resolve(
+        &self,
+        virtual_storage: &str,
+        relative_path: &str,
+        correlation: Correlation<'_>,
+    ) -> Result<Arc<Route>, Refusal> {
+        if self.leased()
+            && let Some(route) = self.cache.get(&cache::key(virtual_storage, relative_path))
+        {
+            self.metrics.cache_hits.inc();
+            return Ok(route);
+        }
+        self.metrics.cache_misses.inc();
+        let path: RelativePath = relative_path.parse().map_err(Refusal::Path)?;
+        let name = RepositoryName {
+            virtual_storage: virtual_storage.to_owned(),
+            relative_path: path.as_str().to_owned(),
+        };
+        let key = cache::key(virtual_storage, path.as_str());
+        for _ in 0..FOLLOW_ATTEMPTS {
+            let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let Some(session) = session.filter(|_| self.leased()) else {
+                break;
+            };
+            match self.cache.join(&key, session.number) {
+                Joined::Known(route) => return Ok(route),
+                Joined::Lead(flight) => {
+                    let answer = self.ask(name, session.id, correlation).await?;
+                    let (route, cacheable) = unpack(answer)?;
+                    let alive = || self.leased() && self.number.load(Ordering::Acquire) == session.number;
+                    flight.land(&route, cacheable, alive);
+                    return Ok(route);
+                }
+                Joined::Follow(mut answer) => {
+                    if let Ok(landed) = answer.wait_for(|landed| !matches!(landed, Landed::Flying)).await
+                        && let Landed::Kept(route) = &*landed
+                    {
+                        return Ok(Arc::clone(route));
+                    }
+                }
+            }
+        }
+        let answer = self.ask(name, String::new(), correlation).await?;
+        unpack(answer).map(|(route, _)| route)
+    }
+
+    async fn ask(
+        &self,
+        name: RepositoryName,
+        session_id: String,
+        correlation: Correlation<'_>,
+    ) -> Result<ResolveRepositoryResponse, Refusal> {
+        let request = ResolveRepositoryRequest { name: Some(name), session_id };
+        self.coordinators
+            .call(correlation, RESOLVE_TIMEOUT, request, |mut client, request| async move {
+                client.resolve_repository(request).await
+            })
+            .await
+            .map_err(Refusal::Status)
+    }
+
+    /// A session was opened; it has no lease yet. Answers its number.
+    pub(crate) fn session_opened(&self, id: &str) -> u64 {
+        let number = self.number.fetch_add(1, Ordering::AcqRel) + 1;
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Session { number, id: id.to_owned() });
+        number
+    }
+
+    /// The lease now runs until `sent + length`.
+    pub(crate) fn renewed(&self, sent: Instant, length: Duration) {
+        let until = self.since_base(sent + length).max(1);
+        self.lease.store(until, Ordering::Release);
+        self.metrics.lease_until.set(Duration::from_nanos(until).as_secs_f64());
+    }
+
+    /// The session is over: nothing that was learned under it is used or kept any more.
+    pub(crate) fn session_lost(&self) {
+        self.lease.store(0, Ordering::Release);
+        self.number.fetch_add(1, Ordering::AcqRel);
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.cache.clear();
+        self.metrics.lease_until.set(0.0);
+    }
+
+    /// Once this returns, no read that starts uses the revoked route, and no answer under way is kept.
+    pub(crate) fn revoke(&self, revocation: &RevokeRoute) {
+        self.metrics.revocations.inc();
+        if let Some(name) = &revocation.name {
+            self.cache.revoke(&cache::key(&name.virtual_storage, &name.relative_path));
+        }
+    }
+}
+
+fn unpack(answer: ResolveRepositoryResponse) -> Result<(Arc<Route>, bool), Refusal> {
+    let cacheable = answer.cacheable;
+    answer
+        .route
+        .map(|route| (Arc::new(route), cacheable))
+        .ok_or_else(|| Refusal::Status(Status::internal("the coordinator answered without a route")))
+}
+
+/// A repository that no coordinator knows.
+pub(crate) fn is_unknown(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::Status(status) if status.code() == Code::NotFound)
+}

@@ -1,0 +1,245 @@
+//! Client connections: accepted in one place, each served to its end by one worker.
+//!
+//! A worker is a thread with a runtime of its own, so that a request never changes threads: waking another thread costs
+//! more than relaying a small message. The first worker is the thread that accepts. A connection goes to the worker that
+//! has the fewest.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use hyper::server::conn::http2::Builder;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tabularium_common::{
+    grpc::{
+        CONNECTION_WINDOW_BYTES, Connection, KEEPALIVE_TIMEOUT, Listener, MAX_CONCURRENT_STREAMS,
+        MAX_HEADER_LIST_BYTES, MAX_PENDING_RESETS,
+    },
+    lifecycle::Tasks,
+};
+use tokio::{io::BufReader, sync::mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    limits::{
+        ACCEPT_BACKOFF, CLIENT_KEEPALIVE, HANDOFF_QUEUE, MAX_CONNECTIONS, MAX_FRAME_BYTES, SEND_BUFFER_BYTES,
+        SOCKET_BUFFER_BYTES, STREAM_WINDOW_BYTES,
+    },
+    relay::Relay,
+};
+
+/// A connection between two runtimes.
+enum Detached {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Detached {
+    fn from(connection: Connection) -> io::Result<Self> {
+        match connection {
+            Connection::Tcp(stream) => stream.into_std().map(Self::Tcp),
+            Connection::Unix(stream) => stream.into_std().map(Self::Unix),
+        }
+    }
+
+    /// Inside the runtime that is to own it.
+    fn attach(self) -> io::Result<Connection> {
+        match self {
+            Self::Tcp(stream) => tokio::net::TcpStream::from_std(stream).map(Connection::Tcp),
+            Self::Unix(stream) => tokio::net::UnixStream::from_std(stream).map(Connection::Unix),
+        }
+    }
+}
+
+/// Where a worker takes its connections from.
+enum Inbox {
+    /// It is the accepting thread.
+    Here,
+    There(mpsc::Sender<(Detached, Open)>),
+}
+
+struct Worker {
+    relay: Arc<Relay>,
+    inbox: Inbox,
+    connections: Arc<AtomicUsize>,
+}
+
+/// All workers. Dropping it does not stop them; [`Workers::join`] does.
+pub(crate) struct Workers {
+    all: Vec<Worker>,
+    threads: Vec<JoinHandle<()>>,
+    tasks: Tasks,
+    exit: CancellationToken,
+}
+
+impl Workers {
+    /// Starts a thread for every relay but the first. `tasks` owns the connections.
+    pub(crate) fn start(relays: Vec<Relay>, tasks: &Tasks) -> io::Result<Self> {
+        let exit = CancellationToken::new();
+        let mut all = Vec::new();
+        let mut threads = Vec::new();
+        for (number, relay) in relays.into_iter().enumerate() {
+            let relay = Arc::new(relay);
+            let connections = Arc::<AtomicUsize>::default();
+            let mut inbox = Inbox::Here;
+            if number > 0 {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                let (sender, receiver) = mpsc::channel(HANDOFF_QUEUE);
+                inbox = Inbox::There(sender);
+                let life = work(receiver, Arc::clone(&relay), tasks.clone(), exit.clone());
+                let thread = std::thread::Builder::new().name(format!("relay-{number}"));
+                threads.push(thread.spawn(move || runtime.block_on(life))?);
+            }
+            all.push(Worker { relay, inbox, connections });
+        }
+        Ok(Self { all, threads, tasks: tasks.clone(), exit })
+    }
+
+    /// Accepts until the tasks stop.
+    pub(crate) async fn accept(&self, listener: Listener) {
+        let stopping = self.tasks.stopping();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stopping.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok(connection) => self.place(connection).await,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection was not accepted");
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+
+    async fn place(&self, connection: Connection) {
+        let load = |worker: &&Worker| worker.connections.load(Ordering::Relaxed);
+        let total: usize = self.all.iter().map(|worker| load(&worker)).sum();
+        let Some(worker) = self.all.iter().min_by_key(load) else { return };
+        if total >= MAX_CONNECTIONS {
+            tracing::warn!(connections = total, "too many connections; one more was closed");
+            return;
+        }
+        let open = Open::new(&worker.connections);
+        match &worker.inbox {
+            Inbox::Here => {
+                self.tasks.spawn(
+                    "connection",
+                    serve(connection, Arc::clone(&worker.relay), self.tasks.stopping(), open),
+                );
+            }
+            Inbox::There(inbox) => match Detached::from(connection) {
+                Ok(connection) => {
+                    if inbox.send((connection, open)).await.is_err() {
+                        tracing::error!("a worker is gone; a connection was closed");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "a connection was not handed over"),
+            },
+        }
+    }
+
+    /// Ends the other threads, after the tasks have been drained.
+    pub(crate) fn join(self) {
+        self.exit.cancel();
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker panicked");
+            }
+        }
+    }
+}
+
+async fn work(
+    mut inbox: mpsc::Receiver<(Detached, Open)>,
+    relay: Arc<Relay>,
+    tasks: Tasks,
+    exit: CancellationToken,
+) {
+    loop {
+        let connection = tokio::select! {
+            () = exit.cancelled() => return,
+            connection = inbox.recv() => connection,
+        };
+        let Some((connection, open)) = connection else {
+            // Nobody accepts any more; what is open goes on.
+            exit.cancelled().await;
+            return;
+        };
+        match connection.attach() {
+            Err(error) => tracing::warn!(%error, "a connection was not taken over"),
+            Ok(connection) => {
+                tasks.spawn("connection", serve(connection, Arc::clone(&relay), tasks.stopping(), open));
+            }
+        }
+    }
+}
+
+/// Counts a connection while it is open.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(connections: &Arc<AtomicUsize>) -> Self {
+        connections.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(connections))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Serves one connection until the client closes it, or, once the router is stopping, until its RPCs are done.
+///
+/// HTTP/2 starts here with the first byte. This is also the one place where a connection could begin with something else,
+/// such as the preamble with which Gitaly's clients ask for a multiplexed connection.
+async fn serve(connection: Connection, relay: Arc<Relay>, stopping: CancellationToken, open: Open) {
+    let metrics = Arc::clone(&relay.shared.metrics);
+    metrics.connections.inc();
+    let service = hyper::service::service_fn(move |request| {
+        let relay = Arc::clone(&relay);
+        async move { Ok::<_, std::convert::Infallible>(relay.serve(request).await) }
+    });
+    let io = TokioIo::new(BufReader::with_capacity(SOCKET_BUFFER_BYTES, connection));
+    let mut http = std::pin::pin!(builder().serve_connection(io, service));
+    let served = tokio::select! {
+        served = http.as_mut() => served,
+        () = stopping.cancelled() => {
+            http.as_mut().graceful_shutdown();
+            http.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "client connection ended");
+    }
+    metrics.connections.dec();
+    drop(open);
+}
+
+fn builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        // Gitaly sends none, and it would reach clients as metadata.
+        .auto_date_header(false)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .max_header_list_size(MAX_HEADER_LIST_BYTES)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(None)
+        .keep_alive_interval(CLIENT_KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    builder
+}

@@ -1,0 +1,12 @@
+//! A router between fake storage nodes and a fake coordinator.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
+
+mod answers;
+mod coordinator;
+mod house;
+mod lease;
+mod node;
+mod reads;
+mod refusals;
+mod streams;
+mod writes;

@@ -1,0 +1,308 @@
+//! A storage node below the level of messages: every header, frame and trailer is as the test wants it.
+//!
+//! The request's own metadata says how it is answered: `x-fail` is a code to fail with, `x-mode` how a stream behaves.
+
+use std::{
+    convert::Infallible,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use prost::Message as _;
+use tabularium_common::{
+    grpc::{ListenAddress, Listener, MAX_CONCURRENT_STREAMS},
+    lifecycle::Tasks,
+};
+use tabularium_proto::gitaly::{
+    CalculateChecksumResponse, DiskStatisticsResponse, GetBlobResponse, RefExistsResponse,
+    ServerInfoResponse, WalkReposResponse, disk_statistics_response, server_info_response,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// What one request looked like.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) message: Bytes,
+}
+
+pub(crate) struct Inner {
+    pub(crate) storage: String,
+    path: PathBuf,
+    pub(crate) seen: Mutex<Vec<Seen>>,
+    /// Answers that were dropped before their end.
+    pub(crate) cancelled: AtomicUsize,
+    /// Requests that were cut off.
+    pub(crate) cut: AtomicUsize,
+    /// Requests that ended as they should.
+    pub(crate) whole: AtomicUsize,
+    /// Bytes that an endless answer got rid of.
+    pub(crate) sent: AtomicUsize,
+    pub(crate) serving: AtomicBool,
+    tasks: Tasks,
+    life: Mutex<CancellationToken>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Node(pub(crate) Arc<Inner>);
+
+impl Node {
+    pub(crate) async fn start(directory: &Path, storage: &str, tasks: &Tasks) -> Self {
+        let node = Self(Arc::new(Inner {
+            storage: storage.to_owned(),
+            path: directory.join(storage),
+            seen: Mutex::default(),
+            cancelled: AtomicUsize::new(0),
+            cut: AtomicUsize::new(0),
+            whole: AtomicUsize::new(0),
+            sent: AtomicUsize::new(0),
+            serving: AtomicBool::new(true),
+            tasks: tasks.clone(),
+            life: Mutex::default(),
+        }));
+        node.revive().await;
+        node
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("unix:{}", self.0.path.display())
+    }
+
+    pub(crate) fn seen(&self, path: &str) -> Vec<Seen> {
+        self.0.seen.lock().unwrap().iter().filter(|seen| seen.path.ends_with(path)).cloned().collect()
+    }
+
+    /// As `kill -9`: nothing listens, every connection is cut.
+    pub(crate) fn kill(&self) {
+        self.0.life.lock().unwrap().cancel();
+    }
+
+    /// Listens again.
+    pub(crate) async fn revive(&self) {
+        let listener = Listener::bind(&ListenAddress::Unix(self.0.path.clone())).await.unwrap();
+        let life = CancellationToken::new();
+        *self.0.life.lock().unwrap() = life.clone();
+        let node = self.clone();
+        self.0.tasks.spawn("fake node", async move {
+            loop {
+                let connection = tokio::select! {
+                    () = life.cancelled() => return,
+                    accepted = listener.accept() => accepted.unwrap(),
+                };
+                let node = node.clone();
+                let life = life.clone();
+                node.0.tasks.clone().spawn("fake node connection", async move {
+                    let service = hyper::service::service_fn(move |request| {
+                        let node = node.clone();
+                        async move { Ok::<_, Infallible>(node.answer(request).await) }
+                    });
+                    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    builder
+                        .timer(TokioTimer::new())
+                        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+                        .max_pending_accept_reset_streams(100_000)
+                        .max_local_error_reset_streams(None)
+                        .max_header_list_size(1024 * 1024);
+                    let served = builder.serve_connection(TokioIo::new(connection), service);
+                    tokio::select! {
+                        () = life.cancelled() => {}
+                        _ = served => {}
+                    }
+                });
+            }
+        });
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path().to_owned();
+        match path.rsplit('/').next().unwrap() {
+            "Check" => {
+                let serving = u8::from(!self.0.serving.load(Ordering::Relaxed)) + 1;
+                return unary(&[8, serving]);
+            }
+            "PostReceivePack" => return self.echo(path, parts.headers, body),
+            _ => {}
+        }
+        let Ok(message) = body.collect().await else {
+            self.0.cut.fetch_add(1, Ordering::Relaxed);
+            return failed(&Status::cancelled("cut"));
+        };
+        self.0.whole.fetch_add(1, Ordering::Relaxed);
+        let message = message.to_bytes();
+        let header =
+            |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok().map(str::to_owned));
+        let (fail, mode) = (header("x-fail"), header("x-mode"));
+        let message = message.slice(5.min(message.len())..);
+        self.0.seen.lock().unwrap().push(Seen { path: path.clone(), headers: parts.headers, message });
+        if let Some(code) = fail {
+            let mut response = failed(&Status::with_details(
+                tonic::Code::from_bytes(code.as_bytes()),
+                "as you wish: größer",
+                Bytes::from_static(b"\x08\x05\x12\x01x"),
+            ));
+            response.headers_mut().insert("x-reason-bin", HeaderValue::from_static("AQID"));
+            return response;
+        }
+        match path.as_str() {
+            "/gitaly.BlobService/GetBlob" => self.stream(mode.as_deref().unwrap_or("three")),
+            "/gitaly.InternalGitaly/WalkRepos" => {
+                let repository =
+                    WalkReposResponse { relative_path: self.0.storage.clone(), ..Default::default() };
+                unary(&repository.encode_to_vec())
+            }
+            "/gitaly.RepositoryService/CalculateChecksum" => {
+                unary(&CalculateChecksumResponse { checksum: "abc".into() }.encode_to_vec())
+            }
+            "/gitaly.ServerService/ServerInfo" => unary(&self.info().encode_to_vec()),
+            "/gitaly.ServerService/DiskStatistics" => unary(&self.disk().encode_to_vec()),
+            _ => unary(&RefExistsResponse { value: true }.encode_to_vec()),
+        }
+    }
+
+    fn info(&self) -> ServerInfoResponse {
+        let status = |name: &str, id: &str| server_info_response::StorageStatus {
+            storage_name: name.into(),
+            readable: true,
+            writeable: true,
+            fs_type: "ext".into(),
+            filesystem_id: id.into(),
+            replication_factor: 1,
+        };
+        ServerInfoResponse {
+            server_version: "16.7.0".into(),
+            git_version: "2.47.3".into(),
+            storage_statuses: vec![status("another", "y"), status(&self.0.storage, "x")],
+        }
+    }
+
+    fn disk(&self) -> DiskStatisticsResponse {
+        let status = disk_statistics_response::StorageStatus {
+            storage_name: self.0.storage.clone(),
+            available: 7,
+            used: 3,
+        };
+        DiskStatisticsResponse { storage_statuses: vec![status] }
+    }
+
+    /// Sends back what comes, and says how the request ended.
+    fn echo(&self, path: String, headers: HeaderMap, mut body: Incoming) -> Response<Body> {
+        let node = self.clone();
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        self.0.tasks.spawn("fake echo", async move {
+            let mut seen = Some(Seen { path, headers, message: Bytes::new() });
+            loop {
+                match body.frame().await {
+                    Some(Ok(frame)) => {
+                        let Ok(data) = frame.into_data() else { continue };
+                        if let Some(mut seen) = seen.take() {
+                            seen.message = data.slice(5.min(data.len())..);
+                            node.0.seen.lock().unwrap().push(seen);
+                        }
+                        if sender.send(Ok::<_, Infallible>(Frame::data(data))).await.is_err() {
+                            return;
+                        }
+                    }
+                    Some(Err(_)) => {
+                        node.0.cut.fetch_add(1, Ordering::Relaxed);
+                        return;
+                    }
+                    None => {
+                        node.0.whole.fetch_add(1, Ordering::Relaxed);
+                        sender.send(Ok(Frame::trailers(trailers(&Status::ok(""))))).await.ok();
+                        return;
+                    }
+                }
+            }
+        });
+        response(StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(receiver)).boxed_unsync())
+    }
+
+    fn stream(&self, mode: &str) -> Response<Body> {
+        let node = self.clone();
+        let count = match mode {
+            "three" => 3,
+            "endless" => usize::MAX,
+            "hang" => 1,
+            other => panic!("{other}"),
+        };
+        let hang = mode == "hang";
+        let size = if mode == "endless" { 64 * 1024 } else { 10 };
+        let guard = OnDrop { node, finished: false };
+        let frames = futures::stream::unfold((0, guard), move |(number, mut guard)| async move {
+            if number < count {
+                let blob = GetBlobResponse { data: Bytes::from(vec![7; size]), ..Default::default() };
+                let data = frame(&blob.encode_to_vec());
+                guard.node.0.sent.fetch_add(data.len(), Ordering::Relaxed);
+                Some((Ok(Frame::data(data)), (number + 1, guard)))
+            } else if hang {
+                std::future::pending().await
+            } else if number == count {
+                guard.finished = true;
+                Some((Ok(Frame::trailers(trailers(&Status::ok("")))), (number + 1, guard)))
+            } else {
+                None
+            }
+        });
+        response(StreamBody::new(frames).boxed_unsync())
+    }
+}
+
+struct OnDrop {
+    node: Node,
+    finished: bool,
+}
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.node.0.cancelled.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+pub(crate) fn frame(message: &[u8]) -> Bytes {
+    let mut out = vec![0];
+    out.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+    out.extend(message);
+    out.into()
+}
+
+fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    status.add_header(&mut trailers).unwrap();
+    trailers.insert("x-trailer-bin", HeaderValue::from_static("AAEC"));
+    trailers
+}
+
+fn response(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+    headers.insert("x-node-said", HeaderValue::from_static("hello"));
+    response
+}
+
+fn unary(message: &[u8]) -> Response<Body> {
+    let frames = [Ok(Frame::data(frame(message))), Ok(Frame::trailers(trailers(&Status::ok(""))))];
+    response(StreamBody::new(futures::stream::iter(frames)).boxed_unsync())
+}
+
+fn failed(status: &Status) -> Response<Body> {
+    let mut response = response(http_body_util::Empty::new().boxed_unsync());
+    status.add_header(response.headers_mut()).unwrap();
+    response
+}
