@@ -1,1 +1,61 @@
-//! Owner of repository placement in Postgres.
+//! The owner of repository placement: which storages hold a repository, how new each copy is, which is the primary, and
+//! what is still owed to whom. It keeps all that in Postgres and is the only process that talks SQL. Several run at once
+//! on one database; each can do everything.
+//!
+//! It must not know git, nor relay a byte of it; that a node holds what is recorded here is the routers' and
+//! replicators' word.
+//!
+//! * A router resolves a repository, begins a write, commits it: `service::routing`, then [`writing`], whose decisions are
+//!   the pure [`placement`], [`failover`] and [`settlement`], and whose memory is [`db`].
+//! * What routers cache is registered in [`leases`] (pure) and [`sessions`]; before a commit that made a cached route wrong
+//!   is answered, [`revocation`] takes it back everywhere.
+//! * A write owes copies and notifications: rows of the outbox ([`db::outbox`]), told to the message bus by the relay among
+//!   the [`tasks`], done by replicators, who report to `service::duty`.
+//! * Operators look in through `service::operator` and [`http`].
+//!
+//! Unit and property tests are beside the code; `tests/it` runs coordinators against real Postgres and NATS:
+//! `cargo nextest run -p tabularium-coordinator`.
+
+mod app;
+mod config;
+mod db;
+mod duties;
+mod error;
+mod failover;
+mod health;
+mod http;
+mod leases;
+mod metrics;
+mod placement;
+mod repository;
+mod revocation;
+mod service;
+mod sessions;
+mod settlement;
+mod tasks;
+mod topology;
+mod writing;
+
+use std::path::Path;
+
+pub use app::{Coordinator, RunError, migrate};
+pub use config::{
+    Config, DatabaseUrl, HomeSiteConfig, StorageConfig, SubscriberConfig, Timing, VirtualStorageConfig,
+};
+use tabularium_common::lifecycle::stop_signal;
+
+/// Serves until SIGTERM or SIGINT.
+pub async fn run(config: Config, announce: Option<&Path>) -> Result<(), RunError> {
+    let coordinator = tokio::select! {
+        started = Coordinator::start(config) => started?,
+        // Nothing is served yet that would have to be finished.
+        _ = stop_signal() => return Ok(()),
+    };
+    if let Some(path) = announce {
+        coordinator.announce(path)?;
+    }
+    if let Err(error) = stop_signal().await {
+        tracing::error!(%error, "signals cannot be watched; stopping");
+    }
+    coordinator.stop().await
+}

@@ -1,0 +1,268 @@
+//! How the parts are put together, started and stopped.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use prometheus_client::registry::Registry;
+use tabularium_common::{
+    admin,
+    announce::Announcement,
+    auth::{RequireToken, SendToken},
+    bus::{self, Link},
+    config::{ConfigError, SecretFile},
+    grpc::{self, Address, Listener},
+    lifecycle::{DrainError, Readiness, Tasks},
+};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tonic::Status;
+
+use crate::{
+    config::Config,
+    db::{self, DatabaseSettings, Db, DbError, geo_log, storages},
+    health::Health,
+    http,
+    metrics::Metrics,
+    repository::RevokedRoute,
+    revocation::{Identity, Revoker},
+    service,
+    sessions::Sessions,
+    tasks,
+    topology::{Snapshot, Topology},
+};
+
+/// Longest pause between two attempts to reach Postgres at start.
+const MAX_START_PAUSE: Duration = Duration::from_secs(2);
+
+/// Why a coordinator does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A secret cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A listener cannot be bound.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Postgres does not answer, or is not as we need it.
+    #[error("{0}")]
+    Database(String),
+    /// The URL of the message bus cannot be used.
+    #[error("nats_url: {0}")]
+    Bus(String),
+    /// The announcement cannot be written.
+    #[error("cannot write {path}: {source}")]
+    Announce {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Reflection cannot be built from our descriptors.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// Something did not stop in time.
+    #[error(transparent)]
+    Drain(#[from] DrainError),
+}
+
+/// What every request and task works with.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) db: Db,
+    pub(crate) sessions: Sessions,
+    pub(crate) identity: Identity,
+    pub(crate) revoker: Revoker,
+    pub(crate) health: Health,
+    pub(crate) topology: Topology,
+    pub(crate) metrics: Metrics,
+    /// Rung when there may be something in the outbox.
+    pub(crate) bell: Notify,
+    pub(crate) link: watch::Receiver<Link>,
+    pub(crate) tasks: Tasks,
+}
+
+impl Shared {
+    /// Revokes a route and waits, also when the caller hangs up meanwhile.
+    pub(crate) async fn revoke_now(&self, route: RevokedRoute, row: i64) -> Result<(), Status> {
+        let revoker = self.revoker.clone();
+        let task = self.tasks.spawn("revoke-route", async move { revoker.revoke(&[route], vec![row]).await });
+        Ok(task.await.map_err(|error| Status::internal(error.to_string()))??)
+    }
+
+    /// Revokes routes without making anybody wait. If it fails, `rows` stay in the database and a sweep does it.
+    pub(crate) fn revoke_later(&self, routes: Vec<RevokedRoute>, rows: Vec<i64>) {
+        let revoker = self.revoker.clone();
+        self.tasks.spawn("revoke-routes", async move {
+            if let Err(error) = revoker.revoke(&routes, rows).await {
+                tracing::warn!(%error, "routes could not be revoked everywhere");
+            }
+        });
+    }
+}
+
+/// A coordinator that serves.
+pub struct Coordinator {
+    shared: Arc<Shared>,
+    readiness: Readiness,
+    grpc: Address,
+    http: SocketAddr,
+}
+
+/// The database settings of a configuration.
+pub(crate) fn database(config: &Config) -> Result<DatabaseSettings, ConfigError> {
+    Ok(DatabaseSettings {
+        url: config.database_url.secret(),
+        password: config.database_password_file.as_ref().map(SecretFile::read).transpose()?,
+        schema: config.database_schema.clone(),
+        max_connections: config.max_database_connections,
+    })
+}
+
+/// Brings the schema up to date, waiting for Postgres at most `timing.database_start`.
+pub async fn migrate(config: &Config) -> Result<(), RunError> {
+    let settings = database(config)?;
+    let deadline = Instant::now() + config.timing.database_start.0;
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match db::migrate(&settings).await {
+            Ok(()) => return Ok(()),
+            Err(error @ DbError::Unavailable(_)) if Instant::now() + pause < deadline => {
+                tracing::warn!(%error, "waiting for the database");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(MAX_START_PAUSE);
+            }
+            Err(error @ DbError::Unavailable(_)) => {
+                let waited = config.timing.database_start;
+                return Err(RunError::Database(format!("no usable database after {waited}: {error}")));
+            }
+            Err(error) => return Err(RunError::Database(error.to_string())),
+        }
+    }
+}
+
+impl Coordinator {
+    /// Binds, waits for Postgres, brings it up to date, asks the nodes how they are, and serves.
+    pub async fn start(config: Config) -> Result<Self, RunError> {
+        let require = RequireToken(config.token_file.as_ref().map(SecretFile::read).transpose()?);
+        let send = SendToken(require.0.clone());
+        let to_nodes = SendToken(config.node_token_file.as_ref().map(SecretFile::read).transpose()?);
+        let listener = Listener::bind(&config.listen)
+            .await
+            .map_err(|source| RunError::Listen { address: config.listen.to_string(), source })?;
+        let failed = |source| RunError::Listen { address: config.http_listen.to_string(), source };
+        let http_listener = TcpListener::bind(config.http_listen).await.map_err(failed)?;
+        let http = http_listener.local_addr().map_err(failed)?;
+        let grpc = listener
+            .address()
+            .map_err(|source| RunError::Listen { address: config.listen.to_string(), source })?;
+
+        migrate(&config).await?;
+        let db = Db::open(&database(&config)?).map_err(|error| RunError::Database(error.to_string()))?;
+        let stored =
+            store_topology(&config, &db).await.map_err(|error| RunError::Database(error.to_string()))?;
+        let (client, link) = bus::connect(&config.nats_url, "tabularium-coordinator")
+            .await
+            .map_err(|error| RunError::Bus(error.to_string()))?;
+
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let sessions = Sessions::new(config.timing.router_lease.0);
+        let identity = Identity::default();
+        let router_lease = config.timing.router_lease.0;
+        let (revoker, done_rows) =
+            Revoker::new(db.clone(), sessions.clone(), identity.clone(), send, router_lease, metrics.clone());
+        let topology = Topology::new(Snapshot::new(&config, &stored));
+        let advertised = config.advertise.clone().unwrap_or_else(|| grpc.clone());
+        let shared = Arc::new(Shared {
+            config,
+            db,
+            sessions,
+            identity,
+            revoker,
+            health: Health::new(to_nodes),
+            topology,
+            metrics,
+            bell: Notify::new(),
+            link,
+            tasks: Tasks::new(),
+        });
+        shared.health.dial_all(&shared.topology.get()).await;
+
+        let readiness = Readiness::new();
+        shared.sessions.start(&shared.tasks);
+        tasks::heartbeat::start(&shared, &advertised, readiness.clone()).await;
+        tasks::start(&shared, client, done_rows);
+        let routes = http::routes(&shared).merge(admin::routes(Arc::new(registry), readiness.clone()));
+        http::serve(&shared.tasks, http_listener, routes);
+        serve_grpc(&shared, listener, &require)?;
+        Ok(Self { shared, readiness, grpc, http })
+    }
+
+    /// Where gRPC is served.
+    pub fn grpc_address(&self) -> &Address {
+        &self.grpc
+    }
+
+    /// Where HTTP is served.
+    pub fn http_address(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Writes the addresses to a file.
+    pub fn announce(&self, path: &Path) -> Result<(), RunError> {
+        let mut announcement = Announcement::of_this_process();
+        announcement.grpc = Some(self.grpc.to_string());
+        announcement.http = Some(self.http.to_string());
+        announcement
+            .write(path)
+            .map_err(|source| RunError::Announce { path: path.display().to_string(), source })
+    }
+
+    /// Stops: not ready, no new requests, what runs is finished, routers' leases run out, tasks end.
+    pub async fn stop(self) -> Result<(), RunError> {
+        self.readiness.set(false);
+        let drain = Duration::from_secs(self.shared.config.drain_seconds);
+        self.shared.sessions.stop_granting();
+        let drained = self.shared.tasks.drain(drain).await;
+        self.shared.db.close().await;
+        Ok(drained?)
+    }
+}
+
+/// Writes the configured storages to the database and reads back all there are.
+async fn store_topology(config: &Config, db: &Db) -> Result<Vec<storages::Storage>, DbError> {
+    for virtual_storage in &config.virtual_storages {
+        let factor = virtual_storage.default_replication_factor;
+        db.retrying(|| storages::virtual_storage_upsert(db.pool(), &virtual_storage.name, factor)).await?;
+        for storage in &virtual_storage.storages {
+            let storage = storages::Storage {
+                virtual_storage: virtual_storage.name.clone(),
+                name: storage.name.clone(),
+                address: storage.address.clone(),
+            };
+            db.retrying(|| storages::storage_upsert(db.pool(), &storage)).await?;
+        }
+    }
+    for site in &config.subscribers {
+        db.retrying(|| geo_log::subscriber_add(db.pool(), &site.name)).await?;
+    }
+    db.retrying(|| storages::storage_list(db.pool())).await
+}
+
+fn serve_grpc(shared: &Arc<Shared>, listener: Listener, require: &RequireToken) -> Result<(), RunError> {
+    let router = service::add(grpc::server(), shared, require)?;
+    let stopping = shared.tasks.stopping();
+    shared.tasks.spawn("grpc", async move {
+        if let Err(error) = router.serve_with_incoming_shutdown(listener, stopping.cancelled_owned()).await {
+            tracing::error!(%error, "gRPC listener failed");
+        }
+    });
+    Ok(())
+}

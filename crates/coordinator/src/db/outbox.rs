@@ -1,0 +1,516 @@
+//! Duties: what is owed to replicas and sites. `pending` waits for the relay, `published` for a worker (its message is on
+//! the bus, new or put back), `started` is with a worker; it ends `done`, or `parked` until an operator looks.
+//!
+//! For one (kind, repository, target) at most one duty waits, one is started and one is parked.
+
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgExecutor, PgPool};
+use tabularium_common::ids::{Generation, ReplicaPath, RepositoryId, SiteName, StorageName};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{milliseconds, parsed};
+use crate::repository::Repository;
+
+macro_rules! duty_columns {
+    () => {
+        "id, kind, repository_id, virtual_storage, replica_path, target, state, publications, attempts, failures, worker_id,
+         generation, last_error, correlation_id, created_at, next_attempt_at, started_at"
+    };
+}
+
+const DUTY_OWE: &str = "
+    INSERT INTO duties (kind, repository_id, virtual_storage, replica_path, target, correlation_id)
+    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
+
+/// `SKIP LOCKED`: several relays share the work without waiting for each other.
+const DUTY_CLAIM_PENDING: &str = concat!(
+    "UPDATE duties SET state = 'published', published_at = now(), publications = publications + 1
+     WHERE id IN (SELECT id FROM duties WHERE state = 'pending' AND next_attempt_at <= now()
+                  ORDER BY next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+     RETURNING ",
+    duty_columns!()
+);
+
+const DUTY_UNPUBLISH: &str = "
+    UPDATE duties SET state = 'pending', next_attempt_at = now() + $2 * interval '1 millisecond'
+    WHERE id = ANY ($1) AND state = 'published'";
+
+/// Of a published duty whose message was lost, and of a started one whose worker was, the bus is told again. A started
+/// duty keeps its state: whoever takes the message takes it over.
+const DUTY_REPUBLISH_STALE: &str = concat!(
+    "UPDATE duties SET published_at = now(), publications = publications + 1
+     WHERE id IN (SELECT id FROM duties
+                  WHERE state IN ('published', 'started')
+                    AND greatest(published_at, next_attempt_at, started_at)
+                        < now() - CASE state WHEN 'started' THEN $2 ELSE $1 END * interval '1 millisecond'
+                  ORDER BY published_at LIMIT $3 FOR UPDATE SKIP LOCKED)
+     RETURNING ",
+    duty_columns!()
+);
+
+const DUTY_FIND: &str = concat!("SELECT ", duty_columns!(), " FROM duties WHERE id = $1");
+const DUTY_LOCK: &str = concat!("SELECT ", duty_columns!(), " FROM duties WHERE id = $1 FOR UPDATE");
+
+const DUTY_STARTED_TWIN: &str = concat!(
+    "SELECT ",
+    duty_columns!(),
+    " FROM duties WHERE kind = $1 AND repository_id = $2 AND target = $3 AND state = 'started' AND id <> $4 FOR UPDATE"
+);
+
+const DUTY_START: &str = "
+    UPDATE duties SET state = 'started', worker_id = $2, generation = $3, started_at = now(), attempts = attempts + 1
+    WHERE id = $1";
+
+const DUTY_END: &str = "UPDATE duties SET state = 'done', finished_at = now(), last_error = $2 WHERE id = $1 AND state <> 'done'";
+
+const DUTY_UNPARK_TWIN: &str = "
+    DELETE FROM duties WHERE kind = $1 AND repository_id = $2 AND target = $3 AND state = 'parked' AND id <> $4";
+
+const DUTY_RETRY_LATER: &str = "
+    UPDATE duties SET state = 'published', published_at = now(), next_attempt_at = now() + $2 * interval '1 millisecond',
+           failures = $3, last_error = $4
+    WHERE id = $1 AND NOT EXISTS (
+        SELECT FROM duties twin
+        WHERE twin.kind = duties.kind AND twin.repository_id = duties.repository_id AND twin.target = duties.target
+          AND twin.state IN ('pending', 'published') AND twin.id <> $1)";
+
+const DUTY_PARK: &str =
+    "UPDATE duties SET state = 'parked', finished_at = now(), failures = $2, last_error = $3 WHERE id = $1";
+
+const DUTY_RETRY_NOW: &str = "
+    UPDATE duties SET state = 'pending', failures = 0, next_attempt_at = now(), finished_at = NULL
+    WHERE id = $1 AND state = 'parked' AND NOT EXISTS (
+        SELECT FROM duties twin
+        WHERE twin.kind = duties.kind AND twin.repository_id = duties.repository_id AND twin.target = duties.target
+          AND twin.state IN ('pending', 'published'))
+    RETURNING id";
+
+const DUTY_DROP_REPLICATION: &str = "
+    UPDATE duties SET state = 'done', finished_at = now(), last_error = 'the replica was given up meanwhile'
+    WHERE kind = 'replicate' AND repository_id = $1 AND target = $2 AND state IN ('pending', 'published', 'started')";
+
+/// Replicas that are behind, that another replica could mend, and for which nothing is owed. A replica whose duty is
+/// parked is left alone until it is written again or an operator looks.
+const DUTY_OWE_BEHIND: &str = "
+    INSERT INTO duties (kind, repository_id, virtual_storage, replica_path, target)
+    SELECT 'replicate', r.id, r.virtual_storage, r.replica_path, p.storage
+    FROM replicas p JOIN repositories r ON r.id = p.repository_id
+    WHERE p.behind AND r.state = 'ready'
+      AND EXISTS (SELECT FROM replicas q WHERE q.repository_id = p.repository_id AND q.generation > p.generation)
+      AND NOT EXISTS (SELECT FROM duties d WHERE d.kind = 'replicate' AND d.repository_id = p.repository_id
+                                             AND d.target = p.storage AND d.state <> 'done')
+    LIMIT $1
+    ON CONFLICT DO NOTHING";
+
+const DUTY_OWE_NOTIFICATIONS: &str = "
+    INSERT INTO duties (kind, repository_id, virtual_storage, replica_path, target)
+    SELECT 'notify', 0, '', '', s.site
+    FROM subscribers s
+    WHERE s.site = ANY ($1)
+      AND (EXISTS (SELECT FROM geo_log WHERE position > s.notified_position)
+           OR EXISTS (SELECT FROM geo_log WHERE position IS NULL))
+      AND NOT EXISTS (SELECT FROM duties d WHERE d.kind = 'notify' AND d.repository_id = 0 AND d.target = s.site
+                                             AND d.state IN ('pending', 'published', 'started', 'parked'))
+    ON CONFLICT DO NOTHING";
+
+const DUTY_PURGE: &str = "
+    DELETE FROM duties WHERE id IN (
+        SELECT id FROM duties WHERE state = 'done' AND finished_at < now() - $1 * interval '1 millisecond' LIMIT $2)";
+
+const DUTY_LIST: &str = concat!(
+    "SELECT d.*, coalesce(r.relative_path, '') AS relative_path
+     FROM (SELECT ",
+    duty_columns!(),
+    " FROM duties WHERE (state = $1) OR ($1 = '' AND state <> 'done') ORDER BY created_at DESC LIMIT $2) d
+     LEFT JOIN repositories r ON r.id = d.repository_id
+     ORDER BY d.created_at DESC"
+);
+
+const DUTY_COUNT: &str = "SELECT state, count(*) FROM duties WHERE state <> 'done' GROUP BY state";
+
+/// What kind of work a duty is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DutyKind {
+    Replicate,
+    Cleanup,
+    Notify,
+}
+
+impl DutyKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Replicate => "replicate",
+            Self::Cleanup => "cleanup",
+            Self::Notify => "notify",
+        }
+    }
+}
+
+/// How far a duty is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum DutyState {
+    Pending,
+    Published,
+    Started,
+    Done,
+    Parked,
+}
+
+impl DutyState {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Pending, Self::Published, Self::Started, Self::Done, Self::Parked];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Published => "published",
+            Self::Started => "started",
+            Self::Done => "done",
+            Self::Parked => "parked",
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+}
+
+/// A duty as it stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Duty {
+    pub(crate) id: Uuid,
+    pub(crate) kind: DutyKind,
+    /// 0 for a notification.
+    pub(crate) repository_id: RepositoryId,
+    /// Empty for a notification.
+    pub(crate) virtual_storage: String,
+    /// Empty for a notification.
+    pub(crate) replica_path: String,
+    /// A storage, or the site to notify.
+    pub(crate) target: String,
+    pub(crate) state: DutyState,
+    pub(crate) publications: u32,
+    pub(crate) attempts: u32,
+    pub(crate) failures: u32,
+    pub(crate) worker_id: Option<String>,
+    /// Generation of the source when the present attempt started.
+    pub(crate) generation: Option<Generation>,
+    pub(crate) last_error: String,
+    pub(crate) correlation_id: String,
+    pub(crate) created_at: OffsetDateTime,
+    pub(crate) next_attempt_at: OffsetDateTime,
+    pub(crate) started_at: Option<OffsetDateTime>,
+}
+
+#[derive(sqlx::FromRow)]
+struct DutyRow {
+    id: Uuid,
+    kind: String,
+    repository_id: i64,
+    virtual_storage: String,
+    replica_path: String,
+    target: String,
+    state: String,
+    publications: i32,
+    attempts: i32,
+    failures: i32,
+    worker_id: Option<String>,
+    generation: Option<i64>,
+    last_error: String,
+    correlation_id: String,
+    created_at: OffsetDateTime,
+    next_attempt_at: OffsetDateTime,
+    started_at: Option<OffsetDateTime>,
+}
+
+fn unknown(what: &str, found: &str) -> sqlx::Error {
+    sqlx::Error::Decode(format!("{what} `{found}` of a duty").into())
+}
+
+impl TryFrom<DutyRow> for Duty {
+    type Error = sqlx::Error;
+    fn try_from(row: DutyRow) -> Result<Self, sqlx::Error> {
+        let kind = match row.kind.as_str() {
+            "replicate" => DutyKind::Replicate,
+            "cleanup" => DutyKind::Cleanup,
+            "notify" => DutyKind::Notify,
+            other => return Err(unknown("kind", other)),
+        };
+        Ok(Self {
+            id: row.id,
+            kind,
+            repository_id: RepositoryId(row.repository_id),
+            virtual_storage: row.virtual_storage,
+            replica_path: row.replica_path,
+            target: row.target,
+            state: DutyState::parse(&row.state).ok_or_else(|| unknown("state", &row.state))?,
+            publications: row.publications.unsigned_abs(),
+            attempts: row.attempts.unsigned_abs(),
+            failures: row.failures.unsigned_abs(),
+            worker_id: row.worker_id,
+            generation: row.generation.map(Generation),
+            last_error: row.last_error,
+            correlation_id: row.correlation_id,
+            created_at: row.created_at,
+            next_attempt_at: row.next_attempt_at,
+            started_at: row.started_at,
+        })
+    }
+}
+
+fn duties(rows: Vec<DutyRow>) -> Result<Vec<Duty>, sqlx::Error> {
+    rows.into_iter().map(Duty::try_from).collect()
+}
+
+async fn owe(
+    executor: impl PgExecutor<'_>,
+    kind: DutyKind,
+    id: RepositoryId,
+    (virtual_storage, replica_path): (&str, &str),
+    target: &str,
+    correlation_id: &str,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(DUTY_OWE)
+        .bind(kind.as_str())
+        .bind(id.0)
+        .bind(virtual_storage)
+        .bind(replica_path)
+        .bind(target)
+        .bind(correlation_id)
+        .execute(executor)
+        .await
+        .map(drop)
+}
+
+/// Owes a storage the newest state of a repository, unless that is owed already.
+pub(crate) async fn duty_owe_copy(
+    executor: impl PgExecutor<'_>,
+    repository: &Repository,
+    target: &StorageName,
+    correlation_id: &str,
+) -> Result<(), sqlx::Error> {
+    let place = (repository.key.virtual_storage.as_str(), repository.replica_path.as_str());
+    owe(executor, DutyKind::Replicate, repository.id, place, target.as_str(), correlation_id).await
+}
+
+/// Owes the removal of what the work of `duty` may have left on its target after the repository went.
+pub(crate) async fn duty_owe_cleanup_after(
+    executor: impl PgExecutor<'_>,
+    duty: &Duty,
+) -> Result<(), sqlx::Error> {
+    let place = (duty.virtual_storage.as_str(), duty.replica_path.as_str());
+    owe(executor, DutyKind::Cleanup, duty.repository_id, place, &duty.target, &duty.correlation_id).await
+}
+
+/// Takes due duties for publication.
+pub(crate) async fn duty_claim_pending(pool: &PgPool, limit: u32) -> Result<Vec<Duty>, sqlx::Error> {
+    duties(sqlx::query_as(DUTY_CLAIM_PENDING).bind(i64::from(limit)).fetch_all(pool).await?)
+}
+
+/// Puts duties back whose publication failed.
+pub(crate) async fn duty_unpublish(pool: &PgPool, ids: &[Uuid], delay: Duration) -> Result<(), sqlx::Error> {
+    sqlx::query(DUTY_UNPUBLISH).bind(ids).bind(milliseconds(delay)).execute(pool).await.map(drop)
+}
+
+/// Takes duties to be published again: no result for so long that message or worker must be lost.
+pub(crate) async fn duty_republish_stale(
+    pool: &PgPool,
+    published_for: Duration,
+    started_for: Duration,
+    limit: u32,
+) -> Result<Vec<Duty>, sqlx::Error> {
+    let rows = sqlx::query_as(DUTY_REPUBLISH_STALE)
+        .bind(milliseconds(published_for))
+        .bind(milliseconds(started_for))
+        .bind(i64::from(limit))
+        .fetch_all(pool)
+        .await?;
+    duties(rows)
+}
+
+/// A duty as it stands, not locked.
+pub(crate) async fn duty_find(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Option<Duty>, sqlx::Error> {
+    let row: Option<DutyRow> = sqlx::query_as(DUTY_FIND).bind(id).fetch_optional(executor).await?;
+    row.map(Duty::try_from).transpose()
+}
+
+/// Locks a duty.
+pub(crate) async fn duty_lock(connection: &mut PgConnection, id: Uuid) -> Result<Option<Duty>, sqlx::Error> {
+    let row: Option<DutyRow> = sqlx::query_as(DUTY_LOCK).bind(id).fetch_optional(connection).await?;
+    row.map(Duty::try_from).transpose()
+}
+
+/// Another duty for the same target and repository that is with a worker. Locked.
+pub(crate) async fn duty_started_twin(
+    connection: &mut PgConnection,
+    duty: &Duty,
+) -> Result<Option<Duty>, sqlx::Error> {
+    let row: Option<DutyRow> = sqlx::query_as(DUTY_STARTED_TWIN)
+        .bind(duty.kind.as_str())
+        .bind(duty.repository_id.0)
+        .bind(&duty.target)
+        .bind(duty.id)
+        .fetch_optional(connection)
+        .await?;
+    row.map(Duty::try_from).transpose()
+}
+
+/// Hands a duty to a worker.
+pub(crate) async fn duty_start_in_txn(
+    connection: &mut PgConnection,
+    id: Uuid,
+    worker_id: &str,
+    generation: Option<Generation>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(DUTY_START)
+        .bind(id)
+        .bind(worker_id)
+        .bind(generation.map(|generation| generation.0))
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Ends a duty. `remark` is empty when its work was done.
+pub(crate) async fn duty_end_in_txn(
+    connection: &mut PgConnection,
+    id: Uuid,
+    remark: &str,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(DUTY_END).bind(id).bind(remark).execute(connection).await.map(drop)
+}
+
+/// Removes the parked duty for the same repository and target: it has been overtaken.
+pub(crate) async fn duty_unpark_twin_in_txn(
+    connection: &mut PgConnection,
+    duty: &Duty,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(DUTY_UNPARK_TWIN)
+        .bind(duty.kind.as_str())
+        .bind(duty.repository_id.0)
+        .bind(&duty.target)
+        .bind(duty.id)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Records a failed attempt; the bus keeps the message. False: another duty waits for the same, which takes over.
+pub(crate) async fn duty_retry_later_in_txn(
+    connection: &mut PgConnection,
+    id: Uuid,
+    delay: Duration,
+    failures: u32,
+    error: &str,
+) -> Result<bool, sqlx::Error> {
+    let done = sqlx::query(DUTY_RETRY_LATER)
+        .bind(id)
+        .bind(milliseconds(delay))
+        .bind(i32::try_from(failures).unwrap_or(i32::MAX))
+        .bind(error)
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Sets a duty aside.
+pub(crate) async fn duty_park_in_txn(
+    connection: &mut PgConnection,
+    id: Uuid,
+    failures: u32,
+    error: &str,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(DUTY_PARK)
+        .bind(id)
+        .bind(i32::try_from(failures).unwrap_or(i32::MAX))
+        .bind(error)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Puts a parked duty back to work. False: it is not parked, or the same is under way anyway.
+pub(crate) async fn duty_retry_now(pool: &PgPool, id: Uuid) -> Result<bool, sqlx::Error> {
+    let found: Option<Uuid> = sqlx::query_scalar(DUTY_RETRY_NOW).bind(id).fetch_optional(pool).await?;
+    Ok(found.is_some())
+}
+
+/// Ends what is owed or under way for a replica of which nothing is known any more: a result that still arrives is void.
+pub(crate) async fn duty_drop_replication_in_txn(
+    connection: &mut PgConnection,
+    id: RepositoryId,
+    target: &StorageName,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(DUTY_DROP_REPLICATION).bind(id.0).bind(target.as_str()).execute(connection).await.map(drop)
+}
+
+/// Owes copies to replicas that are behind and forgotten; answers to how many.
+pub(crate) async fn duty_owe_behind(pool: &PgPool, limit: u32) -> Result<u64, sqlx::Error> {
+    sqlx::query(DUTY_OWE_BEHIND).bind(i64::from(limit)).execute(pool).await.map(|done| done.rows_affected())
+}
+
+/// Owes a notification to each of `sites` that has not seen the end of the geo log; answers to how many.
+pub(crate) async fn duty_owe_notifications(pool: &PgPool, sites: &[SiteName]) -> Result<u64, sqlx::Error> {
+    let sites: Vec<&str> = sites.iter().map(SiteName::as_str).collect();
+    sqlx::query(DUTY_OWE_NOTIFICATIONS).bind(sites).execute(pool).await.map(|done| done.rows_affected())
+}
+
+/// Removes duties done longer ago than `age`; answers how many.
+pub(crate) async fn duty_purge(pool: &PgPool, age: Duration, limit: u32) -> Result<u64, sqlx::Error> {
+    sqlx::query(DUTY_PURGE)
+        .bind(milliseconds(age))
+        .bind(i64::from(limit))
+        .execute(pool)
+        .await
+        .map(|done| done.rows_affected())
+}
+
+/// A duty with the present name of its repository; empty when that is gone.
+#[derive(Debug, Clone)]
+pub(crate) struct ListedDuty {
+    pub(crate) duty: Duty,
+    pub(crate) relative_path: String,
+}
+
+#[derive(sqlx::FromRow)]
+struct ListedRow {
+    #[sqlx(flatten)]
+    duty: DutyRow,
+    relative_path: String,
+}
+
+/// Duties in `state`, or all that are not done, the newest first.
+pub(crate) async fn duty_list(
+    pool: &PgPool,
+    state: Option<DutyState>,
+    limit: u32,
+) -> Result<Vec<ListedDuty>, sqlx::Error> {
+    let rows: Vec<ListedRow> = sqlx::query_as(DUTY_LIST)
+        .bind(state.map_or("", DutyState::as_str))
+        .bind(i64::from(limit))
+        .fetch_all(pool)
+        .await?;
+    rows.into_iter()
+        .map(|row| Ok(ListedDuty { duty: row.duty.try_into()?, relative_path: row.relative_path }))
+        .collect()
+}
+
+/// How many duties are in each state, done ones not counted.
+pub(crate) async fn duty_count(pool: &PgPool) -> Result<Vec<(DutyState, i64)>, sqlx::Error> {
+    let rows: Vec<(String, i64)> = sqlx::query_as(DUTY_COUNT).fetch_all(pool).await?;
+    rows.into_iter()
+        .map(|(state, count)| Ok((DutyState::parse(&state).ok_or_else(|| unknown("state", &state))?, count)))
+        .collect()
+}
+
+/// The target of a duty about a repository.
+pub(crate) fn target_storage(duty: &Duty) -> Result<StorageName, sqlx::Error> {
+    parsed(&duty.target)
+}
+
+/// The path of a duty about a repository.
+pub(crate) fn target_path(duty: &Duty) -> Result<ReplicaPath, sqlx::Error> {
+    parsed(&duty.replica_path)
+}

@@ -1,0 +1,210 @@
+//! This coordinator's opinion of the storage nodes, from asking each every second. In memory only: another coordinator
+//! may see the network differently and be right.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use tabularium_common::{
+    auth::SendToken,
+    grpc::{Address, channel},
+    ids::{StorageName, VirtualStorageName},
+};
+use tabularium_proto::gitaly::{ServerInfoRequest, server_service_client::ServerServiceClient};
+use tokio::time::Instant;
+use tonic::{service::interceptor::InterceptedService, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::topology::Snapshot;
+
+/// How long a node may take to answer.
+const PROBE_DEADLINE: Duration = Duration::from_secs(1);
+/// Nodes asked at once.
+const PROBES_AT_ONCE: usize = 64;
+/// Answers a node may miss before it counts as unhealthy; a refused connection counts at once.
+const MISSES_ALLOWED: u32 = 1;
+
+/// What one node said when it was asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Dialled {
+    pub(crate) reachable: bool,
+    /// It serves a storage of that name, to be read and written.
+    pub(crate) storage_served: bool,
+    pub(crate) server_version: String,
+    pub(crate) git_version: String,
+    /// Empty when all is well.
+    pub(crate) problem: String,
+    pub(crate) round_trip: Duration,
+    refused: bool,
+}
+
+/// What we think of a storage.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Opinion {
+    pub(crate) healthy: bool,
+    /// Why not, when not.
+    pub(crate) problem: String,
+    misses: u32,
+}
+
+impl Opinion {
+    /// The opinion after one more probe.
+    fn after(&self, dialled: &Dialled) -> Self {
+        if dialled.storage_served {
+            return Self { healthy: true, problem: String::new(), misses: 0 };
+        }
+        let misses = self.misses.saturating_add(1);
+        let excused = self.healthy && !dialled.reachable && !dialled.refused && misses <= MISSES_ALLOWED;
+        Self { healthy: excused, problem: dialled.problem.clone(), misses }
+    }
+}
+
+type Place = (VirtualStorageName, StorageName);
+
+/// Opinions and the connections behind them.
+pub(crate) struct Health {
+    token: SendToken,
+    opinions: Mutex<HashMap<Place, Opinion>>,
+    channels: Mutex<HashMap<Address, Channel>>,
+}
+
+impl Health {
+    pub(crate) fn new(token: SendToken) -> Self {
+        Self { token, opinions: Mutex::default(), channels: Mutex::default() }
+    }
+
+    fn channel(&self, address: &Address) -> Channel {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.entry(address.clone()).or_insert_with(|| channel(address)).clone()
+    }
+
+    /// What we think of a storage; unhealthy as long as it was never asked.
+    pub(crate) fn opinion(&self, virtual_storage: &VirtualStorageName, storage: &StorageName) -> Opinion {
+        let opinions = self.opinions.lock().unwrap_or_else(PoisonError::into_inner);
+        opinions.get(&(virtual_storage.clone(), storage.clone())).cloned().unwrap_or_else(|| Opinion {
+            healthy: false,
+            problem: "not asked yet".to_owned(),
+            misses: 0,
+        })
+    }
+
+    /// Whether we think a storage healthy.
+    pub(crate) fn is_healthy(&self, virtual_storage: &VirtualStorageName, storage: &StorageName) -> bool {
+        self.opinion(virtual_storage, storage).healthy
+    }
+
+    /// Asks one storage's node, now, and remembers the answer.
+    pub(crate) async fn dial(
+        &self,
+        virtual_storage: &VirtualStorageName,
+        storage: &StorageName,
+        address: &Address,
+    ) -> Dialled {
+        let begun = Instant::now();
+        let asked = tokio::time::timeout(PROBE_DEADLINE, self.ask(storage, address)).await;
+        let mut dialled = asked.unwrap_or_else(|_| Dialled {
+            problem: format!("no answer within {} ms", PROBE_DEADLINE.as_millis()),
+            ..Dialled::default()
+        });
+        dialled.round_trip = begun.elapsed();
+        let place = (virtual_storage.clone(), storage.clone());
+        let mut opinions = self.opinions.lock().unwrap_or_else(PoisonError::into_inner);
+        let opinion = opinions.entry(place).or_default();
+        let after = opinion.after(&dialled);
+        if after.healthy != opinion.healthy {
+            let problem = &after.problem;
+            tracing::info!(%virtual_storage, %storage, healthy = after.healthy, problem, "storage health");
+        }
+        *opinion = after;
+        dialled
+    }
+
+    async fn ask(&self, storage: &StorageName, address: &Address) -> Dialled {
+        // Dialled apart, so that a node that is gone is told from one that answers an error.
+        if let Err(error) = address.connect().await {
+            let refused =
+                matches!(error.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound);
+            return Dialled { problem: error.to_string(), refused, ..Dialled::default() };
+        }
+        let channel = InterceptedService::new(self.channel(address), self.token.clone());
+        let checked = HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await;
+        match checked {
+            Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => {}
+            Ok(answer) => {
+                let problem = format!("health: {}", answer.get_ref().status().as_str_name());
+                return Dialled { reachable: true, problem, ..Dialled::default() };
+            }
+            Err(status) => {
+                let problem = format!("health: {}: {}", status.code(), status.message());
+                let reachable = status.code() != tonic::Code::Unavailable;
+                return Dialled { reachable, problem, ..Dialled::default() };
+            }
+        }
+        let info = match ServerServiceClient::new(channel).server_info(ServerInfoRequest {}).await {
+            Ok(info) => info.into_inner(),
+            Err(status) => {
+                let problem = format!("ServerInfo: {}: {}", status.code(), status.message());
+                return Dialled { reachable: true, problem, ..Dialled::default() };
+            }
+        };
+        let problem =
+            match info.storage_statuses.iter().find(|status| status.storage_name == storage.as_str()) {
+                None => format!("serves no storage `{storage}`"),
+                Some(status) if !status.readable => "storage is not readable".to_owned(),
+                Some(status) if !status.writeable => "storage is not writeable".to_owned(),
+                Some(_) => String::new(),
+            };
+        Dialled {
+            reachable: true,
+            storage_served: problem.is_empty(),
+            server_version: info.server_version,
+            git_version: info.git_version,
+            problem,
+            ..Dialled::default()
+        }
+    }
+
+    /// Asks every storage's node.
+    pub(crate) async fn dial_all(
+        &self,
+        snapshot: &Snapshot,
+    ) -> Vec<(VirtualStorageName, StorageName, Address, Dialled)> {
+        let places: Vec<_> = snapshot
+            .storages()
+            .map(|(virtual_storage, known)| {
+                (virtual_storage.clone(), known.name.clone(), known.address.clone())
+            })
+            .collect();
+        futures::stream::iter(places)
+            .map(|(virtual_storage, storage, address)| async move {
+                let dialled = self.dial(&virtual_storage, &storage, &address).await;
+                (virtual_storage, storage, address, dialled)
+            })
+            .buffered(PROBES_AT_ONCE)
+            .collect()
+            .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_missed_answer_is_excused_and_a_refused_connection_is_not() {
+        let served = Dialled { reachable: true, storage_served: true, ..Dialled::default() };
+        let late = Dialled { problem: "no answer".into(), ..Dialled::default() };
+        let refused = Dialled { refused: true, ..late.clone() };
+        let healthy = Opinion::default().after(&served);
+        assert!(healthy.healthy);
+        assert!(healthy.after(&late).healthy);
+        assert!(!healthy.after(&late).after(&late).healthy);
+        assert!(!healthy.after(&refused).healthy);
+        assert!(!Opinion::default().after(&late).healthy, "a storage is not healthy before it said so");
+    }
+}

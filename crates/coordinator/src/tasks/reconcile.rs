@@ -1,0 +1,73 @@
+//! Finds what is owed and was forgotten: replicas that are behind without a duty, sites that were not told. Clears what
+//! is finished, and refreshes the gauges.
+
+use std::{sync::Arc, time::Duration};
+
+use super::pause;
+use crate::{
+    app::Shared,
+    db::{
+        DbError, coordinators,
+        outbox::{self, DutyState},
+        repositories, routers, storages, writes,
+    },
+};
+
+/// Duties owed, or removed, in one run.
+const BATCH: u32 = 1000;
+/// Runs between two counts of everything.
+const RUNS_PER_COUNT: u32 = 3;
+/// How long a coordinator that is gone stays listed.
+const KEEP_COORDINATORS: Duration = Duration::from_secs(3600);
+
+pub(super) fn start(shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    shared.tasks.clone().spawn("reconcile", async move {
+        let mut run = 0;
+        loop {
+            if let Err(error) = reconcile(&shared, run % RUNS_PER_COUNT == 0).await {
+                tracing::debug!(%error, "not reconciled");
+            }
+            run += 1;
+            if !pause(&shared, shared.config.timing.reconcile_interval.0).await {
+                return;
+            }
+        }
+    });
+}
+
+async fn reconcile(shared: &Shared, count: bool) -> Result<(), DbError> {
+    let db = &shared.db;
+    let owed = db.retrying(|| outbox::duty_owe_behind(db.pool(), BATCH)).await?;
+    if owed > 0 {
+        tracing::info!(owed, "replicas were behind with nothing owed to them");
+        shared.bell.notify_one();
+    }
+    let keep = shared.config.timing.keep_done_duties.0;
+    db.retrying(|| outbox::duty_purge(db.pool(), keep, BATCH)).await?;
+    db.retrying(|| coordinators::coordinator_purge(db.pool(), KEEP_COORDINATORS)).await?;
+    let (me, sessions) = (shared.identity.get(), shared.sessions.routers());
+    db.retrying(|| routers::router_set(db.pool(), &me, &sessions)).await?;
+    if count {
+        gauges(shared).await?;
+    }
+    Ok(())
+}
+
+async fn gauges(shared: &Shared) -> Result<(), DbError> {
+    let (pool, metrics) = (shared.db.pool(), &shared.metrics);
+    for held in repositories::repository_count(pool).await? {
+        metrics.repositories(&held.virtual_storage, held.repositories);
+    }
+    for held in storages::storage_count_replicas(pool).await? {
+        metrics.replicas_behind(&held.virtual_storage, &held.storage, held.behind);
+    }
+    let counts = outbox::duty_count(pool).await?;
+    for state in DutyState::ALL.into_iter().filter(|state| *state != DutyState::Done) {
+        let count = counts.iter().find(|(counted, _)| *counted == state).map_or(0, |(_, count)| *count);
+        metrics.duties(state, count);
+    }
+    metrics.writes_open.set(writes::write_count(pool).await?);
+    metrics.sessions.set(i64::try_from(shared.sessions.routers().len()).unwrap_or(i64::MAX));
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! Tells the bus what the outbox owes. Takes duties that are pending, those published long ago without a result, and
+//! mirrors that wait to be fetched; a message says only which row to look at. Without the bus everything stays in the
+//! outbox and nothing is lost.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::{
+    Client, HeaderMap,
+    jetstream::{self, Context},
+};
+use tabularium_common::{
+    bus::Link,
+    duties::{self as subjects, BODY_VERSION, Class, DutyMessage, SyncEvent, SyncMessage},
+    ids::SiteName,
+    telemetry::CORRELATION_ID,
+};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{
+    app::Shared,
+    db::{DbError, geo_registry, outbox, outbox::Duty},
+    duties::back_off,
+    service::subject,
+};
+
+/// Duties published at once.
+const BATCH: u32 = 256;
+/// How long the bus may take to confirm a message.
+const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
+/// Pauses after failures to publish: the first, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often lost messages are looked for.
+const STALE_INTERVAL: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+enum RelayError {
+    #[error(transparent)]
+    Database(#[from] DbError),
+    #[error("message bus: {0}")]
+    Bus(String),
+}
+
+fn on_bus(error: impl std::fmt::Display) -> RelayError {
+    RelayError::Bus(error.to_string())
+}
+
+struct Relay {
+    shared: Arc<Shared>,
+    context: Context,
+    /// The streams are known to be there; checked again after every failure.
+    streams: bool,
+    stale_at: Instant,
+}
+
+pub(super) fn start(shared: &Arc<Shared>, client: Client) {
+    let mut context = jetstream::new(client);
+    context.set_timeout(PUBLISH_DEADLINE);
+    let stale_at = Instant::now() + STALE_INTERVAL;
+    let mut relay = Relay { shared: Arc::clone(shared), context, streams: false, stale_at };
+    shared.tasks.spawn("relay", async move { relay.run().await });
+}
+
+impl Relay {
+    async fn run(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let stopping = shared.tasks.stopping();
+        let mut link = shared.link.clone();
+        let mut failures = 0;
+        loop {
+            let up = *link.borrow_and_update() == Link::Up;
+            shared.metrics.bus_connected.set(i64::from(up));
+            let outcome = if up { self.turn().await } else { Ok(false) };
+            let wait = match outcome {
+                Ok(true) => continue,
+                Ok(false) => {
+                    failures = 0;
+                    shared.config.timing.relay_interval.0
+                }
+                Err(error) => {
+                    failures += 1;
+                    self.streams = false;
+                    tracing::warn!(%error, failures, "duties are not published");
+                    let wait = back_off(failures, FIRST_PAUSE, LONGEST_PAUSE, &mut rand::rng());
+                    // A bell does not shorten a pause after a failure.
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        () = stopping.cancelled() => return,
+                    }
+                    continue;
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = shared.bell.notified() => {}
+                _ = link.changed() => {}
+                () = stopping.cancelled() => return,
+            }
+        }
+    }
+
+    /// One round. True: there may be more to do at once.
+    async fn turn(&mut self) -> Result<bool, RelayError> {
+        if !self.streams {
+            for class in Class::ALL {
+                self.context.get_or_create_stream(class.stream_config()).await.map_err(on_bus)?;
+            }
+            self.streams = true;
+        }
+        let db = &self.shared.db;
+        let sites: Vec<SiteName> =
+            self.shared.config.subscribers.iter().map(|site| site.name.clone()).collect();
+        if !sites.is_empty() {
+            db.retrying(|| outbox::duty_owe_notifications(db.pool(), &sites)).await?;
+        }
+        let due = db.retrying(|| outbox::duty_claim_pending(db.pool(), BATCH)).await?;
+        let full = due.len() == BATCH as usize;
+        self.publish(due).await?;
+        if Instant::now() >= self.stale_at {
+            self.stale_at = Instant::now() + STALE_INTERVAL;
+            self.publish_again().await?;
+        }
+        Ok(full)
+    }
+
+    async fn publish_again(&self) -> Result<(), RelayError> {
+        let db = &self.shared.db;
+        let timing = &self.shared.config.timing;
+        let (published, started) = (timing.republish_after.0, timing.restart_after.0);
+        let stale =
+            db.retrying(|| outbox::duty_republish_stale(db.pool(), published, started, BATCH)).await?;
+        self.publish(stale).await?;
+        let forgotten =
+            db.retrying(|| geo_registry::mirror_list_forgotten(db.pool(), published, BATCH)).await?;
+        for mirror in forgotten {
+            let event_id = Uuid::now_v7();
+            let message = SyncMessage {
+                version: BODY_VERSION,
+                event_id,
+                home_site: mirror.home_site,
+                virtual_storage: mirror.key.virtual_storage,
+                relative_path: mirror.key.relative_path,
+                event: SyncEvent::Updated,
+            };
+            let subject = subjects::sync_subject(&message.home_site, &message.relative_path);
+            self.send(subject, &message, &event_id.to_string(), "").await?.await.map_err(on_bus)?;
+        }
+        Ok(())
+    }
+
+    /// Publishes duties that are marked published already; those that fail go back.
+    async fn publish(&self, duties: Vec<Duty>) -> Result<(), RelayError> {
+        let sent = futures::future::join_all(duties.iter().map(|duty| self.publish_one(duty))).await;
+        let mut failed = Vec::new();
+        let mut problem = None;
+        for (duty, outcome) in duties.iter().zip(sent) {
+            if let Err(error) = outcome {
+                failed.push(duty.id);
+                problem = Some(error);
+            }
+        }
+        self.shared.metrics.duties_published(duties.len() - failed.len());
+        let Some(problem) = problem else { return Ok(()) };
+        let db = &self.shared.db;
+        db.retrying(|| outbox::duty_unpublish(db.pool(), &failed, FIRST_PAUSE)).await?;
+        Err(problem)
+    }
+
+    async fn publish_one(&self, duty: &Duty) -> Result<(), RelayError> {
+        let subject = subject(duty).map_err(DbError::from)?;
+        let message = DutyMessage { version: BODY_VERSION, duty_id: duty.id };
+        let message_id = format!("{}:{}", duty.id, duty.publications);
+        self.send(subject, &message, &message_id, &duty.correlation_id).await?.await.map_err(on_bus)?;
+        Ok(())
+    }
+
+    async fn send(
+        &self,
+        subject: String,
+        body: &impl serde::Serialize,
+        message_id: &str,
+        correlation_id: &str,
+    ) -> Result<jetstream::context::PublishAckFuture, RelayError> {
+        let body = serde_json::to_vec(body).map_err(on_bus)?;
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", message_id);
+        if !correlation_id.is_empty() {
+            headers.insert(CORRELATION_ID, correlation_id);
+        }
+        self.context.publish_with_headers(subject, headers, body.into()).await.map_err(on_bus)
+    }
+}

@@ -1,0 +1,63 @@
+//! Settles writes whose intent ran out, and carries out revocations that a coordinator left undone.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::StreamExt as _;
+
+use super::pause;
+use crate::{
+    app::Shared,
+    db::{DbError, revocations, writes},
+    leases::with_drift,
+    writing::{self, Doubt},
+};
+
+/// Intents settled, and revocations carried out, in one run.
+const BATCH: u32 = 256;
+/// Of those at once.
+const AT_ONCE: usize = 8;
+
+pub(super) fn start(shared: &Arc<Shared>) {
+    let writes = Arc::clone(shared);
+    shared.tasks.spawn("sweep-writes", async move {
+        while pause(&writes, writes.config.timing.sweep_interval.0).await {
+            if let Err(error) = settle_expired(&writes).await {
+                tracing::debug!(%error, "expired writes are not settled");
+            }
+        }
+    });
+    let routes = Arc::clone(shared);
+    shared.tasks.spawn("sweep-revocations", async move {
+        while pause(&routes, routes.config.timing.router_lease.0).await {
+            if let Err(error) = carry_out_owed(&routes).await {
+                tracing::debug!(%error, "owed revocations are not carried out");
+            }
+        }
+    });
+}
+
+async fn settle_expired(shared: &Arc<Shared>) -> Result<(), DbError> {
+    let db = &shared.db;
+    let expired = db.retrying(|| writes::write_list_expired(db.pool(), BATCH)).await?;
+    futures::stream::iter(expired)
+        .for_each_concurrent(AT_ONCE, |id| async move {
+            if let Err(error) = writing::settle(shared, id, &Doubt::Expired).await {
+                tracing::warn!(write_id = %id, %error, "expired write is not settled");
+            }
+        })
+        .await;
+    Ok(())
+}
+
+/// Those owed for longer than the one who owes them takes when all goes badly.
+async fn carry_out_owed(shared: &Arc<Shared>) -> Result<(), DbError> {
+    let timing = &shared.config.timing;
+    let age: Duration = with_drift(timing.coordinator_lease.0 + timing.router_lease.0);
+    let db = &shared.db;
+    let owed = db.retrying(|| revocations::revocation_list_stale(db.pool(), age, BATCH)).await?;
+    if owed.is_empty() {
+        return Ok(());
+    }
+    let (routes, rows): (Vec<_>, Vec<_>) = owed.into_iter().unzip();
+    shared.revoker.revoke(&routes, rows).await
+}

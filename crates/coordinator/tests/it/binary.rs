@@ -1,0 +1,207 @@
+//! The program: arguments, exit codes, start and stop; and what it does while Postgres is away.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+    time::Duration,
+};
+
+use tabularium_common::announce::Announcement;
+use tabularium_proto::coordinator as wire;
+use tonic::Code;
+
+use crate::support::*;
+
+/// The site's configuration as a file, with `timing` lines added.
+pub fn toml(site: &Site, timing: &str) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!(
+        "site = \"here\"\nlisten = \"127.0.0.1:0\"\nhttp_listen = \"127.0.0.1:0\"\n\
+         database_url = \"{}\"\nnats_url = \"{}\"\n[[virtual_storage]]\nname = \"default\"\n",
+        site.database, site.config.nats_url
+    );
+    for storage in &site.config.virtual_storages[0].storages {
+        let (name, address) = (&storage.name, &storage.address);
+        writeln!(text, "[[virtual_storage.storage]]\nname = \"{name}\"\naddress = \"{address}\"").unwrap();
+    }
+    format!("{text}[timing]\n{timing}\n")
+}
+
+fn command(config: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tabularium-coordinator"));
+    command.arg("--config").arg(config);
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_codes_tell_a_bad_configuration_from_a_missing_database() {
+    let site = Site::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("c.toml");
+    std::fs::write(&config, toml(&site, "parked_after = 0")).unwrap();
+    let output = command(&config).arg("--check-config").output().unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    assert!(
+        stderr(&output).contains("`timing.parked_after` is `0`; allowed: 1 or more"),
+        "{}",
+        stderr(&output)
+    );
+
+    let elsewhere = toml(&site, "database_start = \"300ms\"")
+        .replace(&site.database, "postgres://nobody@127.0.0.1:1/none");
+    std::fs::write(&config, elsewhere).unwrap();
+    assert!(command(&config).arg("--check-config").status().unwrap().success());
+    let output = command(&config).output().unwrap();
+    assert_eq!(output.status.code(), Some(70));
+    assert!(stderr(&output).contains("no usable database after 300ms"), "{}", stderr(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_may_migrate_at_once_and_again() {
+    let site = Site::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("c.toml");
+    std::fs::write(&config, toml(&site, "")).unwrap();
+    let running: Vec<_> = (0..4).map(|_| command(&config).arg("--migrate-only").spawn().unwrap()).collect();
+    for mut process in running {
+        assert!(process.wait().unwrap().success());
+    }
+    assert!(command(&config).arg("--migrate-only").status().unwrap().success());
+    let mut sql = site.sql().await;
+    let elsewhere: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM pg_tables WHERE schemaname NOT IN ('tabularium', 'pg_catalog', 'information_schema')",
+    )
+    .fetch_one(&mut sql)
+    .await
+    .unwrap();
+    assert_eq!(elsewhere, 0, "all tables are in the schema");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_coordinator_leaves_no_lease_behind() {
+    let site = Site::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let (config, announce) = (directory.path().join("c.toml"), directory.path().join("c.json"));
+    std::fs::write(&config, toml(&site, "")).unwrap();
+    let mut process = command(&config).arg("--announce").arg(&announce).spawn().unwrap();
+    let announced = eventually("the announcement", || async { Announcement::read(&announce).unwrap() }).await;
+    assert_eq!(announced.pid, process.id());
+    let address = announced.grpc.unwrap().parse().unwrap();
+    let (mut routing, _, _) = clients_of(&address);
+    create(&mut routing, "a.git").await;
+    let _router = Router::start(&address, "r", "a.git").await;
+    Command::new("kill").arg(process.id().to_string()).status().unwrap();
+    let status = eventually("it ends", || {
+        let status = process.try_wait().unwrap();
+        async move { status }
+    })
+    .await;
+    assert_eq!(status.code(), Some(0));
+    let mut sql = site.sql().await;
+    let left: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM coordinators").fetch_one(&mut sql).await.unwrap();
+    assert_eq!(left, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_postgres_is_away_calls_are_unavailable_and_then_they_work_again() {
+    // A relay that can be shut stands for a server that goes and comes back.
+    let mut site = Site::start().await;
+    let real: url::Host = url::Host(site.database.clone());
+    let relay = real.relay().await;
+    site.config.database_url = tabularium_coordinator::DatabaseUrl::new(relay.url.clone());
+    let coordinator = site.coordinator().await;
+    let (mut routing, _, _) = clients(&coordinator);
+    create(&mut routing, "a.git").await;
+    relay.shut();
+    let ready = |code: u16| {
+        let address = coordinator.http_address();
+        async move { (crate::operator::get(address, "/ready").await.0 == code).then_some(()) }
+    };
+    eventually("not ready", || ready(503)).await;
+    let status = resolve(&mut routing, "a.git").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(!status.message().contains("127.0.0.1"), "{status}");
+    relay.open();
+    eventually("ready again", || ready(200)).await;
+    eventually("resolves again", || {
+        let mut routing = routing.clone();
+        async move { resolve(&mut routing, "a.git").await.ok() }
+    })
+    .await;
+    let begun: wire::BeginWriteResponse = begin_write(&mut routing, "a.git").await;
+    let primary = begun.route.as_ref().unwrap().primary.clone();
+    commit(&mut routing, &begun, &[&primary]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
+/// A byte relay in front of the database.
+mod url {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_util::sync::CancellationToken;
+
+    pub struct Host(pub String);
+
+    pub struct Relay {
+        pub url: String,
+        open: Arc<AtomicBool>,
+        cut: Arc<std::sync::Mutex<CancellationToken>>,
+    }
+
+    impl Host {
+        /// Listens for connections to the database named by the URL.
+        pub async fn relay(&self) -> Relay {
+            let after_user = self.0.rfind('@').map_or_else(|| self.0.find("//").unwrap() + 2, |at| at + 1);
+            let rest = &self.0[after_user..];
+            let end = rest.find('/').unwrap();
+            let target = rest[..end].to_owned();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let here = listener.local_addr().unwrap().to_string();
+            let url = format!("{}{here}{}", &self.0[..after_user], &rest[end..]);
+            let open = Arc::new(AtomicBool::new(true));
+            let cut = Arc::new(std::sync::Mutex::new(CancellationToken::new()));
+            let tasks = tabularium_common::lifecycle::Tasks::new();
+            let (is_open, cutting) = (Arc::clone(&open), Arc::clone(&cut));
+            tasks.clone().spawn("relay", async move {
+                loop {
+                    let (mut near, _) = listener.accept().await.unwrap();
+                    if !is_open.load(Ordering::SeqCst) {
+                        continue;
+                    }
+                    let target = target.clone();
+                    let token = cutting.lock().unwrap().clone();
+                    tasks.spawn("connection", async move {
+                        let Ok(mut far) = TcpStream::connect(&target).await else { return };
+                        tokio::select! {
+                            _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                            () = token.cancelled() => {}
+                        }
+                    });
+                }
+            });
+            Relay { url, open, cut }
+        }
+    }
+
+    impl Relay {
+        pub fn shut(&self) {
+            self.open.store(false, Ordering::SeqCst);
+            let mut cut = self.cut.lock().unwrap();
+            cut.cancel();
+            *cut = CancellationToken::new();
+        }
+
+        pub fn open(&self) {
+            self.open.store(true, Ordering::SeqCst);
+        }
+    }
+}

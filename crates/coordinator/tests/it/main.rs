@@ -1,0 +1,10 @@
+//! Coordinators against real Postgres and NATS, with storage nodes and routers that are played.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
+
+mod binary;
+mod duties;
+mod geo;
+mod operator;
+mod routes;
+mod support;
+mod writes;
