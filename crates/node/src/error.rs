@@ -68,6 +68,9 @@ pub(crate) enum GitError {
     /// Too many git processes ran for too long (section h.4).
     #[error("maximum time in concurrency queue reached")]
     QueueTimeout,
+    /// The node stops and no longer waits for the process.
+    #[error("the node is stopping")]
+    Stopping,
     /// The process could not be started.
     #[error("starting git {subcommand}: {source}")]
     Spawn {
@@ -114,6 +117,7 @@ impl From<GitError> for Status {
                 "LimitError",
                 &gitaly::LimitError { error_message: text.clone(), retry_after: Some(retry_never()) },
             ),
+            GitError::Stopping => Self::unavailable(text),
             GitError::Spawn { .. }
             | GitError::Io { .. }
             | GitError::TooMuchOutput { .. }

@@ -13,7 +13,7 @@
 //! * [`fetch_proxy`]: the subcommand that git runs instead of `ssh` to fetch from another node.
 //! * [`error`]: codes and texts, word for word Gitaly's.
 //!
-//! Not here: hooks, reference transactions (votes), SSH and sidechannels. Methods that are not written answer
+//! Not here: GitLab's access checks, reference transactions (votes), SSH and sidechannels. Methods that are not written answer
 //! `UNIMPLEMENTED`.
 //!
 //! Tests: `cargo test -p tabularium-node`; the integration tests need git 2.39 or newer in `PATH` and nothing else.

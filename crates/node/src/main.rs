@@ -75,5 +75,10 @@ async fn run(config: Config, announce: Option<PathBuf>) -> anyhow::Result<()> {
         signal = lifecycle::stop_signal() => signal?,
         error = running.failed() => return Err(error.into()),
     }
-    Ok(running.stop().await?)
+    match running.stop().await {
+        // Told to stop, it has stopped; that some calls were cut off is for the log.
+        Err(server::ServerError::Drain(late)) => tracing::warn!(%late, "stopped"),
+        stopped => stopped?,
+    }
+    Ok(())
 }

@@ -20,6 +20,8 @@ pub(crate) struct Node {
     pub(crate) git_version: String,
     /// A UUID of this process, by which its locks are told from those of earlier ones.
     pub(crate) instance: String,
-    /// One at a time: copying or repacking the same repository twice at once only makes both fail.
+    /// One at a time: two fetches into the same repository would only fail each other.
+    pub(crate) copying: KeyedLocks,
+    /// One at a time: so would two repacks.
     pub(crate) upkeep: KeyedLocks,
 }

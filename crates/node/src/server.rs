@@ -44,6 +44,9 @@ use crate::{
 
 mod preparation;
 
+/// How long tasks may take to end after the drain deadline has been used up by calls: what was killed is reaped.
+const LAST_TASKS: Duration = Duration::from_secs(5);
+
 /// Why a node did not start, or did not stop as it should.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -136,9 +139,10 @@ impl Running {
 
     /// Not ready, accepts nothing more, finishes what runs within the drain deadline, stops.
     pub async fn stop(mut self) -> Result<(), ServerError> {
+        let deadline = tokio::time::Instant::now() + self.drain;
         self.readiness.set(false);
         self.shutdown.cancel();
-        let served = match tokio::time::timeout(self.drain, &mut self.served).await {
+        let served = match tokio::time::timeout_at(deadline, &mut self.served).await {
             Ok(Ok(result)) => result.map_err(ServerError::from),
             Ok(Err(error)) => Err(ServerError::Drain(format!("serving: {error}"))),
             Err(_) => {
@@ -148,7 +152,8 @@ impl Running {
                 ))
             }
         };
-        let drained = self.tasks.drain(self.drain).await;
+        let drained =
+            self.tasks.drain(deadline.duration_since(tokio::time::Instant::now()).max(LAST_TASKS)).await;
         served.and(drained.map_err(|error| ServerError::Drain(error.to_string())))
     }
 }
@@ -184,6 +189,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         fetch_proxy: surroundings.fetch_proxy,
         git_version,
         instance: uuid::Uuid::new_v4().to_string(),
+        copying: KeyedLocks::default(),
         upkeep: KeyedLocks::default(),
     });
 

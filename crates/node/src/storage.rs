@@ -35,6 +35,11 @@ impl Storage {
     pub(crate) fn temporary(&self) -> PathBuf {
         self.root.join(OWN_DIRECTORY).join("tmp")
     }
+
+    /// The hooks that git runs for pushes to repositories with custom hooks.
+    pub(crate) fn hooks(&self) -> PathBuf {
+        self.root.join(OWN_DIRECTORY).join("hooks")
+    }
 }
 
 /// All storages of the node.

@@ -24,6 +24,7 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::GitError,
@@ -313,6 +314,7 @@ impl GitCommand {
             stderr,
             buffer: BytesMut::new(),
             running: Some(Running { child, slot, writer }),
+            stopping: shared.tasks.stopping(),
             git: self.git.clone(),
         })
     }
@@ -366,6 +368,7 @@ pub(crate) struct GitProcess {
     stderr: Option<JoinHandle<Vec<u8>>>,
     buffer: BytesMut,
     running: Option<Running>,
+    stopping: CancellationToken,
     git: Git,
 }
 
@@ -380,11 +383,17 @@ impl GitProcess {
         self.stdout.take()
     }
 
-    /// The next piece of standard output, at most [`CHUNK_BYTES`]; `None` at its end. May be cancelled safely.
+    /// The next piece of standard output, at most [`CHUNK_BYTES`]; `None` at its end. May be cancelled safely, and fails
+    /// once the node's drain is over.
     pub(crate) async fn read_chunk(&mut self) -> Result<Option<Bytes>, GitError> {
         let Some(stdout) = &mut self.stdout else { return Ok(None) };
         self.buffer.reserve(CHUNK_BYTES);
-        let read = stdout.read_buf(&mut (&mut self.buffer).limit(CHUNK_BYTES)).await;
+        let mut room = (&mut self.buffer).limit(CHUNK_BYTES);
+        let read = tokio::select! {
+            biased;
+            read = stdout.read_buf(&mut room) => read,
+            () = self.stopping.cancelled() => return Err(GitError::Stopping),
+        };
         let length = read.map_err(|source| GitError::Io { subcommand: self.subcommand, source })?;
         Ok((length > 0).then(|| self.buffer.split().freeze()))
     }

@@ -23,6 +23,11 @@ const CLIENT_SECTIONS: [&str; 4] = ["transfer", "uploadpack", "receive", "pack"]
 /// In those sections, the ones that run programs all the same.
 const CLIENT_FORBIDDEN: [&str; 2] = ["uploadpack.packobjectshook", "receive.certnonceseed"];
 
+/// The hooks that [`CUSTOM_HOOK`] stands for.
+pub(crate) const CUSTOM_HOOK_NAMES: [&str; 3] = ["pre-receive", "update", "post-receive"];
+/// Runs a repository's custom hooks; lies in each storage under the names above.
+pub(crate) const CUSTOM_HOOK: &str = include_str!("custom_hook.sh");
+
 /// What callers may choose about a transport.
 pub(crate) struct Choices<'a> {
     /// `key=value`; later ones win over the node's own.
@@ -71,6 +76,11 @@ pub(crate) fn receive_pack(
         "receive.fsck.missingSpaceBeforeDate=ignore",
         "receive.fsck.zeroPaddedFilemode=ignore",
     ] {
+        command = command.config(setting);
+    }
+    if repository.path.join("custom_hooks").is_dir() {
+        let mut setting = std::ffi::OsString::from("core.hooksPath=");
+        setting.push(repository.storage.hooks());
         command = command.config(setting);
     }
     Ok(finish(command, choices)?.arg(&repository.path))

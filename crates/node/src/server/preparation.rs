@@ -4,6 +4,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::Stdio,
 };
@@ -15,6 +16,7 @@ use tokio::process::Command;
 
 use crate::{
     config::StorageConfig,
+    git::transport,
     server::ServerError,
     storage::{OWN_DIRECTORY, Storage},
 };
@@ -46,6 +48,7 @@ pub(super) fn storage(config: &StorageConfig, tasks: &Tasks) -> io::Result<Prepa
     fs::create_dir_all(own.join("tmp"))?;
     let claim = claim(&own)?;
     let storage = Storage { name: config.name.to_string(), filesystem_id: filesystem_id(&root)?, root };
+    write_hooks(&storage)?;
     // The claim says that whoever made these is dead.
     let stale: Vec<_> = fs::read_dir(storage.temporary())?.collect::<Result<_, _>>()?;
     if !stale.is_empty() {
@@ -63,6 +66,18 @@ pub(super) fn storage(config: &StorageConfig, tasks: &Tasks) -> io::Result<Prepa
         });
     }
     Ok(Prepared { storage, claim })
+}
+
+fn write_hooks(storage: &Storage) -> io::Result<()> {
+    fs::create_dir_all(storage.hooks())?;
+    for name in transport::CUSTOM_HOOK_NAMES {
+        let mut file = tempfile::Builder::new()
+            .permissions(fs::Permissions::from_mode(0o755))
+            .tempfile_in(storage.temporary())?;
+        file.write_all(transport::CUSTOM_HOOK.as_bytes())?;
+        file.persist(storage.hooks().join(name))?;
+    }
+    Ok(())
 }
 
 fn remove(path: &Path) -> io::Result<()> {

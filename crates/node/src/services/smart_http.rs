@@ -99,12 +99,13 @@ impl SmartHttpService for SmartHttpServer {
             stateless: true,
             advertise: false,
         };
-        let mut command = transport::receive_pack(&self.0.git, &repository, &choices)?
+        let project = first.repository.map(|repository| repository.gl_project_path).unwrap_or_default();
+        let command = transport::receive_pack(&self.0.git, &repository, &choices)?
             .env("GL_ID", &first.gl_id)
-            .env("GL_USERNAME", &first.gl_username);
-        if !first.gl_repository.is_empty() {
-            command = command.env("GL_REPOSITORY", &first.gl_repository);
-        }
+            .env("GL_USERNAME", &first.gl_username)
+            .env("GL_REPOSITORY", &first.gl_repository)
+            .env("GL_PROJECT_PATH", &project)
+            .env("GL_PROTOCOL", "http");
         let mut process = command.spawn(true).await?;
         let stdin = process.take_stdin().ok_or_else(|| Status::internal("no pipe to git"))?;
         let fed =

@@ -30,11 +30,13 @@ struct Shared {
 
 /// Serves the node's repositories under the answered address until the test ends.
 pub(crate) async fn serve(node: &TestNode, authorization: Option<&str>) -> String {
-    let shared = Shared {
-        client: node.channel(),
-        storage: node.storage.clone(),
-        authorization: authorization.map(str::to_owned),
-    };
+    serve_from(node.channel(), &node.storage, authorization).await
+}
+
+/// The same, for a node that is not in this process.
+pub(crate) async fn serve_from(client: Client, storage: &str, authorization: Option<&str>) -> String {
+    let storage = storage.to_owned();
+    let shared = Shared { client, storage, authorization: authorization.map(str::to_owned) };
     let app = Router::new()
         .route("/{repository}/info/refs", get(info_refs))
         .route("/{repository}/git-receive-pack", post(receive_pack))

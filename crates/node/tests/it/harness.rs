@@ -44,6 +44,11 @@ impl TestNode {
     }
 
     pub(crate) async fn start_named(storage: &str) -> Self {
+        Self::start_draining(storage, 10).await
+    }
+
+    /// A node whose calls have `drain_seconds` to end when it stops.
+    pub(crate) async fn start_draining(storage: &str, drain_seconds: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("storage");
         std::fs::create_dir(&root).unwrap();
@@ -55,7 +60,7 @@ impl TestNode {
             token_file: Some(SecretFile(token_file)),
             git: std::env::var_os("TEST_GIT").map_or_else(|| "git".into(), PathBuf::from),
             max_git_processes: 16,
-            drain_seconds: 10,
+            drain_seconds,
             storage: vec![StorageConfig { name: storage.parse().unwrap(), path: root }],
             telemetry: TelemetryConfig::default(),
         };
@@ -76,6 +81,12 @@ impl TestNode {
 
     pub(crate) async fn stop(mut self) {
         self.running.take().unwrap().stop().await.unwrap();
+    }
+
+    /// Stops, and answers how, with what keeps the files there.
+    pub(crate) async fn stop_keeping_files(mut self) -> Stopped {
+        let result = self.running.take().unwrap().stop().await;
+        Stopped { result, _directory: self.directory }
     }
 
     pub(crate) fn channel(&self) -> Client {
@@ -144,6 +155,12 @@ impl TestNode {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("{name} in {text}")).parse().unwrap()
     }
+}
+
+/// A node that has stopped.
+pub(crate) struct Stopped {
+    pub(crate) result: Result<(), server::ServerError>,
+    _directory: TempDir,
 }
 
 /// The `gitaly-servers` metadata that says how to reach these nodes.

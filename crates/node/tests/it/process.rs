@@ -2,15 +2,27 @@
 
 use std::{
     fs,
+    io::Write as _,
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use tabularium_common::announce::Announcement;
+use tabularium_common::{
+    announce::Announcement,
+    auth::SendToken,
+    grpc::{self, Address},
+};
+use tabularium_proto::gitaly::{
+    CreateRepositoryRequest, Repository, repository_service_client::RepositoryServiceClient,
+};
+use tonic::service::interceptor::InterceptedService;
 
-use crate::harness::eventually;
+use crate::{
+    bridge,
+    harness::{eventually, git, git_async},
+};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tabularium-node");
 
@@ -63,6 +75,65 @@ async fn it_announces_serves_and_stops_when_told_to() {
     .await;
     let second = start();
     assert_eq!(wait(second), Some(70), "the storage is taken");
+    kill_process(Pid::from_raw(child.id().try_into().unwrap()).unwrap(), Signal::TERM).unwrap();
+    assert_eq!(wait(child), Some(0));
+}
+
+/// The most memory the process has used, in MiB.
+fn peak_memory(id: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+/// A file that does not compress.
+fn write_noise(path: &Path, mebibytes: usize) {
+    let mut file = std::io::BufWriter::new(fs::File::create(path).unwrap());
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for _ in 0..mebibytes * 1024 * 1024 / 8 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        file.write_all(&state.to_le_bytes()).unwrap();
+    }
+    file.flush().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_push_and_clone_do_not_grow_the_node() {
+    const BOUND_MIB: u64 = 64;
+    let mebibytes = std::env::var("TEST_PUSH_MIB").map_or(160, |text| text.parse().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path(), directory.path());
+    let announce = directory.path().join("announce.json");
+    let mut command = Command::new(PROGRAM);
+    command.arg("--config").arg(&config).arg("--announce").arg(&announce).stderr(Stdio::null());
+    let child = command.spawn().unwrap();
+    eventually("announced", async || Announcement::read(&announce).unwrap().is_some()).await;
+    let address: Address = Announcement::read(&announce).unwrap().unwrap().grpc.unwrap().parse().unwrap();
+    let client = InterceptedService::new(grpc::channel(&address), SendToken(None));
+    let repository =
+        Repository { storage_name: "a".into(), relative_path: "a.git".into(), ..Repository::default() };
+    let create = CreateRepositoryRequest { repository: Some(repository), ..Default::default() };
+    RepositoryServiceClient::new(client.clone()).create_repository(create).await.unwrap();
+    let url = format!("{}/a.git", bridge::serve_from(client, "a", None).await);
+
+    let work = directory.path().join("work");
+    fs::create_dir(&work).unwrap();
+    git(&work, &["init", "--quiet", "-b", "main", "."]);
+    write_noise(&work.join("noise"), mebibytes);
+    for setting in [["core.compression", "0"], ["core.bigFileThreshold", "1m"]] {
+        git(&work, &["config", setting[0], setting[1]]);
+    }
+    git_async(&work, &["add", "noise"]).await;
+    git_async(&work, &["commit", "--quiet", "-m", "noise"]).await;
+    git_async(&work, &["push", "--quiet", &url, "main"]).await;
+    let pushed = peak_memory(child.id());
+    assert!(pushed < BOUND_MIB, "{pushed} MiB after the push");
+    git_async(directory.path(), &["clone", "--quiet", "--bare", &url, "copy"]).await;
+    let cloned = peak_memory(child.id());
+    assert!(cloned < BOUND_MIB, "{cloned} MiB after the clone");
+    println!("pushed and cloned {mebibytes} MiB: peak {pushed} MiB, then {cloned} MiB");
     kill_process(Pid::from_raw(child.id().try_into().unwrap()).unwrap(), Signal::TERM).unwrap();
     assert_eq!(wait(child), Some(0));
 }

@@ -100,6 +100,54 @@ async fn a_push_that_git_rejects_is_told_in_the_data() {
     assert!(!output.status.success() && stderr.contains("deny updating a hidden ref"), "{stderr}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn custom_hooks_decide_about_pushes() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let node = TestNode::start().await;
+    node.create("a.git").await;
+    let path = node.path("a.git");
+    let url = format!("{}/a.git", bridge::serve(&node, None).await);
+    let work = work_tree(1000);
+    fs::create_dir_all(path.join("custom_hooks/pre-receive.d")).unwrap();
+    let hook = |name: &str, script: &str| {
+        let file = path.join("custom_hooks").join(name);
+        fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    hook("pre-receive", "cat > seen-first; echo $GL_ID > seen-id");
+    hook("pre-receive.d/10-check", "grep -v refs/heads/bad || { echo never bad >&2; exit 3; }");
+    hook("update", "echo $1 >> seen-update");
+    hook("post-receive", "cat > seen-last");
+    fs::write(path.join("custom_hooks/pre-receive.d/20-off"), "#!/bin/sh\nexit 1\n").unwrap();
+    let push = async |branch: &str| {
+        let (directory, url, refspec) = (work.path().to_owned(), url.clone(), format!("main:{branch}"));
+        let run = move || git_command(&directory).args(["push", &url, &refspec]).output().unwrap();
+        let output = tokio::task::spawn_blocking(run).await.unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (accepted, stderr) = push("refs/heads/good").await;
+    assert!(accepted, "{stderr}");
+    assert_eq!(fs::read_to_string(path.join("seen-id")).unwrap(), "user-1\n");
+    assert_eq!(fs::read_to_string(path.join("seen-update")).unwrap(), "refs/heads/good\n");
+    let (first, last) =
+        (fs::read_to_string(path.join("seen-first")), fs::read_to_string(path.join("seen-last")));
+    assert_eq!(first.unwrap(), last.unwrap());
+    let (accepted, stderr) = push("refs/heads/bad").await;
+    assert!(!accepted && stderr.contains("never bad") && stderr.contains("hook declined"), "{stderr}");
+    assert_eq!(git(&path, &["for-each-ref", "--format=%(refname)"]), "refs/heads/good");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_cuts_off_what_does_not_end() {
+    let node = TestNode::start_draining("default", 1).await;
+    node.create("a.git").await;
+    let path = node.path("a.git");
+    let (_sender, _stream) = begin_push(&node, "a.git").await;
+    let late = node.stop_keeping_files().await;
+    assert!(late.result.is_err(), "the push was running");
+    eventually("git is gone", async || processes(&path).is_empty()).await;
+}
+
 #[tokio::test]
 async fn an_advertisement_starts_with_its_service() {
     let node = TestNode::start().await;

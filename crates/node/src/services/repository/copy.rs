@@ -37,7 +37,7 @@ pub(super) async fn replicate(
         return Err(Status::invalid_argument("repository and source have the same storage"));
     }
     let peer = Peer::find(&metadata, &extensions, &source.storage_name)?;
-    let _alone = node.upkeep.lock(&target.path).await;
+    let _alone = node.copying.lock(&target.path).await;
     require_source(&peer, &source).await?;
 
     match check_repository(&target.path) {

@@ -28,7 +28,7 @@ pub(super) async fn fetch(node: &Node, request: FetchRemoteRequest) -> Result<Fe
         remote.mirror_refmaps.iter().map(|refmap| refspec(refmap)).collect::<Result<Vec<_>, _>>()?;
     let refspecs = if refspecs.is_empty() { vec!["refs/*:refs/*"] } else { refspecs };
     let keys = SshKeys::write(node, &repository, &request)?;
-    let _alone = node.upkeep.lock(&repository.path).await;
+    let _alone = node.copying.lock(&repository.path).await;
 
     let before = Refs::read(node, &repository).await?;
     let configured = url.configure(
