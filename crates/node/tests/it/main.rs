@@ -1,11 +1,16 @@
 //! The node against real git, through its RPCs.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
+mod blobs;
 mod bridge;
+mod commits;
 mod copies;
 mod files;
 mod harness;
 mod lifecycle;
+mod operations;
 mod process;
+mod refs;
+mod seed;
 mod server;
 mod transport;

@@ -131,7 +131,8 @@ async fn merge_tree(
             let (tree, _) = parse_merge(&output.stdout);
             Ok(tree)
         }
-        Some(1) => {
+        // The same exit code without a tree tells of a revision that is no commit.
+        Some(1) if !output.stdout.is_empty() => {
             let (_, conflicting_files) = parse_merge(&output.stdout);
             let detail = MergeConflictError {
                 conflicting_files,
