@@ -57,7 +57,9 @@ pub(crate) async fn run(global: &Global, demo: &Demo) -> Result<ExitCode, Failur
         shown = show(global, demo, scratch.path(), &mut rows) => shown,
         _ = tabularium_common::lifecycle::stop_signal() => Err(Failure::No("interrupted".into())),
     };
-    if let Err(failure) = shown {
+    if let Err(failure) = shown
+        && rows.rows.iter().all(|row| row.ok)
+    {
         rows.add("what stopped it", Err(failure.to_string()));
     }
     let left = nothing_left(scratch.path()).await;
@@ -86,7 +88,7 @@ impl Rows<'_> {
         self.rows.push(CheckView::new(what, result, ""));
     }
 
-    /// Adds a row for a step; the error of one that failed ends the demonstration.
+    /// Adds a row for a step. One that failed ends the demonstration.
     fn step<T, E: ToString>(
         &mut self,
         what: &str,
@@ -100,7 +102,8 @@ impl Rows<'_> {
             }
             Err(error) => {
                 let text = error.to_string();
-                Err(Failure::No(format!("{what}: {text}")))
+                self.add(what, Err(text.clone()));
+                Err(Failure::No(text))
             }
         }
     }
@@ -176,7 +179,7 @@ impl Show<'_> {
         rows.step("mirror site equal", mirrored, |refs| {
             format!("HEAD and {refs} refs, waited {:.1} s", started.elapsed().as_secs_f64())
         })?;
-        let refused = self.push_is_refused(&url).await;
+        let refused = self.push_is_refused(&url, &format!("{first}/{REPOSITORY}")).await;
         rows.step("mirror refuses pushes", refused, Clone::clone)?;
         Ok(())
     }
@@ -265,12 +268,14 @@ impl Show<'_> {
         }
     }
 
-    async fn push_is_refused(&self, url: &str) -> Result<String, String> {
+    /// The refusal has to name the place where pushing is possible, exactly.
+    async fn push_is_refused(&self, url: &str, home_url: &str) -> Result<String, String> {
         let refspec = format!("{}:refs/heads/not-here", self.source.head);
         let output = self.git.output(&self.source.directory, ["push", url, &refspec]).await;
         let output = output.map_err(|error| error.to_string())?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let sentence = said.lines().find(|line| line.contains("mirror of"));
+        let named = format!("push to {home_url}");
+        let sentence = said.lines().map(str::trim_end).find(|line| line.ends_with(&named));
         match (output.status.success(), sentence) {
             (true, _) => Err("the mirror took a push".into()),
             (false, Some(sentence)) => Ok(sentence.trim_start_matches("remote:").trim().to_owned()),

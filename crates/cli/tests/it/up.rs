@@ -67,8 +67,6 @@ fn data_survives_an_interrupt_and_a_second_start() {
     assert_eq!(code, 1, "already there: {}", text(&output.stderr));
     let (code, output) = run(&state, &["check", "--json"]);
     assert_eq!(code, 0, "{}", text(&output.stdout));
-    let (code, output) = run(&state, &["sql-ping"]);
-    assert_eq!(code, 0, "{}", text(&output.stderr));
     signal(&child, Signal::INT);
     assert!(child.wait().unwrap().success());
     assert_nothing_runs(&state);
@@ -125,4 +123,20 @@ fn a_process_that_dies_is_started_again() {
     drop(lines);
     assert!(child.wait().unwrap().success());
     assert_nothing_runs(&state);
+}
+
+#[test]
+fn the_database_is_reached_through_the_coordinators_program() {
+    let directory = tempfile::Builder::new().prefix("tabularium-test-up-").tempdir_in("/tmp").unwrap();
+    let state = directory.path().join("state");
+    let mut child = up(&state);
+    let (code, output) = run(&state, &["sql-migrate"]);
+    assert_eq!(code, 0, "{}", text(&output.stderr));
+    let (code, output) = run(&state, &["sql-ping"]);
+    assert_eq!(code, 0, "{}", text(&output.stderr));
+    signal(&child, Signal::INT);
+    assert!(child.wait().unwrap().success());
+    let config = state.join("home/coordinator-1/config.toml");
+    let (code, _) = run(&state, &["sql-ping", "--config", config.to_str().unwrap()]);
+    assert_eq!(code, 69, "nobody answers any more");
 }

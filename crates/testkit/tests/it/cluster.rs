@@ -100,7 +100,12 @@ async fn a_cluster_survives_the_loss_of_a_coordinator_and_of_a_router() {
 
 #[tokio::test]
 async fn duties_survive_a_message_bus_that_loses_everything() {
-    let mut test = TestCluster::start(without_mirror).await;
+    let mut test = TestCluster::start(|options| {
+        without_mirror(options);
+        // A message that was lost is missed after this time; a minute by default.
+        options.timing = vec![("republish_after".into(), "2s".into())];
+    })
+    .await;
     let git = GitClient::new();
     git.work_tree("source", 1).await;
     test.create("a/b.git").await;
