@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
-use tokio::time::Sleep;
+use tokio::{sync::oneshot, time::Sleep};
 use tonic::Code;
 
 use crate::{
@@ -28,12 +28,19 @@ use crate::{
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// Ties a request to its answer: when this is dropped, the request is reset if it has not ended by itself.
+///
+/// HTTP/2 does not do that: an answer that nobody reads any more leaves the request open, and the node would go on, and
+/// take the client's half-close for its word.
+#[derive(Debug)]
+pub(crate) struct Tether(#[expect(dead_code, reason = "being dropped is what it does")] oneshot::Sender<()>);
+
 /// The rewritten first message, what had been read past it, and the rest of the client's stream.
 #[derive(Debug)]
 pub(crate) struct Spliced<B> {
     head: Option<Bytes>,
     leftover: Option<Bytes>,
-    rest: Option<B>,
+    rest: Option<(B, oneshot::Receiver<()>)>,
 }
 
 impl<B> Spliced<B> {
@@ -43,13 +50,14 @@ impl<B> Spliced<B> {
     }
 
     /// A request whose stream goes on behind `head`.
-    pub(crate) fn stream(head: Bytes, leftover: Option<Bytes>, rest: B) -> Self {
-        Self { head: Some(head), leftover, rest: Some(rest) }
+    pub(crate) fn stream(head: Bytes, leftover: Option<Bytes>, rest: B) -> (Self, Tether) {
+        let (tether, untied) = oneshot::channel();
+        (Self { head: Some(head), leftover, rest: Some((rest, untied)) }, Tether(tether))
     }
 
     /// Back to what stood behind the head, for a request that was handed back unsent.
     pub(crate) fn into_rest(self) -> (Option<Bytes>, Option<B>) {
-        (self.leftover, self.rest)
+        (self.leftover, self.rest.map(|(rest, _)| rest))
     }
 }
 
@@ -68,9 +76,13 @@ where
         if let Some(bytes) = self.head.take().or_else(|| self.leftover.take()) {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
-        let Some(rest) = &mut self.rest else {
+        let Some((rest, untied)) = &mut self.rest else {
             return Poll::Ready(None);
         };
+        if Pin::new(untied).poll(cx).is_ready() {
+            self.rest = None;
+            return Poll::Ready(Some(Err(cancelled())));
+        }
         match ready!(Pin::new(&mut *rest).poll_frame(cx)) {
             Some(Ok(frame)) => Poll::Ready(Some(Ok(frame))),
             Some(Err(error)) => {
@@ -82,31 +94,33 @@ where
                 // whole request.
                 let whole = rest.is_end_stream();
                 self.rest = None;
-                if whole {
-                    Poll::Ready(None)
-                } else {
-                    Poll::Ready(Some(Err(h2::Error::from(h2::Reason::CANCEL).into())))
-                }
+                if whole { Poll::Ready(None) } else { Poll::Ready(Some(Err(cancelled()))) }
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.head.is_none() && self.leftover.is_none() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+        self.head.is_none()
+            && self.leftover.is_none()
+            && self.rest.as_ref().is_none_or(|(rest, _)| rest.is_end_stream())
     }
+}
+
+fn cancelled() -> BoxError {
+    h2::Error::from(h2::Reason::CANCEL).into()
 }
 
 /// A node's answer that always ends with a status.
 pub(crate) struct Graceful<B> {
-    inner: Option<B>,
+    inner: Option<(B, Option<Tether>)>,
     storage: std::sync::Arc<str>,
     lost: bool,
 }
 
 impl<B> Graceful<B> {
-    /// Wraps the answer of a storage.
-    pub(crate) fn new(inner: B, storage: std::sync::Arc<str>) -> Self {
-        Self { inner: Some(inner), storage, lost: false }
+    /// Wraps the answer of a storage, and holds what ties the request to it.
+    pub(crate) fn new(inner: B, tether: Option<Tether>, storage: std::sync::Arc<str>) -> Self {
+        Self { inner: Some((inner, tether)), storage, lost: false }
     }
 
     /// The status is ours: the node went away without one.
@@ -129,7 +143,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Graceful<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let Some(inner) = &mut self.inner else {
+        let Some((inner, _)) = &mut self.inner else {
             return Poll::Ready(None);
         };
         match ready!(Pin::new(inner).poll_frame(cx)) {
@@ -379,29 +393,43 @@ mod tests {
     #[tokio::test]
     async fn a_splice_keeps_the_order_and_hands_the_rest_back() {
         let rest = http_body_util::Full::new(Bytes::from_static(b"c"));
-        let spliced = Spliced::stream(Bytes::from_static(b"a"), Some(Bytes::from_static(b"b")), rest.clone());
+        let splice =
+            || Spliced::stream(Bytes::from_static(b"a"), Some(Bytes::from_static(b"b")), rest.clone());
+        let (spliced, _tether) = splice();
         assert_eq!(spliced.collect().await.unwrap().to_bytes(), "abc");
-        let (leftover, rest) =
-            Spliced::stream(Bytes::from_static(b"a"), Some(Bytes::from_static(b"b")), rest).into_rest();
+        let (leftover, rest) = splice().0.into_rest();
         assert_eq!(leftover.unwrap(), "b");
         assert!(rest.is_some());
+    }
+
+    fn reset(error: &BoxError) -> Option<h2::Reason> {
+        error.downcast_ref::<h2::Error>().unwrap().reason()
     }
 
     #[tokio::test]
     async fn a_request_that_is_cut_off_is_not_passed_off_as_whole() {
         // A stream body never claims to have ended by the peer's word.
-        let spliced = Spliced::stream(Bytes::from_static(b"a"), None, body(vec![Ok(data("b"))]));
-        let error = spliced.collect().await.unwrap_err();
-        assert_eq!(error.downcast_ref::<h2::Error>().unwrap().reason(), Some(h2::Reason::CANCEL));
+        let (spliced, _tether) = Spliced::stream(Bytes::from_static(b"a"), None, body(vec![Ok(data("b"))]));
+        assert_eq!(reset(&spliced.collect().await.unwrap_err()), Some(h2::Reason::CANCEL));
+    }
+
+    #[tokio::test]
+    async fn a_request_does_not_outlive_its_answer() {
+        let open = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, BoxError>>());
+        let (mut spliced, tether) = Spliced::stream(Bytes::from_static(b"a"), None, open);
+        assert!(spliced.frame().await.unwrap().is_ok());
+        drop(Graceful::new(body(vec![]), Some(tether), "s".into()));
+        assert_eq!(reset(&spliced.frame().await.unwrap().unwrap_err()), Some(h2::Reason::CANCEL));
     }
 
     #[tokio::test]
     async fn a_lost_node_is_unavailable_and_a_status_of_its_own_is_kept() {
-        let lost = Graceful::new(body(vec![Ok(data("a")), Err("gone".into())]), "s".into());
+        let lost = Graceful::new(body(vec![Ok(data("a")), Err("gone".into())]), None, "s".into());
         assert_eq!(codes(lost).await, ("a".into(), Some(Code::Unavailable)));
-        let silent = Graceful::new(body(vec![Ok(data("a"))]), "s".into());
+        let silent = Graceful::new(body(vec![Ok(data("a"))]), None, "s".into());
         assert_eq!(codes(silent).await, ("a".into(), Some(Code::Unavailable)));
-        let own = Graceful::new(body(vec![Ok(data("a")), Ok(Frame::trailers(status("5")))]), "s".into());
+        let own =
+            Graceful::new(body(vec![Ok(data("a")), Ok(Frame::trailers(status("5")))]), None, "s".into());
         assert_eq!(codes(Settled::read(own)).await, ("a".into(), Some(Code::NotFound)));
     }
 

@@ -75,8 +75,8 @@ impl Relay {
         head: Bytes,
     ) -> Result<(HeaderMap, Bytes), Refusal> {
         let mut rest = Rest::none();
-        let response = self.attempt(call, node, head, &mut rest).await.map_err(|failure| failure.refusal)?;
-        let (parts, body) = response.into_parts();
+        let answer = self.attempt(call, node, head, &mut rest).await.map_err(|failure| failure.refusal)?;
+        let (parts, body) = answer.response.into_parts();
         let collected = Limited::new(body, MAINTENANCE_ANSWER_BYTES).collect().await.map_err(|error| {
             if error.is::<http_body_util::LengthLimitError>() {
                 Refusal::AnswerTooLarge(MAINTENANCE_ANSWER_BYTES)

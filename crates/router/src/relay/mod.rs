@@ -36,6 +36,7 @@ use crate::{
     timeout,
     writes::{ActiveWrite, Writes},
 };
+use read::Answer;
 use request::{Call, Target};
 pub(crate) use request::{NodeToken, QUESTION, repository};
 
@@ -70,7 +71,7 @@ pub(crate) struct Relay {
 /// How an RPC that was not refused is answered.
 enum Outcome {
     /// By a node, whose answer flows through.
-    Node { response: Response<Incoming>, storage: Arc<str>, write: Option<ActiveWrite> },
+    Node { answer: Answer, write: Option<ActiveWrite> },
     /// In full.
     Whole(Response<Reply>),
 }
@@ -208,7 +209,7 @@ fn finish(
             account.close(whole_code(&response));
             response
         }
-        Ok(Outcome::Node { response, storage, write }) => {
+        Ok(Outcome::Node { answer: Answer { response, tether, storage }, write }) => {
             let (mut parts, body) = response.into_parts();
             if let Some(code) = code_of(&parts.headers) {
                 account.close(code);
@@ -216,7 +217,7 @@ fn finish(
             }
             // The answer may end earlier than the node meant it to.
             parts.headers.remove(header::CONTENT_LENGTH);
-            let graceful = Graceful::new(body, storage);
+            let graceful = Graceful::new(body, tether, storage);
             let settled = match write {
                 None => Settled::read(graceful),
                 Some(write) => Settled::write(graceful, write),

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     account::Account,
+    body::Tether,
     limits::READ_ATTEMPTS,
     nodes::{Node, SendError, is_healthy, named},
     refusal::{Refusal, code_of},
@@ -20,6 +21,14 @@ use crate::{
     routing::{self, Reader},
     wire,
 };
+
+/// A node's answer.
+pub(super) struct Answer {
+    pub(super) response: Response<Incoming>,
+    /// Of a request whose stream may go on.
+    pub(super) tether: Option<Tether>,
+    pub(super) storage: Arc<str>,
+}
 
 /// A node that did not answer.
 pub(super) struct Failure {
@@ -38,8 +47,9 @@ impl Relay {
         node: &Node,
         head: Bytes,
         rest: &mut Rest,
-    ) -> Result<Response<Incoming>, Failure> {
-        let request = call.request(&self.token, rest.behind(head)).map_err(|refusal| Failure {
+    ) -> Result<Answer, Failure> {
+        let (body, tether) = rest.behind(head);
+        let request = call.request(&self.token, body).map_err(|refusal| Failure {
             refusal,
             again: false,
             unsent: true,
@@ -62,7 +72,7 @@ impl Relay {
             }
         };
         if response.status() == http::StatusCode::OK {
-            Ok(response)
+            Ok(Answer { response, tether, storage: Arc::clone(&node.storage) })
         } else {
             let refusal = Refusal::NotGrpc(node.storage.to_string());
             Err(Failure { refusal, again: rest.whole(), unsent: false })
@@ -165,9 +175,9 @@ impl Relay {
         rest: &mut Rest,
     ) -> Result<Outcome, Tried> {
         match self.attempt(call, node, head, rest).await {
-            Ok(response) => {
-                let unavailable = code_of(response.headers()) == Some(Code::Unavailable);
-                let outcome = Outcome::Node { response, storage: Arc::clone(&node.storage), write: None };
+            Ok(answer) => {
+                let unavailable = code_of(answer.response.headers()) == Some(Code::Unavailable);
+                let outcome = Outcome::Node { answer, write: None };
                 if unavailable && rest.whole() {
                     self.shared.metrics.retries.inc();
                     return Err(Tried { outcome: Ok(outcome), again: true });

@@ -18,7 +18,7 @@ use tabularium_common::{
 };
 
 use crate::{
-    body::Spliced,
+    body::{Spliced, Tether},
     first_message::{FirstMessage, PREFIX_BYTES},
     nodes::{Outgoing, Traffic},
     refusal::Refusal,
@@ -157,10 +157,13 @@ impl Rest {
     }
 
     /// The body of a request that starts with `head`.
-    pub(super) fn behind(&mut self, head: Bytes) -> Spliced<Incoming> {
+    pub(super) fn behind(&mut self, head: Bytes) -> (Spliced<Incoming>, Option<Tether>) {
         match self.body.take() {
-            None => Spliced::whole(head),
-            Some(body) => Spliced::stream(head, self.leftover.take(), body),
+            None => (Spliced::whole(head), None),
+            Some(body) => {
+                let (spliced, tether) = Spliced::stream(head, self.leftover.take(), body);
+                (spliced, Some(tether))
+            }
         }
     }
 

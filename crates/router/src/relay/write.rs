@@ -79,15 +79,15 @@ impl Relay {
             )?;
             write.sending();
             match self.attempt(call, node, head, &mut rest).await {
-                Ok(response) => {
-                    let write = match code_of(response.headers()) {
+                Ok(answer) => {
+                    let write = match code_of(answer.response.headers()) {
                         None => Some(write),
                         Some(code) => {
                             settle_status(write, code).await?;
                             None
                         }
                     };
-                    return Ok(Outcome::Node { response, storage: Arc::clone(&node.storage), write });
+                    return Ok(Outcome::Node { answer, write });
                 }
                 Err(failure) => {
                     write.unreachable(primary.clone());

@@ -70,7 +70,8 @@ async fn server_answers_are_put_together_from_the_nodes() {
     let names: Vec<_> = disk.storage_statuses.iter().map(|status| &status.storage_name[..]).collect();
     assert_eq!(names, ["node-1", "node-2", "node-3"]);
 
-    client.server_signature(ServerSignatureRequest {}).await.unwrap();
+    let signature = client.server_signature(ServerSignatureRequest {}).await.unwrap().into_inner();
+    assert_eq!(signature.public_key, b"key");
 }
 
 #[tokio::test]

@@ -6,8 +6,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    service::TowerToHyperService,
+};
 use tabularium_common::{
-    grpc::{ListenAddress, Listener, server},
+    grpc::{ListenAddress, Listener},
     lifecycle::Tasks,
 };
 use tabularium_proto::coordinator::{
@@ -93,12 +97,24 @@ impl Coordinator {
         }));
         let address = ListenAddress::Unix(directory.join(name));
         let listener = Listener::bind(&address).await.unwrap();
-        let service = RoutingServiceServer::new(coordinator.clone());
-        let stop = coordinator.0.stop.clone();
+        let routes = tonic::service::Routes::new(RoutingServiceServer::new(coordinator.clone()));
+        let service = TowerToHyperService::new(routes.prepare());
+        let (stop, owner) = (coordinator.0.stop.clone(), tasks.clone());
         tasks.spawn("fake coordinator", async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                served = server().add_service(service).serve_with_incoming(listener) => served.unwrap(),
+            loop {
+                let connection = tokio::select! {
+                    () = stop.cancelled() => return,
+                    accepted = listener.accept() => accepted.unwrap(),
+                };
+                let (stop, service) = (stop.clone(), service.clone());
+                owner.spawn("fake coordinator connection", async move {
+                    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    let served = builder.serve_connection(TokioIo::new(connection), service);
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        _ = served => {}
+                    }
+                });
             }
         });
         coordinator

@@ -112,6 +112,7 @@ impl Node {
                     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                     builder
                         .timer(TokioTimer::new())
+                        .auto_date_header(false)
                         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
                         .max_pending_accept_reset_streams(100_000)
                         .max_local_error_reset_streams(None)
@@ -168,6 +169,7 @@ impl Node {
                 unary(&CalculateChecksumResponse { checksum: "abc".into() }.encode_to_vec())
             }
             "/gitaly.ServerService/ServerInfo" => unary(&self.info().encode_to_vec()),
+            "/gitaly.ServerService/ServerSignature" => unary(b"\x0a\x03key"),
             "/gitaly.ServerService/DiskStatistics" => unary(&self.disk().encode_to_vec()),
             _ => unary(&RefExistsResponse { value: true }.encode_to_vec()),
         }

@@ -12,7 +12,7 @@ use tabularium_proto::{
     },
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, transport::Channel};
 
 use crate::house::{House, named, repository, soon, until};
 
@@ -123,22 +123,29 @@ async fn without_any_replica_to_move_to_the_write_is_refused() {
 }
 
 /// Opens a push and sends its first message; answers its ends.
-async fn push(house: &House) -> (tokio::sync::mpsc::Sender<Bytes>, tonic::Streaming<Bytes>) {
+async fn push(channel: Channel) -> (tokio::sync::mpsc::Sender<Bytes>, tonic::Streaming<Bytes>) {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     let first = PostReceivePackRequest { repository: repository(), ..Default::default() };
     sender.send(Bytes::from(first.encode_to_vec())).await.unwrap();
     let path = "/gitaly.SmartHTTPService/PostReceivePack";
-    let answer = House::raw_stream(house.connect(), path, ReceiverStream::new(receiver)).await.unwrap();
+    let answer = House::raw_stream(channel, path, ReceiverStream::new(receiver)).await.unwrap();
     let mut answer = answer.into_inner();
     soon(answer.message()).await.unwrap().unwrap();
     (sender, answer)
 }
 
+/// The client has a runtime of its own, whose end cuts its connection as the end of a process would.
 #[tokio::test]
 async fn a_client_that_hangs_up_mid_pack_leaves_a_write_in_doubt() {
     let house = House::new().await;
-    let (sender, answer) = push(&house).await;
-    drop(answer);
+    let client = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let address = house.address.parse().unwrap();
+    client.spawn(async move {
+        let (_sender, _answer) = push(tabularium_common::grpc::channel(&address)).await;
+        std::future::pending::<()>().await;
+    });
+    until("the push", async || house.nodes[0].seen("PostReceivePack").len() == 1).await;
+    client.shutdown_background();
     until("the write is settled", async || outcomes(&house) == [Outcome::InDoubt]).await;
     until("the node is told that it is not whole", async || {
         house.nodes[0].0.cut.load(Ordering::Relaxed) == 1
@@ -146,13 +153,12 @@ async fn a_client_that_hangs_up_mid_pack_leaves_a_write_in_doubt() {
     .await;
     assert_eq!(house.nodes[0].0.whole.load(Ordering::Relaxed), 0);
     assert!(house.coordinator.state().commits.is_empty());
-    drop(sender);
 }
 
 #[tokio::test]
 async fn a_primary_that_dies_mid_write_leaves_it_in_doubt() {
     let house = House::new().await;
-    let (_sender, mut answer) = push(&house).await;
+    let (_sender, mut answer) = push(house.connect()).await;
     house.nodes[0].kill();
     let status = soon(answer.message()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
@@ -162,7 +168,7 @@ async fn a_primary_that_dies_mid_write_leaves_it_in_doubt() {
 #[tokio::test]
 async fn open_writes_are_renewed_and_stopped_when_the_intent_is_lost() {
     let house = House::with("", |coordinator| coordinator.state().write_lease_milliseconds = 300).await;
-    let (_sender, mut answer) = push(&house).await;
+    let (_sender, mut answer) = push(house.connect()).await;
     until("renewals", async || house.coordinator.state().renewals.len() >= 3).await;
     assert_eq!(house.coordinator.state().renewals[0].write_ids, ["write-1"]);
     house.coordinator.state().lost_writes = vec!["write-1".into()];
