@@ -43,9 +43,9 @@ pub(crate) enum UpdateRefError {
     Mismatch {
         /// Full name.
         reference: String,
-        /// In hex; zero for "does not exist".
+        /// In hex; empty if git did not tell.
         expected: String,
-        /// In hex; empty for "does not exist", zero if git did not tell.
+        /// In hex; empty if git did not tell.
         actual: String,
     },
     /// The new object is not there.

@@ -364,13 +364,14 @@ async fn references_move_together_or_not_at_all() {
     assert_eq!(error.expected_object_id, v1.as_bytes());
     assert_eq!(error.actual_object_id, main.as_bytes());
     // It exists, or it does not, against expectation.
-    for updates in [("refs/heads/main", zero.as_str(), v1.as_str()), ("refs/heads/none", &v1, &main)] {
-        let (code, error) = fail(vec![vec![updates]]).await;
-        assert_eq!(code, "Aborted");
-        assert!(
-            matches!(error, Some(update_references_error::Error::ReferenceStateMismatch(_))),
-            "{error:?}"
-        );
+    for (update, actual) in
+        [(("refs/heads/main", zero.as_str(), v1.as_str()), &main), (("refs/heads/none", &v1, &main), &zero)]
+    {
+        let (code, error) = fail(vec![vec![update]]).await;
+        let Some(update_references_error::Error::ReferenceStateMismatch(error)) = error else {
+            panic!("{error:?}")
+        };
+        assert_eq!((code.as_str(), error.actual_object_id.as_slice()), ("Aborted", actual.as_bytes()));
     }
     let lock = node.path("a.git").join("refs/heads/main.lock");
     fs::write(&lock, "").unwrap();

@@ -11,7 +11,8 @@ use crate::{
     error::with_detail,
     git::{
         lines::Lines,
-        revision::{self, ObjectHash},
+        references,
+        revision::{self, ObjectHash, is_zero},
         update_ref::{Expected, Transaction, UpdateRefError},
     },
     node::Node,
@@ -130,8 +131,17 @@ pub(super) async fn update_references(
             None => break,
         }
     }
-    transaction.commit(&node.tasks).await.map_err(update_failed)?;
-    Ok(Response::new(UpdateReferencesResponse {}))
+    match transaction.commit(&node.tasks).await {
+        Ok(()) => Ok(Response::new(UpdateReferencesResponse {})),
+        Err(UpdateRefError::Mismatch { reference, expected, actual }) if actual.is_empty() => {
+            // Git names the value only when both sides have one; the reference tells the other cases.
+            let found = references::read(&node.git, &repository, reference.as_bytes()).await?;
+            let actual = found.unwrap_or_else(|| hash.zero());
+            let expected = if expected.is_empty() && !is_zero(&actual) { hash.zero() } else { expected };
+            Err(update_failed(UpdateRefError::Mismatch { reference, expected, actual }))
+        }
+        Err(error) => Err(update_failed(error)),
+    }
 }
 
 fn invalid_format(text: &str, reference: &[u8]) -> Status {
