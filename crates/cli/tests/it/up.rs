@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _},
     path::Path,
     process::{Child, Stdio},
     time::{Duration, Instant},
@@ -15,26 +15,39 @@ use super::{run, tabularium, text};
 /// How long processes may take to vanish.
 const VANISH: Duration = Duration::from_secs(15);
 
+/// A running `up`. A test that fails leaves none behind.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that has ended already cannot be killed, and need not.
+        let _ended = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
 /// Starts the smallest cluster; answers once it is up.
-fn up(state: &Path) -> Child {
-    let mut child = tabularium(state)
+fn up(state: &Path) -> Running {
+    let child = tabularium(state)
         .args(["up", "--json", "--base-port", "0", "--no-mirror", "--nodes", "1"])
         .args(["--coordinators", "1", "--routers", "1", "--replicators", "1"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut running = Running(child);
     let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(running.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
     if !line.contains(r#""event":"up""#) {
-        let output = child.wait_with_output().unwrap();
-        panic!("not up: {line}{}", text(&output.stderr));
+        let mut said = String::new();
+        running.0.stderr.as_mut().unwrap().read_to_string(&mut said).unwrap();
+        panic!("not up: {line}{said}");
     }
-    child
+    running
 }
 
-fn signal(child: &Child, signal: Signal) {
-    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+fn signal(running: &Running, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(running.0.id()).unwrap()).unwrap();
     kill_process(pid, signal).unwrap();
 }
 
@@ -68,7 +81,7 @@ fn data_survives_an_interrupt_and_a_second_start() {
     let (code, output) = run(&state, &["check", "--json"]);
     assert_eq!(code, 0, "{}", text(&output.stdout));
     signal(&child, Signal::INT);
-    assert!(child.wait().unwrap().success());
+    assert!(child.0.wait().unwrap().success());
     assert_nothing_runs(&state);
     assert_eq!(run(&state, &["status"]).0, 69);
 
@@ -84,7 +97,7 @@ fn data_survives_an_interrupt_and_a_second_start() {
     assert_eq!(run(&state, &["repo", "remove", "group/other", "--yes"]).0, 1);
     assert_eq!(run(&state, &["status"]).0, 0);
     signal(&child, Signal::TERM);
-    assert!(child.wait().unwrap().success());
+    assert!(child.0.wait().unwrap().success());
     assert_nothing_runs(&state);
 }
 
@@ -96,8 +109,8 @@ fn nothing_outlives_a_killed_up_and_a_second_one_is_refused() {
     let (code, output) = run(&state, &["up", "--base-port", "0"]);
     assert_eq!(code, 1);
     assert!(text(&output.stderr).contains("already running"), "{}", text(&output.stderr));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    child.0.kill().unwrap();
+    child.0.wait().unwrap();
     assert_nothing_runs(&state);
 }
 
@@ -114,14 +127,14 @@ fn a_process_that_dies_is_started_again() {
     kill_process(node, Signal::KILL).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut said = String::new();
-    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    let mut lines = BufReader::new(child.0.stderr.take().unwrap());
     while !said.contains("home/node-1 runs again") {
         assert!(Instant::now() < deadline && lines.read_line(&mut said).unwrap() > 0, "{said}");
     }
     assert_eq!(run(&state, &["dial-nodes"]).0, 0);
     signal(&child, Signal::INT);
     drop(lines);
-    assert!(child.wait().unwrap().success());
+    assert!(child.0.wait().unwrap().success());
     assert_nothing_runs(&state);
 }
 
@@ -135,7 +148,7 @@ fn the_database_is_reached_through_the_coordinators_program() {
     let (code, output) = run(&state, &["sql-ping"]);
     assert_eq!(code, 0, "{}", text(&output.stderr));
     signal(&child, Signal::INT);
-    assert!(child.wait().unwrap().success());
+    assert!(child.0.wait().unwrap().success());
     let config = state.join("home/coordinator-1/config.toml");
     let (code, _) = run(&state, &["sql-ping", "--config", config.to_str().unwrap()]);
     assert_eq!(code, 69, "nobody answers any more");
