@@ -270,7 +270,9 @@ impl Validate for Config {
             ));
         }
         // The value is not repeated: it may hold a password.
-        if self.database_url.0.parse::<sqlx::postgres::PgConnectOptions>().is_err() {
+        let url = &self.database_url.0;
+        let is_postgres = url.starts_with("postgres://") || url.starts_with("postgresql://");
+        if !is_postgres || url.parse::<sqlx::postgres::PgConnectOptions>().is_err() {
             faults.push(Fault::new("database_url", "(not shown)", "postgres://user@host:port/database"));
         }
         if self.max_database_connections < 2 {

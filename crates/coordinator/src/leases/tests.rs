@@ -131,7 +131,7 @@ struct Router {
     sent: HashMap<u64, Moment>,
     sequence: u64,
     cache: HashMap<usize, i64>,
-    to_router: VecDeque<Action>,
+    inbox: VecDeque<Action>,
     to_coordinator: VecDeque<ToCoordinator>,
     /// Questions under way: what, the generation read (once it was), the floor set by revocations seen meanwhile.
     asking: Vec<Asking>,
@@ -151,7 +151,7 @@ struct Asking {
     session: SessionId,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Step {
     Advance(u64),
     Connect(usize),
@@ -205,7 +205,7 @@ impl World {
                     if let Some(router) = router
                         && router.connected
                     {
-                        router.to_router.push_back(action);
+                        router.inbox.push_back(action);
                     }
                 }
                 Action::Settled(wait) => {
@@ -246,7 +246,7 @@ impl World {
             Step::Cut(index) => {
                 let router = &mut self.routers[index];
                 router.connected = false;
-                router.to_router.clear();
+                router.inbox.clear();
                 router.to_coordinator.clear();
             }
             Step::SendRenewal(index) => {
@@ -298,7 +298,7 @@ impl World {
 
     fn deliver_to_router(&mut self, index: usize) {
         let router = &mut self.routers[index];
-        match router.to_router.pop_front() {
+        match router.inbox.pop_front() {
             Some(Action::Renewed { sequence, .. }) => {
                 router.usable_until = router.usable_until.max(router.sent[&sequence] + LEASE);
             }

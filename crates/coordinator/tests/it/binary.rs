@@ -3,7 +3,6 @@
 use std::{
     path::Path,
     process::{Command, Output},
-    time::Duration,
 };
 
 use tabularium_common::announce::Announcement;
@@ -13,7 +12,7 @@ use tonic::Code;
 use crate::support::*;
 
 /// The site's configuration as a file, with `timing` lines added.
-pub fn toml(site: &Site, timing: &str) -> String {
+pub(crate) fn toml(site: &Site, timing: &str) -> String {
     use std::fmt::Write as _;
     let mut text = format!(
         "site = \"here\"\nlisten = \"127.0.0.1:0\"\nhttp_listen = \"127.0.0.1:0\"\n\
@@ -111,8 +110,7 @@ async fn a_stopped_coordinator_leaves_no_lease_behind() {
 async fn while_postgres_is_away_calls_are_unavailable_and_then_they_work_again() {
     // A relay that can be shut stands for a server that goes and comes back.
     let mut site = Site::start().await;
-    let real: url::Host = url::Host(site.database.clone());
-    let relay = real.relay().await;
+    let relay = relay::Relay::start(&site.database).await;
     site.config.database_url = tabularium_coordinator::DatabaseUrl::new(relay.url.clone());
     let coordinator = site.coordinator().await;
     let (mut routing, _, _) = clients(&coordinator);
@@ -136,40 +134,48 @@ async fn while_postgres_is_away_calls_are_unavailable_and_then_they_work_again()
     let begun: wire::BeginWriteResponse = begin_write(&mut routing, "a.git").await;
     let primary = begun.route.as_ref().unwrap().primary.clone();
     commit(&mut routing, &begun, &[&primary]).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1)).await;
 }
 
 /// A byte relay in front of the database.
-mod url {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+mod relay {
+    use std::{
+        path::PathBuf,
+        sync::{
+            Arc, Mutex,
+            atomic::{AtomicBool, Ordering},
+        },
     };
 
-    use tokio::net::{TcpListener, TcpStream};
+    use sqlx::postgres::PgConnectOptions;
+    use tabularium_common::{grpc::Address, lifecycle::Tasks};
+    use tokio::net::TcpListener;
     use tokio_util::sync::CancellationToken;
 
-    pub struct Host(pub String);
-
-    pub struct Relay {
-        pub url: String,
+    pub(crate) struct Relay {
+        pub(crate) url: String,
         open: Arc<AtomicBool>,
-        cut: Arc<std::sync::Mutex<CancellationToken>>,
+        cut: Arc<Mutex<CancellationToken>>,
     }
 
-    impl Host {
-        /// Listens for connections to the database named by the URL.
-        pub async fn relay(&self) -> Relay {
-            let after_user = self.0.rfind('@').map_or_else(|| self.0.find("//").unwrap() + 2, |at| at + 1);
-            let rest = &self.0[after_user..];
-            let end = rest.find('/').unwrap();
-            let target = rest[..end].to_owned();
+    /// Where the server of a URL listens, and the URL with `here` in its place.
+    fn behind(database: &str, here: &str) -> (Address, String) {
+        let options: PgConnectOptions = database.parse().unwrap();
+        if let Some(socket) = options.get_socket() {
+            let path: PathBuf = socket.join(format!(".s.PGSQL.{}", options.get_port()));
+            let (user, name) = (options.get_username(), options.get_database().unwrap());
+            return (Address::Unix(path), format!("postgres://{user}@{here}/{name}"));
+        }
+        let target = format!("{}:{}", options.get_host(), options.get_port());
+        (Address::Tcp(target.clone()), database.replace(&target, here))
+    }
+
+    impl Relay {
+        pub(crate) async fn start(database: &str) -> Self {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let here = listener.local_addr().unwrap().to_string();
-            let url = format!("{}{here}{}", &self.0[..after_user], &rest[end..]);
+            let (target, url) = behind(database, &listener.local_addr().unwrap().to_string());
             let open = Arc::new(AtomicBool::new(true));
-            let cut = Arc::new(std::sync::Mutex::new(CancellationToken::new()));
-            let tasks = tabularium_common::lifecycle::Tasks::new();
+            let cut = Arc::new(Mutex::new(CancellationToken::new()));
+            let tasks = Tasks::new();
             let (is_open, cutting) = (Arc::clone(&open), Arc::clone(&cut));
             tasks.clone().spawn("relay", async move {
                 loop {
@@ -180,7 +186,7 @@ mod url {
                     let target = target.clone();
                     let token = cutting.lock().unwrap().clone();
                     tasks.spawn("connection", async move {
-                        let Ok(mut far) = TcpStream::connect(&target).await else { return };
+                        let Ok(mut far) = target.connect().await else { return };
                         tokio::select! {
                             _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
                             () = token.cancelled() => {}
@@ -188,19 +194,17 @@ mod url {
                     });
                 }
             });
-            Relay { url, open, cut }
+            Self { url, open, cut }
         }
-    }
 
-    impl Relay {
-        pub fn shut(&self) {
+        pub(crate) fn shut(&self) {
             self.open.store(false, Ordering::SeqCst);
             let mut cut = self.cut.lock().unwrap();
             cut.cancel();
             *cut = CancellationToken::new();
         }
 
-        pub fn open(&self) {
+        pub(crate) fn open(&self) {
             self.open.store(true, Ordering::SeqCst);
         }
     }

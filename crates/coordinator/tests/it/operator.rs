@@ -13,7 +13,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::support::*;
 
-pub async fn get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
+pub(crate) async fn get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -118,8 +118,14 @@ async fn status_metrics_and_nodes_are_shown() {
     ] {
         assert!(body.contains(expected), "{expected}: {body}");
     }
-    let (code, metrics) = get(coordinator.http_address(), "/metrics").await;
-    assert_eq!(code, 200);
+    let metrics = eventually("the gauges are counted", || async {
+        let (code, metrics) = get(coordinator.http_address(), "/metrics").await;
+        assert_eq!(code, 200);
+        metrics
+            .contains("tabularium_coordinator_repositories{virtual_storage=\"default\"} 1")
+            .then_some(metrics)
+    })
+    .await;
     for expected in [
         "tabularium_coordinator_writes_total{step=\"Commit\",result=\"Ok\"} 1",
         "tabularium_coordinator_replicas_behind",

@@ -38,10 +38,10 @@ use tokio::{
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
 /// Longest wait for a condition; the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits until `condition` answers something.
-pub async fn eventually<T, F, Fut>(what: &str, mut condition: F) -> T
+pub(crate) async fn eventually<T, F, Fut>(what: &str, mut condition: F) -> T
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Option<T>>,
@@ -78,13 +78,13 @@ impl ServerService for NodeInfo {
 }
 
 /// A storage node that says it is well and does nothing else.
-pub struct Node {
-    pub address: Address,
+pub(crate) struct Node {
+    pub(crate) address: Address,
     serving: JoinHandle<()>,
 }
 
 impl Node {
-    pub async fn start(storage: &str) -> Self {
+    pub(crate) async fn start(storage: &str) -> Self {
         let listener = Listener::bind(&grpc::ListenAddress::Tcp(([127, 0, 0, 1], 0).into())).await.unwrap();
         let address = listener.address().unwrap();
         let (_, health) = tonic_health::server::health_reporter();
@@ -98,25 +98,25 @@ impl Node {
     }
 
     /// Nobody listens any more.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         self.serving.abort();
     }
 }
 
 /// Postgres, NATS and three nodes.
-pub struct Site {
+pub(crate) struct Site {
     _postgres: Postgres,
     _nats: Nats,
-    pub config: Config,
-    pub nodes: Vec<Node>,
-    pub database: String,
+    pub(crate) config: Config,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) database: String,
 }
 
-pub type Clients = (Routing, DutyServiceClient<Channel>, OperatorServiceClient<Channel>);
-pub type Routing = RoutingServiceClient<Channel>;
+pub(crate) type Clients = (Routing, DutyServiceClient<Channel>, OperatorServiceClient<Channel>);
+pub(crate) type Routing = RoutingServiceClient<Channel>;
 
 impl Site {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let postgres = Postgres::start().await;
         let nats = Nats::start_own().await;
         let url = nats.url().to_owned();
@@ -133,18 +133,18 @@ impl Site {
         Self { _postgres: postgres, _nats: nats.unwrap(), config, nodes, database }
     }
 
-    pub async fn coordinator(&self) -> Coordinator {
+    pub(crate) async fn coordinator(&self) -> Coordinator {
         Coordinator::start(self.config.clone()).await.unwrap()
     }
 
-    pub async fn sql(&self) -> PgConnection {
+    pub(crate) async fn sql(&self) -> PgConnection {
         let mut connection = PgConnection::connect(&self.database).await.unwrap();
         sqlx::query("SET search_path = tabularium").execute(&mut connection).await.unwrap();
         connection
     }
 
     /// What must hold whenever nothing is under way.
-    pub async fn check_consistency(&self) {
+    pub(crate) async fn check_consistency(&self) {
         let mut sql = self.sql().await;
         let wrong: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM replicas p JOIN repositories r ON r.id = p.repository_id
@@ -208,11 +208,11 @@ fn config(database: &str, nats_url: &str, nodes: &[Node]) -> Config {
     }
 }
 
-pub fn clients(coordinator: &Coordinator) -> Clients {
+pub(crate) fn clients(coordinator: &Coordinator) -> Clients {
     clients_of(coordinator.grpc_address())
 }
 
-pub fn clients_of(address: &Address) -> Clients {
+pub(crate) fn clients_of(address: &Address) -> Clients {
     let channel = grpc::channel(address);
     (
         RoutingServiceClient::new(channel.clone()),
@@ -221,11 +221,11 @@ pub fn clients_of(address: &Address) -> Clients {
     )
 }
 
-pub fn name(path: &str) -> wire::RepositoryName {
+pub(crate) fn name(path: &str) -> wire::RepositoryName {
     wire::RepositoryName { virtual_storage: "default".into(), relative_path: path.into() }
 }
 
-pub fn begin(path: &str, kind: wire::WriteKind) -> wire::BeginWriteRequest {
+pub(crate) fn begin(path: &str, kind: wire::WriteKind) -> wire::BeginWriteRequest {
     wire::BeginWriteRequest {
         name: Some(name(path)),
         kind: kind.into(),
@@ -235,7 +235,7 @@ pub fn begin(path: &str, kind: wire::WriteKind) -> wire::BeginWriteRequest {
     }
 }
 
-pub async fn commit(
+pub(crate) async fn commit(
     routing: &mut Routing,
     begun: &wire::BeginWriteResponse,
     storages: &[&str],
@@ -248,7 +248,7 @@ pub async fn commit(
     routing.commit_write(request).await.map(|response| response.into_inner().generation)
 }
 
-pub async fn abort(
+pub(crate) async fn abort(
     routing: &mut Routing,
     begun: &wire::BeginWriteResponse,
     outcome: Outcome,
@@ -263,28 +263,28 @@ pub async fn abort(
     routing.abort_write(request).await.map(drop)
 }
 
-pub async fn begin_write(routing: &mut Routing, path: &str) -> wire::BeginWriteResponse {
+pub(crate) async fn begin_write(routing: &mut Routing, path: &str) -> wire::BeginWriteResponse {
     routing.begin_write(begin(path, wire::WriteKind::Update)).await.unwrap().into_inner()
 }
 
 /// A repository whose three copies are equal; answers its route.
-pub async fn create(routing: &mut Routing, path: &str) -> wire::Route {
+pub(crate) async fn create(routing: &mut Routing, path: &str) -> wire::Route {
     let begun = routing.begin_write(begin(path, wire::WriteKind::Create)).await.unwrap().into_inner();
     commit(routing, &begun, &["node-0", "node-1", "node-2"]).await.unwrap();
     resolve(routing, path).await.unwrap()
 }
 
-pub async fn resolve(routing: &mut Routing, path: &str) -> Result<wire::Route, Status> {
+pub(crate) async fn resolve(routing: &mut Routing, path: &str) -> Result<wire::Route, Status> {
     let request = wire::ResolveRepositoryRequest { name: Some(name(path)), session_id: String::new() };
     Ok(routing.resolve_repository(request).await?.into_inner().route.unwrap())
 }
 
 /// Generations of the copies, by storage name.
-pub fn generations(route: &wire::Route) -> Vec<i64> {
+pub(crate) fn generations(route: &wire::Route) -> Vec<i64> {
     route.replicas.iter().map(|replica| replica.generation).collect()
 }
 
-pub fn others(route: &wire::Route) -> Vec<String> {
+pub(crate) fn others(route: &wire::Route) -> Vec<String> {
     route
         .replicas
         .iter()
@@ -294,7 +294,7 @@ pub fn others(route: &wire::Route) -> Vec<String> {
 }
 
 #[track_caller]
-pub fn assert_refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, text: &str) {
+pub(crate) fn assert_refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, text: &str) {
     let status = result.expect_err("must be refused");
     assert_eq!((status.code(), status.message()), (code, text));
 }
@@ -311,17 +311,17 @@ struct Cache {
 }
 
 /// A router with a session, caching one repository.
-pub struct Router {
+pub(crate) struct Router {
     cache: Arc<Mutex<Cache>>,
     routing: Routing,
     path: String,
     /// While set, revocations are obeyed by nobody and not acknowledged.
-    pub deaf: Arc<AtomicBool>,
+    pub(crate) deaf: Arc<AtomicBool>,
     _driving: JoinHandle<()>,
 }
 
 impl Router {
-    pub async fn start(address: &Address, router_id: &str, path: &str) -> Self {
+    pub(crate) async fn start(address: &Address, router_id: &str, path: &str) -> Self {
         let (routing, _, _) = clients_of(address);
         let cache = Arc::new(Mutex::new(Cache::default()));
         let deaf = Arc::new(AtomicBool::new(false));
@@ -339,7 +339,7 @@ impl Router {
     }
 
     /// Asks for the route and caches it.
-    pub async fn fill(&self) -> bool {
+    pub(crate) async fn fill(&self) -> bool {
         let session_id = {
             let mut cache = self.cache.lock().unwrap();
             cache.floor = 0;
@@ -359,7 +359,7 @@ impl Router {
     }
 
     /// The generation a read that starts now would be served from the cache.
-    pub fn cached_generation(&self) -> Option<i64> {
+    pub(crate) fn cached_generation(&self) -> Option<i64> {
         let cache = self.cache.lock().unwrap();
         let usable = cache.usable_until.is_some_and(|until| Instant::now() < until);
         cache.route.as_ref().filter(|_| usable).map(|route| route.generation)

@@ -1,8 +1,9 @@
 //! Creating, writing, failing over, settling.
 
-use std::time::Duration;
-
-use tabularium_common::config::ConfigDuration;
+use tabularium_common::{
+    config::ConfigDuration,
+    ids::{ReplicaPath, RepositoryId},
+};
 use tabularium_proto::coordinator::{self as wire, WriteKind, abort_write_request::Outcome};
 use tonic::Code;
 
@@ -41,9 +42,8 @@ async fn of_two_creators_exactly_one_wins_and_nothing_is_seen_before_the_commit(
     assert_eq!(begun.assigned_secondaries.len(), 2);
     assert_eq!(commit(&mut routing, begun, &[&primary]).await.unwrap(), 1);
     let route = resolve(&mut clients(&coordinators[1]).0, "g/a.git").await.unwrap();
-    let expected =
-        format!("@cluster/repositories/{}", route.replica_path.trim_start_matches("@cluster/repositories/"));
-    assert_eq!(route.replica_path, expected);
+    let expected = ReplicaPath::for_repository(RepositoryId(route.repository_id));
+    assert_eq!(route.replica_path, expected.as_str());
     assert_eq!((route.generation, route.primary.clone()), (1, primary));
     let mut sorted = generations(&route);
     sorted.sort_unstable();
@@ -274,7 +274,6 @@ async fn an_intent_that_is_not_renewed_is_settled() {
         Code::FailedPrecondition
     );
     create(&mut routing, "b.git").await;
-    tokio::time::sleep(Duration::from_millis(10)).await;
     let status = operator.get_status(wire::GetStatusRequest {}).await.unwrap().into_inner();
     assert_eq!(status.writes_under_way, 0);
     site.check_consistency().await;
