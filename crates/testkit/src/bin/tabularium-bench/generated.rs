@@ -31,6 +31,7 @@ use tokio::process::Command;
 use tonic::{service::interceptor::InterceptedService, transport::Channel};
 
 const VIRTUAL_STORAGE: &str = "default";
+const LOG_TAIL_LINES: usize = 20;
 const CONVERGE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// What the generated files hold.
@@ -167,6 +168,18 @@ impl Measured {
             router: RepositoryServiceClient::new(router),
             operator: OperatorServiceClient::new(operator),
         })
+    }
+
+    /// The last lines that every service logged, for a measurement that failed.
+    pub(crate) fn log_tails(&self) -> String {
+        let mut text = String::new();
+        for process in &self.site.processes {
+            let log = std::fs::read_to_string(&process.log).unwrap_or_else(|error| error.to_string());
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n");
+            text.extend(["== ", &process.name, "\n", &tail, "\n"]);
+        }
+        text
     }
 
     /// Base URL of the gateway.

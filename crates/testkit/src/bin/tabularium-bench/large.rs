@@ -1,6 +1,6 @@
 //! Peak memory of every service while one large repository is pushed, copied and cloned.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context as _, Result};
 
@@ -23,9 +23,16 @@ pub(crate) async fn run(mebibytes: u64) -> Result<Figures> {
     generated::repository(&large, mebibytes, Content::Noise).await?;
     let measured = Measured::start(directory.path().join("cluster")).await?;
 
+    let measuring = measure(&measured, directory.path(), [&small, &large]).await;
+    let figures = measuring.inspect_err(|_| eprintln!("{}", measured.log_tails()))?;
+    measured.cluster.stop().await?;
+    Ok(figures)
+}
+
+async fn measure(measured: &Measured, directory: &Path, [small, large]: [&Path; 2]) -> Result<Figures> {
     // What a service needs once, however small the work, is part of being idle.
-    let url = measured.create_and_push(WARM_UP, &small).await?;
-    generated::clone_seconds(directory.path(), &url).await?;
+    let url = measured.create_and_push(WARM_UP, small).await?;
+    generated::clone_seconds(directory, &url).await?;
     measured.converged(WARM_UP).await?;
 
     let mut idle = BTreeMap::new();
@@ -33,9 +40,9 @@ pub(crate) async fn run(mebibytes: u64) -> Result<Figures> {
         process::reset_peak(service.pid)?;
         idle.insert(service.name.clone(), process::resident_mebibytes(service.pid)?);
     }
-    let url = measured.create_and_push(RELATIVE_PATH, &large).await?;
+    let url = measured.create_and_push(RELATIVE_PATH, large).await?;
     measured.converged(RELATIVE_PATH).await?;
-    let seconds = generated::clone_seconds(directory.path(), &url).await?;
+    let seconds = generated::clone_seconds(directory, &url).await?;
 
     let mut figures = Figures::new();
     figures.print("large.clone_seconds", seconds, Bar::Told);
@@ -46,6 +53,5 @@ pub(crate) async fn run(mebibytes: u64) -> Result<Figures> {
         let above = process::peak_mebibytes(service.pid)? - idle;
         figures.print(&format!("large.{name}.peak_above_idle_mib"), above, Bar::AtMost(ALLOWED_MEBIBYTES));
     }
-    measured.cluster.stop().await?;
     Ok(figures)
 }
