@@ -1,6 +1,16 @@
 //! The test kit itself, against real servers and real clusters.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "tests"
+)]
 
+mod house;
 mod cluster;
+mod crashes;
 mod proxy;
 mod servers;
+mod support;
