@@ -4,10 +4,11 @@
 //! is the primary, not who may push. It never talks to the coordinator, to Postgres or to NATS; the router and the
 //! replicators call it, and it calls another node only to copy a repository when it is told to.
 //!
-//! A request enters in [`server`], passes the call log ([`rpc_log`]) and the token check, and reaches a service in
-//! [`services`]. There its `gitaly.Repository` becomes a checked path ([`storage`]), and git is started through the one
-//! runner ([`git`]), which bounds how many processes run and sees to it that none outlives its request. Whatever is
-//! created is built under `<storage>/+gitaly/tmp`, synced, and renamed into place.
+//! A request enters in [`server`], passes the call log ([`rpc_log`]), the token check and the guard against cut streams
+//! ([`whole_requests`]), and reaches a service in [`services`]. There its `gitaly.Repository` becomes a checked path
+//! ([`storage`]), and git is started through the one runner ([`git`]), which bounds how many processes run and sees to
+//! it that none outlives its request. Whatever is created is built under `<storage>/+gitaly/tmp`, synced, and renamed
+//! into place.
 //!
 //! * [`config`]: the file; `deploy/config/node.toml` is an example.
 //! * [`fetch_proxy`]: the subcommand that git runs instead of `ssh` to fetch from another node.
@@ -32,3 +33,4 @@ mod rpc_log;
 pub mod server;
 mod services;
 mod storage;
+mod whole_requests;

@@ -25,6 +25,7 @@ use tabularium_proto::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::{InterceptorLayer, RoutesBuilder};
+use tower::util::MapRequestLayer;
 
 use crate::{
     config::{Config, Surroundings},
@@ -40,6 +41,7 @@ use crate::{
         upload_pack::UploadPackServer,
     },
     storage::Storages,
+    whole_requests,
 };
 
 mod preparation;
@@ -207,6 +209,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
     let router = grpc::server()
         .layer(RpcLogLayer::new(Arc::new(methods::Registry::read()?), metrics))
         .layer(InterceptorLayer::new(RequireToken(token)))
+        .layer(MapRequestLayer::new(whole_requests::guard))
         .add_routes(routes(&node)?);
     let stopping = shutdown.clone().cancelled_owned();
     let served = tasks.spawn("grpc", router.serve_with_incoming_shutdown(listener, stopping));
