@@ -14,7 +14,7 @@ use tonic::Status;
 use crate::{
     error::{RepositoryError, internal_io},
     node::Node,
-    storage::{RepositoryPath, Storage, check_repository},
+    storage::{MAX_DEPTH, RepositoryPath, Storage, check_repository},
 };
 
 /// A killed git may still write into a directory that is being removed; so often is it tried again.
@@ -201,6 +201,9 @@ pub(crate) async fn remove(node: &Node, target: RepositoryPath) -> Result<(), St
         if !target.path.is_dir() {
             return Err(absent());
         }
+        if check_repository(&target.path).is_err() && holds_repository(&target.path, 0) {
+            return Err(Status::failed_precondition("not a repository, but a directory of repositories"));
+        }
         let _lock = Lock::take(&target, &instance)?;
         match fs::rename(&target.path, grave.path().join("repo")) {
             Ok(()) => sync_parent(&target.path).map_err(internal_io("removing the repository")),
@@ -209,6 +212,21 @@ pub(crate) async fn remove(node: &Node, target: RepositoryPath) -> Result<(), St
         }
     })
     .await
+}
+
+/// Whether a repository lies somewhere below the directory. What cannot be looked at may be one.
+fn holds_repository(directory: &Path, depth: usize) -> bool {
+    let Ok(entries) = fs::read_dir(directory) else { return true };
+    entries.into_iter().any(|entry| {
+        let Ok(entry) = entry else { return true };
+        match entry.file_type() {
+            Ok(kind) if !kind.is_dir() => false,
+            Ok(_) if depth < MAX_DEPTH => {
+                check_repository(&entry.path()).is_ok() || holds_repository(&entry.path(), depth + 1)
+            }
+            Ok(_) | Err(_) => true,
+        }
+    })
 }
 
 /// Runs file-system work where blocking is allowed. It runs to its end even when the caller goes away.

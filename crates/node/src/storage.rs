@@ -19,6 +19,9 @@ use crate::error::RepositoryError;
 /// The node's own directory in a storage (wire reference, section k.5).
 pub(crate) const OWN_DIRECTORY: &str = "+gitaly";
 
+/// Deepest nesting below a storage that is looked into.
+pub(crate) const MAX_DEPTH: usize = 32;
+
 /// A storage: a name and a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Storage {

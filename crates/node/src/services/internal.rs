@@ -14,13 +14,11 @@ use tonic::{Request, Response, Status};
 use crate::{
     node::Node,
     services::streams::ResponseStream,
-    storage::{OWN_DIRECTORY, check_repository},
+    storage::{MAX_DEPTH, OWN_DIRECTORY, check_repository},
 };
 
 /// Repositories found ahead of the client.
 const FOUND_QUEUE: usize = 64;
-/// Deepest nesting below a storage that is looked into.
-const MAX_DEPTH: usize = 32;
 
 pub(crate) struct InternalServer(Arc<Node>);
 

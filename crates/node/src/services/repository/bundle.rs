@@ -1,12 +1,12 @@
 //! CreateBundle and FetchBundle.
 
-use std::path::Path;
+use std::{io, path::Path};
 
 use bytes::Bytes;
 use tabularium_proto::gitaly::{
     CreateBundleRequest, CreateBundleResponse, FetchBundleRequest, FetchBundleResponse,
 };
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::{Status, Streaming};
 
 use super::write_ref::set_head;
@@ -19,6 +19,9 @@ use crate::{
     services::streams::{self, ResponseStream},
     storage::RepositoryPath,
 };
+
+/// What bundles start with.
+const SIGNATURES: [&[u8; 16]; 2] = [b"# v2 git bundle\n", b"# v3 git bundle\n"];
 
 pub(super) async fn create(
     node: &Node,
@@ -59,6 +62,7 @@ pub(super) async fn fetch(
     }
     file.flush().await.map_err(internal_io("keeping the bundle"))?;
     drop(file);
+    require_signature(&bundle).await?;
 
     // The bundle lies where only the node writes, so the file transport reaches nothing else.
     let command = || {
@@ -77,6 +81,23 @@ pub(super) async fn fetch(
         update_head(node, &repository, &bundle).await?;
     }
     Ok(FetchBundleResponse {})
+}
+
+/// Git takes a local file that is no bundle for a link to a repository (`gitdir: …`) and would fetch from whichever the
+/// caller names.
+async fn require_signature(bundle: &Path) -> Result<(), Status> {
+    let mut beginning = [0; SIGNATURES[0].len()];
+    let read = async {
+        let mut file = tokio::fs::File::open(bundle).await?;
+        file.read_exact(&mut beginning).await
+    };
+    match read.await {
+        Ok(_) if SIGNATURES.contains(&&beginning) => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            Err(internal_io("reading the bundle")(error))
+        }
+        Ok(_) | Err(_) => Err(Status::internal("fetch bundle: not a git bundle")),
+    }
 }
 
 /// A bundle says which commit HEAD is at, but not by which branch.
