@@ -10,6 +10,8 @@ use tabularium_common::{
     telemetry::TelemetryConfig,
 };
 
+/// Fewest git processes that may be configured: a listing needs two at once.
+const MIN_GIT_PROCESSES: usize = 2;
 /// Most git processes that may be configured. Beyond it the machine, not the limit, decides.
 const MAX_GIT_PROCESSES: usize = 4096;
 
@@ -27,7 +29,7 @@ pub struct Config {
     /// The git program, at least 2.39; a bare name is looked up in `PATH`.
     #[serde(default = "default_git")]
     pub git: PathBuf,
-    /// Git processes at once. More wait up to ten seconds and are then refused with `RESOURCE_EXHAUSTED`.
+    /// Git processes at once, at least 2, because some calls need two that work together. More wait up to ten seconds and are then refused with `RESOURCE_EXHAUSTED`.
     #[serde(default = "default_max_git_processes")]
     pub max_git_processes: usize,
     /// How long running calls may take to finish after SIGTERM, in seconds.
@@ -96,8 +98,8 @@ impl Validate for Config {
                 faults.push(Fault::new(key, storage.path.display(), "a directory that exists"));
             }
         }
-        if !(1..=MAX_GIT_PROCESSES).contains(&self.max_git_processes) {
-            let allowed = format!("1 to {MAX_GIT_PROCESSES}");
+        if !(MIN_GIT_PROCESSES..=MAX_GIT_PROCESSES).contains(&self.max_git_processes) {
+            let allowed = format!("{MIN_GIT_PROCESSES} to {MAX_GIT_PROCESSES}");
             faults.push(Fault::new("max_git_processes", self.max_git_processes, allowed));
         }
         faults

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    CHUNK_BYTES, Git, GitProcess,
+    CHUNK_BYTES, Git, GitProcess, Slot,
     objects::{self, MAX_HEAD_BYTES, TreeItem},
     revision::ObjectHash,
 };
@@ -132,9 +132,18 @@ fn unanswerable(revision: &[u8]) -> bool {
 impl CatFile {
     /// Starts the process.
     pub(crate) async fn start(git: &Git, repository: &RepositoryPath) -> Result<Self, GitError> {
+        Self::start_in(git, repository, &git.slot().await?).await
+    }
+
+    /// Starts the process in room that has been taken before.
+    pub(crate) async fn start_in(
+        git: &Git,
+        repository: &RepositoryPath,
+        slot: &Slot,
+    ) -> Result<Self, GitError> {
         let hash = ObjectHash::of(repository).await?;
-        let mut process =
-            git.command(repository, SUBCOMMAND).reads().args(["--batch-command", "-z"]).spawn(true).await?;
+        let command = git.command(repository, SUBCOMMAND).reads().slot(slot);
+        let mut process = command.args(["--batch-command", "-z"]).spawn(true).await?;
         let (Some(stdin), Some(stdout)) = (process.take_stdin(), process.take_stdout()) else {
             return Err(broken(io::Error::other("pipes are missing")));
         };

@@ -80,6 +80,18 @@ struct Shared {
     writers: Arc<Writers>,
 }
 
+/// Room for one process at a time. Clones share the room, which is free again when the last of them is gone.
+#[derive(Clone)]
+pub(crate) struct Slot {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
+impl From<OwnedSemaphorePermit> for Slot {
+    fn from(permit: OwnedSemaphorePermit) -> Self {
+        Self { _permit: Arc::new(permit) }
+    }
+}
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exit {
@@ -162,6 +174,28 @@ impl Git {
         command
     }
 
+    /// Waits for room for one process.
+    pub(crate) async fn slot(&self) -> Result<Slot, GitError> {
+        Ok(self.permits(1).await?.into())
+    }
+
+    /// Waits for room for two processes that work together. Whoever took one and then waited for the other would
+    /// starve, and be starved by, everybody else who does so.
+    pub(crate) async fn two_slots(&self) -> Result<(Slot, Slot), GitError> {
+        let mut both = self.permits(2).await?;
+        let one = both.split(1).ok_or(GitError::QueueTimeout)?;
+        Ok((one.into(), both.into()))
+    }
+
+    async fn permits(&self, count: u32) -> Result<OwnedSemaphorePermit, GitError> {
+        let shared = &self.0;
+        let began = Instant::now();
+        let queued = timeout(shared.queue_wait, Arc::clone(&shared.slots).acquire_many_owned(count)).await;
+        let Ok(Ok(permits)) = queued else { return Err(GitError::QueueTimeout) };
+        shared.metrics.git_queued(began.elapsed());
+        Ok(permits)
+    }
+
     /// Where programs are found, for whatever runs beside git.
     pub(crate) fn search_path(&self) -> &OsStr {
         &self.0.search_path
@@ -173,6 +207,7 @@ impl Git {
             git: self.clone(),
             subcommand,
             directory: None,
+            slot: None,
             writes: true,
             config: Vec::new(),
             secret_config: Vec::new(),
@@ -200,6 +235,7 @@ pub(crate) struct GitCommand {
     git: Git,
     subcommand: &'static str,
     directory: Option<PathBuf>,
+    slot: Option<Slot>,
     writes: bool,
     config: Vec<OsString>,
     secret_config: Vec<(OsString, OsString)>,
@@ -245,6 +281,12 @@ impl GitCommand {
         self
     }
 
+    /// Runs in room that has been taken before.
+    pub(crate) fn slot(mut self, slot: &Slot) -> Self {
+        self.slot = Some(slot.clone());
+        self
+    }
+
     fn build(&self) -> Command {
         let mut command = Command::new(&self.git.0.binary);
         command
@@ -287,10 +329,10 @@ impl GitCommand {
     /// Starts the process; its standard input is a pipe if `stdin`, else empty.
     pub(crate) async fn spawn(self, stdin: bool) -> Result<GitProcess, GitError> {
         let shared = &self.git.0;
-        let began = Instant::now();
-        let queued = timeout(shared.queue_wait, Arc::clone(&shared.slots).acquire_owned()).await;
-        let Ok(Ok(slot)) = queued else { return Err(GitError::QueueTimeout) };
-        shared.metrics.git_queued(began.elapsed());
+        let slot = match &self.slot {
+            Some(slot) => slot.clone(),
+            None => self.git.slot().await?,
+        };
         let writer = match &self.directory {
             Some(directory) if self.writes => {
                 shared.writers.clear_stale(directory).await;
@@ -356,7 +398,7 @@ async fn tail(mut stderr: impl tokio::io::AsyncRead + Unpin) -> Vec<u8> {
 
 struct Running {
     child: Child,
-    slot: OwnedSemaphorePermit,
+    slot: Slot,
     writer: Option<WriterGuard>,
 }
 

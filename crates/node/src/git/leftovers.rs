@@ -101,11 +101,12 @@ impl WriterGuard {
 
 impl Drop for WriterGuard {
     fn drop(&mut self) {
-        if self.writers.leave(&self.path) {
-            let before = SystemTime::now() - TIMESTAMP_LAG;
-            if let Err(error) = sweep(&self.path, before) {
-                tracing::warn!(%error, path = %self.path.display(), "sweeping after a killed git process");
-            }
+        // Before leaving: what a writer makes that comes the moment after is younger.
+        let before = SystemTime::now() - TIMESTAMP_LAG;
+        if self.writers.leave(&self.path)
+            && let Err(error) = sweep(&self.path, before)
+        {
+            tracing::warn!(%error, path = %self.path.display(), "sweeping after a killed git process");
         }
     }
 }
@@ -129,7 +130,9 @@ pub(crate) fn sweep(repository: &Path, before: SystemTime) -> io::Result<usize> 
         for entry in entries(&objects.join(directory))? {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if (directory == "pack" && name.starts_with("tmp_")) || name.ends_with(".lock") {
+            if (directory == "pack" && (name.starts_with("tmp_") || name.starts_with(".tmp-")))
+                || name.ends_with(".lock")
+            {
                 removed += usize::from(remove_if_older(&entry.path(), before)?);
             }
         }

@@ -11,4 +11,4 @@ pub(crate) mod revision;
 pub(crate) mod transport;
 pub(crate) mod update_ref;
 
-pub(crate) use command::{CHUNK_BYTES, Exit, Git, GitCommand, GitProcess};
+pub(crate) use command::{CHUNK_BYTES, Exit, Git, GitCommand, GitProcess, Slot};

@@ -12,11 +12,15 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Git, GitProcess};
+use super::{Git, GitProcess, Slot};
 use crate::{error::GitError, storage::RepositoryPath};
 
-/// How long locking and moving references may take. Git itself waits for a lock for a second, for packed references ten.
-const COMMIT_DEADLINE: Duration = Duration::from_secs(60);
+/// How long locking and checking references may take. Git itself waits for a lock for a second, for packed references
+/// ten; the rest is for transactions of a hundred thousand references, each with a file that is synced.
+const PREPARE_DEADLINE: Duration = Duration::from_secs(300);
+/// How long moving them may take. Whoever is stopped in the midst of it has moved some and not others, so this is only
+/// for a disk that does not answer any more.
+const COMMIT_DEADLINE: Duration = Duration::from_secs(3600);
 
 const SUBCOMMAND: &str = "update-ref";
 
@@ -107,7 +111,17 @@ impl Transaction {
         repository: &RepositoryPath,
         follow: bool,
     ) -> Result<Self, UpdateRefError> {
-        let mut command = git.command(repository, SUBCOMMAND);
+        Self::start_in(git, repository, follow, &git.slot().await?).await
+    }
+
+    /// Starts git in room that has been taken before.
+    pub(crate) async fn start_in(
+        git: &Git,
+        repository: &RepositoryPath,
+        follow: bool,
+        slot: &Slot,
+    ) -> Result<Self, UpdateRefError> {
+        let mut command = git.command(repository, SUBCOMMAND).slot(slot);
         if !follow {
             command = command.arg("--no-deref");
         }
@@ -150,25 +164,23 @@ impl Transaction {
 
     /// Locks, checks and moves everything that was queued, or nothing.
     pub(crate) async fn commit(self, tasks: &Tasks) -> Result<(), UpdateRefError> {
-        let work = async move {
-            match timeout(COMMIT_DEADLINE, self.prepare_and_commit()).await {
-                Ok(result) => result,
-                Err(_) => Err(broken(io::ErrorKind::TimedOut.into())),
-            }
-        };
-        match tasks.spawn("reference transaction", work).await {
+        match tasks.spawn("reference transaction", self.prepare_and_commit()).await {
             Ok(result) => result,
             Err(error) => Err(broken(io::Error::other(error))),
         }
     }
 
     async fn prepare_and_commit(mut self) -> Result<(), UpdateRefError> {
-        for (request, answer) in [("", "start: ok"), ("prepare\0", "prepare: ok"), ("commit\0", "commit: ok")]
-        {
+        for (request, answer, deadline) in [
+            ("", "start: ok", PREPARE_DEADLINE),
+            ("prepare\0", "prepare: ok", PREPARE_DEADLINE),
+            ("commit\0", "commit: ok", COMMIT_DEADLINE),
+        ] {
             // A failed write means that git has ended; the missing answer below leads to its reason.
             let _ = self.stdin.write_all(request.as_bytes()).await;
             let mut line = String::new();
-            self.stdout.read_line(&mut line).await.map_err(broken)?;
+            let read = timeout(deadline, self.stdout.read_line(&mut line)).await;
+            read.map_err(io::Error::from).and_then(|read| read).map_err(broken)?;
             if line.trim_end() != answer {
                 return Err(self.refusal().await);
             }

@@ -126,8 +126,9 @@ pub(super) fn list_commits(
     let mut page = Page::of_commits(request.pagination_params.as_ref());
     let node = Arc::clone(node);
     Ok(listing::stream(&node.tasks.clone(), "ListCommits", |messages| async move {
-        let mut objects = CatFile::start(&node.git, &repository).await?;
-        let mut ids = Lines::start(command, "rev-list", b'\n').await?;
+        let (reading, listing) = node.git.two_slots().await?;
+        let mut objects = CatFile::start_in(&node.git, &repository, &reading).await?;
+        let mut ids = Lines::start(command.slot(&listing), "rev-list", b'\n').await?;
         let mut batch = Batch::default();
         let mut last = String::new();
         let mut more = false;

@@ -16,6 +16,7 @@ use super::invalid;
 use crate::{
     error::with_detail,
     git::{
+        Slot,
         catfile::{CatFile, ObjectKind, clean_path},
         lines::Lines,
         objects::ItemKind,
@@ -149,6 +150,8 @@ struct Listed {
     tree: String,
     prefix: Vec<u8>,
     recursive: bool,
+    /// Room for the pass that is running.
+    slot: Slot,
 }
 
 impl Listed {
@@ -157,7 +160,7 @@ impl Listed {
         if self.recursive {
             command = command.args(["-r", "-t"]);
         }
-        Ok(Lines::start(command.arg(&self.tree), "ls-tree", 0).await?)
+        Ok(Lines::start(command.slot(&self.slot).arg(&self.tree), "ls-tree", 0).await?)
     }
 
     /// The next entry of one of these kinds, with its path from the root.
@@ -212,8 +215,9 @@ pub(super) fn get_tree_entries(
     }
     let node = Arc::clone(node);
     Ok(listing::stream(&node.tasks.clone(), "GetTreeEntries", |messages| async move {
-        let mut objects = CatFile::start(&node.git, &repository).await?;
-        let listed = resolve_tree(&mut objects, repository, &request).await?;
+        let (reading, listing) = node.git.two_slots().await?;
+        let mut objects = CatFile::start_in(&node.git, &repository, &reading).await?;
+        let listed = resolve_tree(&mut objects, repository, &request, listing).await?;
         let commit = objects.info(&[request.revision.as_slice(), b"^{commit}"].concat()).await?;
         let commit_oid =
             commit.map_or_else(|| String::from_utf8_lossy(&request.revision).into_owned(), |info| info.id);
@@ -244,6 +248,7 @@ async fn resolve_tree(
     objects: &mut CatFile,
     repository: RepositoryPath,
     request: &GetTreeEntriesRequest,
+    slot: Slot,
 ) -> Result<Listed, Status> {
     let prefix = clean_path(&request.path).to_vec();
     let name = if prefix.is_empty() {
@@ -258,7 +263,7 @@ async fn resolve_tree(
     if info.kind != ObjectKind::Tree {
         return Err(resolve_error(Code::InvalidArgument, "path not treeish", &request.revision));
     }
-    Ok(Listed { repository, tree: info.id, prefix, recursive: request.recursive })
+    Ok(Listed { repository, tree: info.id, prefix, recursive: request.recursive, slot })
 }
 
 /// The token of the page after this one, empty if there is none. It travels in the first message, so it is found in a

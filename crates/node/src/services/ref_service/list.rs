@@ -6,8 +6,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use tabularium_proto::gitaly::{
     Branch, FindAllBranchesRequest, FindAllBranchesResponse, FindAllTagsRequest, FindAllTagsResponse,
-    FindLocalBranchesRequest, FindLocalBranchesResponse, ListRefsRequest, ListRefsResponse, PaginationCursor,
-    PaginationParameter, SortDirection, find_all_branches_response, find_all_tags_request,
+    FindLocalBranchesRequest, FindLocalBranchesResponse, GitCommit, ListRefsRequest, ListRefsResponse,
+    PaginationCursor, PaginationParameter, SortDirection, find_all_branches_response, find_all_tags_request,
     find_local_branches_request, list_refs_request, list_refs_response,
 };
 use tonic::{Response, Status};
@@ -229,6 +229,15 @@ pub(super) fn find_all_branches(
     }))
 }
 
+/// The commit a branch points to. A reference may lead to something else, but not to nothing.
+pub(super) async fn branch_commit(objects: &mut CatFile, id: &str) -> Result<Option<GitCommit>, Status> {
+    let commit = objects.commit(id.as_bytes()).await?;
+    if commit.is_none() && objects.info(id.as_bytes()).await?.is_none() {
+        return Err(Status::internal(format!("object {id} is missing")));
+    }
+    Ok(commit)
+}
+
 fn branches<T: Send + 'static>(
     node: &Arc<Node>,
     repository: RepositoryPath,
@@ -242,14 +251,15 @@ fn branches<T: Send + 'static>(
         if page.is_empty() {
             return Ok(());
         }
-        let mut objects = CatFile::start(&node.git, &repository).await?;
-        let mut listing = Listing::start(command, page).await?;
+        let (reading, listing) = node.git.two_slots().await?;
+        let mut objects = CatFile::start_in(&node.git, &repository, &reading).await?;
+        let mut listing = Listing::start(command.slot(&listing), page).await?;
         let mut batch = Vec::new();
         let more = loop {
             match listing.next().await? {
                 Err(more) => break more,
                 Ok(listed) => {
-                    let target_commit = objects.commit(listed.id.as_bytes()).await?;
+                    let target_commit = branch_commit(&mut objects, &listed.id).await?;
                     batch.push(Branch { name: listed.name, target_commit });
                     if batch.len() >= ITEMS_PER_MESSAGE {
                         messages.send(wrap(std::mem::take(&mut batch))).await?;
@@ -283,8 +293,9 @@ pub(super) fn find_all_tags(
         if page.is_empty() {
             return Ok(());
         }
-        let mut objects = CatFile::start(&node.git, &repository).await?;
-        let mut listing = Listing::start(command, page).await?;
+        let (reading, listing) = node.git.two_slots().await?;
+        let mut objects = CatFile::start_in(&node.git, &repository, &reading).await?;
+        let mut listing = Listing::start(command.slot(&listing), page).await?;
         let mut batch = Vec::new();
         let more = loop {
             match listing.next().await? {

@@ -90,7 +90,7 @@ impl RefService for RefServer {
             return Ok(Response::new(FindBranchResponse { branch: None }));
         };
         let mut objects = CatFile::start(&self.0.git, &repository).await?;
-        let target_commit = objects.commit(id.as_bytes()).await?;
+        let target_commit = list::branch_commit(&mut objects, &id).await?;
         objects.close().await?;
         let name = reference.strip_prefix(b"refs/heads/").unwrap_or(&reference).to_vec();
         Ok(Response::new(FindBranchResponse { branch: Some(Branch { name, target_commit }) }))
@@ -114,6 +114,7 @@ impl RefService for RefServer {
         };
         let mut objects = CatFile::start(&self.0.git, &repository).await?;
         let tag = objects.tag(&id, &request.tag_name).await?;
+        let tag = Some(tag.ok_or_else(|| Status::internal(format!("object {id} is missing")))?);
         objects.close().await?;
         Ok(Response::new(FindTagResponse { tag }))
     }

@@ -24,10 +24,12 @@ pub(super) async fn delete_refs(
 ) -> Result<Response<DeleteRefsResponse>, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
     check_deletion(&request)?;
-    let mut transaction = Transaction::start(&node.git, &repository, false).await.map_err(deletion_failed)?;
+    let (changing, listing) = node.git.two_slots().await?;
+    let mut transaction =
+        Transaction::start_in(&node.git, &repository, false, &changing).await.map_err(deletion_failed)?;
     if request.refs.is_empty() {
-        let command =
-            node.git.command(&repository, "for-each-ref").args(["--format=%(refname)", "--", "refs/"]);
+        let command = node.git.command(&repository, "for-each-ref").slot(&listing);
+        let command = command.args(["--format=%(refname)", "--", "refs/"]);
         let mut names = Lines::start(command, "for-each-ref", b'\n').await?;
         while let Some(name) = names.next().await? {
             if !request.except_with_prefix.iter().any(|prefix| name.starts_with(prefix)) {
