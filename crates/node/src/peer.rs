@@ -151,8 +151,9 @@ pub(crate) async fn fetch_atomically(
 
 fn is_directory_conflict(output: &Output) -> bool {
     let stderr = String::from_utf8_lossy(&output.stderr);
-    !output.exit.success() && stderr.contains("cannot lock ref") && stderr.contains("; cannot create")
-        || stderr.contains("cannot process") && stderr.contains("at the same time")
+    let one = stderr.contains("cannot lock ref") && stderr.contains("; cannot create");
+    let both = stderr.contains("cannot process") && stderr.contains("at the same time");
+    !output.exit.success() && (one || both)
 }
 
 /// A request with the time a small question may take.

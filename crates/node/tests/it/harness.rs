@@ -49,21 +49,31 @@ impl TestNode {
 
     /// A node whose calls have `drain_seconds` to end when it stops.
     pub(crate) async fn start_draining(storage: &str, drain_seconds: u64) -> Self {
+        Self::start_configured(storage, |config| config.drain_seconds = drain_seconds).await
+    }
+
+    /// A node that is configured differently.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_configured("default", change).await
+    }
+
+    async fn start_configured(storage: &str, change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("storage");
         std::fs::create_dir(&root).unwrap();
         let token_file = directory.path().join("token");
         std::fs::write(&token_file, TOKEN).unwrap();
-        let config = Config {
+        let mut config = Config {
             listen: "127.0.0.1:0".parse().map(grpc::ListenAddress::Tcp).unwrap(),
             admin_listen: "127.0.0.1:0".parse().unwrap(),
             token_file: Some(SecretFile(token_file)),
             git: std::env::var_os("TEST_GIT").map_or_else(|| "git".into(), PathBuf::from),
             max_git_processes: 16,
-            drain_seconds,
+            drain_seconds: 10,
             storage: vec![StorageConfig { name: storage.parse().unwrap(), path: root }],
             telemetry: TelemetryConfig::default(),
         };
+        change(&mut config);
         let surroundings = Surroundings {
             fetch_proxy: env!("CARGO_BIN_EXE_tabularium-node").into(),
             search_path: std::env::var_os("PATH").unwrap(),

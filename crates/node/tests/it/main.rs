@@ -7,6 +7,7 @@ mod commits;
 mod copies;
 mod files;
 mod harness;
+mod hostile;
 mod lifecycle;
 mod operations;
 mod process;
