@@ -10,35 +10,33 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tempfile::TempDir;
+use tonic::Status;
 
-use crate::storage::{Quarantine as ObjectDirectories, RepositoryPath, quarantine_prefix};
+use crate::{
+    node::Node,
+    place::Temporary,
+    storage::{Quarantine as ObjectDirectories, RepositoryPath, quarantine_prefix},
+};
 
 /// New objects of one repository.
 pub(crate) struct Quarantine {
-    directory: TempDir,
+    directory: Temporary,
     objects: PathBuf,
     repository: RepositoryPath,
 }
 
 impl Quarantine {
-    /// An empty quarantine.
-    pub(crate) async fn create(repository: &RepositoryPath) -> io::Result<Self> {
+    /// An empty quarantine. When it is dropped it goes, also while a git that was killed still writes into it.
+    pub(crate) fn create(node: &Node, repository: &RepositoryPath) -> Result<Self, Status> {
         let mut repository = repository.clone();
-        blocking(move || {
-            let temporary = repository.storage.temporary();
-            fs::create_dir_all(&temporary)?;
-            let directory = tempfile::Builder::new()
-                .prefix(&quarantine_prefix(&repository.relative_path))
-                .tempdir_in(&temporary)?;
-            let objects = repository.path.join("objects");
-            repository.quarantine = Some(ObjectDirectories {
-                object_directory: Some(directory.path().to_owned()),
-                alternates: vec![objects.clone()],
-            });
-            Ok(Self { directory, objects, repository })
-        })
-        .await
+        let prefix = quarantine_prefix(&repository.relative_path);
+        let directory = Temporary::new(node, &repository.storage, &prefix)?;
+        let objects = repository.path.join("objects");
+        repository.quarantine = Some(ObjectDirectories {
+            object_directory: Some(directory.path().to_owned()),
+            alternates: vec![objects.clone()],
+        });
+        Ok(Self { directory, objects, repository })
     }
 
     /// The repository as seen with the new objects in it.

@@ -23,6 +23,8 @@ const CLIENT_SECTIONS: [&str; 4] = ["transfer", "uploadpack", "receive", "pack"]
 /// In those sections, the ones that run programs all the same.
 const CLIENT_FORBIDDEN: [&str; 2] = ["uploadpack.packobjectshook", "receive.certnonceseed"];
 
+/// The directory of custom hooks in a repository.
+pub(crate) const CUSTOM_HOOKS: &str = "custom_hooks";
 /// The hooks that [`CUSTOM_HOOK`] stands for.
 pub(crate) const CUSTOM_HOOK_NAMES: [&str; 3] = ["pre-receive", "update", "post-receive"];
 /// Runs a repository's custom hooks; lies in each storage under the names above.
@@ -78,7 +80,7 @@ pub(crate) fn receive_pack(
     ] {
         command = command.config(setting);
     }
-    if repository.path.join("custom_hooks").is_dir() {
+    if repository.path.join(CUSTOM_HOOKS).is_dir() {
         let mut setting = std::ffi::OsString::from("core.hooksPath=");
         setting.push(repository.storage.hooks());
         command = command.config(setting);

@@ -70,7 +70,7 @@ pub(super) async fn commit_files(
     let reference = revision::branch_reference(&header.branch_name);
     let target = references::read(&node.git, &repository, &reference).await?;
     let parent = parent_commit(node, &repository, &header, target.clone()).await?;
-    let quarantine = Quarantine::create(&repository).await.map_err(internal_io("creating quarantine"))?;
+    let quarantine = Quarantine::create(node, &repository)?;
     let job = Job { node: Arc::clone(node), repository, quarantine, header, hash, target, parent };
 
     let actions = job.receive(&mut requests).await?;

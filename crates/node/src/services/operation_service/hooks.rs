@@ -1,10 +1,11 @@
-//! Custom hooks: programs in a repository's `custom_hooks` that may refuse a change (wire reference, section i.2).
+//! Custom hooks: programs in a repository's `custom_hooks` that may refuse a change (wire reference, section i.2). Which
+//! they are and in what order they run is decided by the script that git runs for a push, and here too.
 
 use std::{
     ffi::{OsStr, OsString},
     io,
-    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
-    path::{Path, PathBuf},
+    os::unix::ffi::OsStrExt as _,
+    path::PathBuf,
     process::Stdio,
     time::Duration,
 };
@@ -17,11 +18,15 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{git::Git, storage::RepositoryPath};
+use crate::{
+    error::GitError,
+    git::{Git, transport::CUSTOM_HOOKS},
+    storage::RepositoryPath,
+};
 
-/// How much of a hook's output is kept; the rest is read and dropped.
+/// How much of the hooks' output is kept; the rest is read and dropped.
 const MAX_OUTPUT_BYTES: usize = 64 * 1024;
-/// How long one hook may run.
+/// How long the hooks of a kind may run together.
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// When a hook runs.
@@ -88,14 +93,20 @@ impl Refusal {
 pub(super) enum HookError {
     /// One refused.
     Refused(Refusal),
-    /// One could not be run.
+    /// They could not be run.
     Io(io::Error),
+    /// Too many processes ran for too long.
+    Busy(GitError),
 }
 
 /// What hooks are told about a change.
 pub(super) struct Surroundings {
+    git: Git,
     environment: Vec<(&'static str, OsString)>,
+    /// The repository.
     directory: PathBuf,
+    /// Where the node's own scripts are, by the names of hooks.
+    scripts: PathBuf,
 }
 
 impl Surroundings {
@@ -122,26 +133,19 @@ impl Surroundings {
         }
         // A NUL cannot be in an environment, and nothing above needs one.
         environment.retain(|(_, value)| !value.as_bytes().contains(&0));
-        Self { environment, directory: repository.path.clone() }
+        let (directory, scripts) = (repository.path.clone(), repository.storage.hooks());
+        Self { git: git.clone(), environment, directory, scripts }
     }
 
     /// Runs all hooks of a kind; the first that fails ends it.
     pub(super) async fn run(&self, hook: Hook, arguments: &[&[u8]], input: &[u8]) -> Result<(), HookError> {
-        let directory = self.directory.join("custom_hooks");
-        for program in programs(&directory, hook.name()).await.map_err(HookError::Io)? {
-            self.run_one(hook, &program, arguments, input).await?;
+        match tokio::fs::metadata(self.directory.join(CUSTOM_HOOKS)).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(HookError::Io(error)),
         }
-        Ok(())
-    }
-
-    async fn run_one(
-        &self,
-        hook: Hook,
-        program: &Path,
-        arguments: &[&[u8]],
-        input: &[u8],
-    ) -> Result<(), HookError> {
-        let mut command = Command::new(program);
+        let _slot = self.git.slot().await.map_err(HookError::Busy)?;
+        let mut command = Command::new(self.scripts.join(hook.name()));
         command
             .args(arguments.iter().map(|argument| OsStr::from_bytes(argument)))
             .env_clear()
@@ -177,7 +181,7 @@ impl Surroundings {
     }
 }
 
-/// A hook and everything it started; all of it ends when this is dropped.
+/// Hooks and everything they started; all of it ends when this is dropped.
 struct Group(Child);
 
 impl Drop for Group {
@@ -203,40 +207,5 @@ async fn keep_beginning(pipe: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
                 kept.extend_from_slice(piece.get(..room).unwrap_or_default());
             }
         }
-    }
-}
-
-/// `<name>`, then `<name>.d/*` in order of their names; only what can be executed.
-async fn programs(directory: &Path, name: &str) -> io::Result<Vec<PathBuf>> {
-    let mut programs = Vec::new();
-    let single = directory.join(name);
-    if executable(&single).await? {
-        programs.push(single);
-    }
-    let mut entries = match tokio::fs::read_dir(directory.join(format!("{name}.d"))).await {
-        Ok(entries) => entries,
-        Err(error) if absent(&error) => return Ok(programs),
-        Err(error) => return Err(error),
-    };
-    let mut several = Vec::new();
-    while let Some(entry) = entries.next_entry().await? {
-        if !entry.file_name().as_bytes().ends_with(b"~") && executable(&entry.path()).await? {
-            several.push(entry.path());
-        }
-    }
-    several.sort();
-    programs.extend(several);
-    Ok(programs)
-}
-
-fn absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-}
-
-async fn executable(path: &Path) -> io::Result<bool> {
-    match tokio::fs::metadata(path).await {
-        Ok(metadata) => Ok(metadata.is_file() && metadata.permissions().mode() & 0o111 != 0),
-        Err(error) if absent(&error) => Ok(false),
-        Err(error) => Err(error),
     }
 }

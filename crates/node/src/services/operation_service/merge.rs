@@ -16,7 +16,7 @@ use super::{
     update::{Change, Requester, UpdateError, expected_old, update},
 };
 use crate::{
-    error::{internal_io, with_detail},
+    error::with_detail,
     git::{
         quarantine::Quarantine,
         references,
@@ -69,7 +69,7 @@ pub(super) async fn merge(
             .await?
             .ok_or_else(|| Status::not_found("reference not found"))?,
     };
-    let quarantine = Quarantine::create(&repository).await.map_err(internal_io("creating quarantine"))?;
+    let quarantine = Quarantine::create(&node, &repository)?;
     let tree = merge_tree(&node, quarantine.repository(), &ours, &first.commit_id).await?;
     let parents = [ours.as_str(), first.commit_id.as_str()];
     let commit = NewCommit {

@@ -13,7 +13,7 @@ use super::{
     update::{Change, Requester, UpdateError, expected_old, update},
 };
 use crate::{
-    error::{internal_io, with_detail},
+    error::with_detail,
     git::{
         catfile::{CatFile, ObjectInfo, ObjectKind},
         objects,
@@ -56,7 +56,7 @@ pub(super) async fn create(
     let repository = node.storages.open(request.repository.as_ref())?;
     let user = request.user.clone().unwrap_or_default();
     let tagger = Signature::of_request(&user, request.timestamp.as_ref())?;
-    let quarantine = Quarantine::create(&repository).await.map_err(internal_io("creating quarantine"))?;
+    let quarantine = Quarantine::create(node, &repository)?;
     let (tag, id) = make_tag(node, quarantine.repository(), &request, &tagger).await?;
     let reference = revision::tag_reference(&request.tag_name);
     if let Some(oid) = references::read(&node.git, &repository, &reference).await? {

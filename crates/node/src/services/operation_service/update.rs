@@ -101,6 +101,7 @@ pub(super) async fn update(
                 tracing::warn!(message = refusal.message(), "post-receive hook failed");
             }
             Err(HookError::Io(error)) => tracing::warn!(%error, "post-receive hook could not be run"),
+            Err(HookError::Busy(error)) => tracing::warn!(%error, "post-receive hook was not run"),
         }
         Ok(())
     });
@@ -114,6 +115,7 @@ fn refused(error: HookError) -> UpdateError {
     match error {
         HookError::Refused(refusal) => UpdateError::Hook(refusal),
         HookError::Io(error) => internal_io("running custom hooks")(error).into(),
+        HookError::Busy(error) => UpdateError::Failed(error.into()),
     }
 }
 
