@@ -31,7 +31,7 @@ use crate::{
 /// Metadata key of the list of storages.
 const SERVERS: &str = "gitaly-servers";
 /// How long one small question to another node may take.
-const QUESTION_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const QUESTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Deserialize)]
 struct Server {

@@ -63,6 +63,7 @@ async fn a_snapshot_becomes_a_repository() {
     assert!(names.contains(&"HEAD".to_owned()) && names.contains(&"refs/heads/main".to_owned()), "{names:?}");
     assert!(!names.iter().any(|name| name.contains("hooks") || name.contains("objects/info/")), "{names:?}");
 
+    let cut = archive[..archive.len() - 1024].to_vec();
     let (http_url, served) = serve_once(archive).await;
     let request = CreateRepositoryFromSnapshotRequest {
         repository: Some(node.named("copy.git")),
@@ -75,6 +76,17 @@ async fn a_snapshot_becomes_a_repository() {
     assert!(head.contains("authorization: bearer x"), "{head}");
     git(&node.path("copy.git"), &["fsck"]);
     assert_eq!(node.checksum(&node.named("copy.git")).await, node.checksum(&repository).await);
+
+    // Cut between two entries, it reads like a smaller archive.
+    let (http_url, _served) = serve_once(cut).await;
+    let bad = CreateRepositoryFromSnapshotRequest {
+        repository: Some(node.named("cut.git")),
+        http_url,
+        ..request.clone()
+    };
+    let status = node.repositories().create_repository_from_snapshot(bad).await.unwrap_err();
+    assert!(status.message().contains("cut off"), "{status}");
+    assert!(!node.path("cut.git").exists());
 
     let mut escaping = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();

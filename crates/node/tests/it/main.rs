@@ -15,3 +15,4 @@ mod refs;
 mod seed;
 mod server;
 mod transport;
+mod upkeep;

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::{
-    harness::{Client, TestNode, git},
+    harness::{Client, TestNode, eventually, git},
     seed::{self, detail, id, invalid, refusal},
 };
 
@@ -51,13 +51,13 @@ fn hook(node: &TestNode, path: &str, script: &str) {
 }
 
 /// No quarantine is left behind, whatever happened.
-fn assert_no_quarantine(node: &TestNode) {
-    let left: Vec<_> = fs::read_dir(node.root().join("+gitaly/tmp"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .filter(|name| name.to_string_lossy().starts_with("quarantine-"))
-        .collect();
-    assert!(left.is_empty(), "{left:?}");
+async fn assert_no_quarantine(node: &TestNode) {
+    let temporary = node.root().join("+gitaly/tmp");
+    eventually("no quarantine is left", async || {
+        let mut entries = fs::read_dir(&temporary).unwrap().flatten();
+        !entries.any(|entry| entry.file_name().to_string_lossy().starts_with("quarantine-"))
+    })
+    .await;
 }
 
 fn read(node: &TestNode, revision: &str) -> Option<String> {
@@ -153,7 +153,7 @@ async fn a_branch_is_created_moved_and_deleted() {
     );
     delete("new/one", &third).await.unwrap();
     assert_eq!(read(&node, "refs/heads/new/one"), None);
-    assert_no_quarantine(&node);
+    assert_no_quarantine(&node).await;
 }
 
 #[tokio::test]
@@ -304,7 +304,7 @@ async fn tags_are_created_and_deleted() {
     let error = detail::<UserCreateTagError>(&status, "UserCreateTagError").error;
     assert!(matches!(error, Some(user_create_tag_error::Error::CustomHook(_))), "{error:?}");
     assert_eq!(read(&node, "refs/tags/refused"), None);
-    assert_no_quarantine(&node);
+    assert_no_quarantine(&node).await;
     fs::remove_dir_all(path.join("custom_hooks")).unwrap();
 
     let delete = async |name: &str, expected: &str| {
@@ -381,7 +381,7 @@ async fn a_merge_is_shown_and_then_applied() {
     assert_eq!(aborted, (Code::FailedPrecondition, "merge aborted by client".into()));
     assert_eq!(refusal(merge(&node, request.clone(), None).await).0, Code::Internal);
     assert_eq!(id(&node, "a.git", "main"), ours);
-    assert_no_quarantine(&node);
+    assert_no_quarantine(&node).await;
 
     hook(&node, "update", "exit 1");
     let status = merge(&node, request.clone(), Some(true)).await.unwrap_err();
@@ -407,7 +407,7 @@ async fn a_merge_is_shown_and_then_applied() {
     let squash = UserMergeBranchRequest { squash: true, ..request.clone() };
     merge(&node, squash, Some(true)).await.unwrap();
     assert_eq!(git(&path, &["log", "-1", "--format=%P", "main"]), ours);
-    assert_no_quarantine(&node);
+    assert_no_quarantine(&node).await;
 }
 
 #[tokio::test]
@@ -466,7 +466,7 @@ async fn merges_that_cannot_be() {
     let error = detail::<UserMergeBranchError>(&status, "UserMergeBranchError").error;
     let Some(user_merge_branch_error::Error::ReferenceUpdate(error)) = error else { panic!("{error:?}") };
     assert_eq!((error.old_oid, error.new_oid), (ours, shown));
-    assert_no_quarantine(&node);
+    assert_no_quarantine(&node).await;
 }
 
 type Header = UserCommitFilesRequestHeader;
@@ -588,7 +588,7 @@ async fn every_action_in_one_commit() {
         "Jane Doe|jane@example.com|1690000000 +0200|Jane Doe|1690000000 +0200|Change files"
     );
     git(&path, &["fsck", "--strict"]);
-    assert_no_quarantine(&node);
+    assert_no_quarantine(&node).await;
 }
 
 #[tokio::test]
@@ -646,7 +646,7 @@ async fn the_first_commit_of_a_repository_and_branches_off_others() {
     let update = commit_files(&node, unborn, create).await.unwrap().branch_update.unwrap();
     assert!(update.branch_created);
     assert_eq!(git(&node.path("a.git"), &["log", "--format=%P", "orphan"]), "");
-    assert_no_quarantine(&node);
+    assert_no_quarantine(&node).await;
 }
 
 #[tokio::test]
@@ -771,7 +771,7 @@ async fn actions_that_do_not_fit_change_nothing() {
         assert_eq!(fail(header).await, (code, text.to_owned(), path.to_owned(), kind));
     }
     assert_eq!(id(&node, "a.git", "main"), before);
-    assert_no_quarantine(&node);
+    assert_no_quarantine(&node).await;
 }
 
 #[tokio::test]
@@ -822,6 +822,6 @@ async fn commits_that_lack_something_or_are_refused() {
     let Some(user_commit_files_error::Error::CustomHook(error)) = error else { panic!("{error:?}") };
     assert_eq!(error.stderr, b"1", "the hook read the new object");
     assert_eq!(id(&node, "a.git", "main"), before);
-    assert_no_quarantine(&node);
+    assert_no_quarantine(&node).await;
     git(&node.path("a.git"), &["fsck", "--strict", "--no-dangling"]);
 }

@@ -6,9 +6,8 @@ use bytes::Bytes;
 use tabularium_proto::gitaly::{GetArchiveRequest, GetArchiveResponse, get_archive_request::Format};
 use tonic::Status;
 
-use super::write_ref::check_revision;
 use crate::{
-    git::Exit,
+    git::{Exit, revision},
     node::Node,
     services::streams::{self, ResponseStream},
     storage::RepositoryPath,
@@ -19,8 +18,8 @@ pub(super) async fn get(
     request: GetArchiveRequest,
 ) -> Result<ResponseStream<GetArchiveResponse>, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
-    check_revision(request.commit_id.as_bytes())
-        .map_err(|fault| Status::invalid_argument(format!("invalid commitId: {}", fault.message())))?;
+    revision::check(request.commit_id.as_bytes())
+        .map_err(|error| Status::invalid_argument(format!("invalid commitId: {error}")))?;
     let format = match Format::try_from(request.format) {
         Ok(Format::Zip) => "zip",
         Ok(Format::Tar) => "tar",

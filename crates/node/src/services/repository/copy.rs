@@ -9,13 +9,15 @@ use tabularium_proto::gitaly::{
     ReplicateRepositoryResponse, Repository, RepositoryExistsRequest, ref_service_client::RefServiceClient,
     repository_service_client::RepositoryServiceClient,
 };
+use tokio::time::timeout;
 use tonic::{Code, Request, Status};
 
 use super::{files, write_ref};
 use crate::{
     error::{GitError, RepositoryError, internal_io},
+    git::{revision::check_reference, transport::CUSTOM_HOOKS},
     node::Node,
-    peer::{Peer, question},
+    peer::{Peer, QUESTION_TIMEOUT, question},
     place::{self, Building, Temporary, blocking},
     storage::{RepositoryPath, check_repository},
 };
@@ -129,7 +131,9 @@ async fn collect<T>(
     data: impl Fn(T) -> Bytes,
 ) -> Result<Vec<u8>, Status> {
     let mut collected = Vec::new();
-    while let Some(message) = stream.message().await? {
+    // The deadline of the question ends with the answer's headers.
+    let silent = |_| Status::deadline_exceeded("the source says nothing");
+    while let Some(message) = timeout(QUESTION_TIMEOUT, stream.message()).await.map_err(silent)?? {
         collected.extend_from_slice(&data(message));
         if collected.len() > limit {
             return Err(Status::internal(format!("the source sent more than {limit} bytes")));
@@ -182,13 +186,13 @@ async fn copy_custom_hooks(
     let request = question(GetCustomHooksRequest { repository: Some(source.clone()) });
     let stream = client.get_custom_hooks(request).await?.into_inner();
     let archive = collect(stream, MAX_HOOKS_BYTES, |message| message.data.into()).await?;
-    let present = target.path.join(files::CUSTOM_HOOKS);
+    let present = target.path.join(CUSTOM_HOOKS);
     if archive.is_empty() && !present.exists() {
         return Ok(());
     }
     let scratch = Temporary::new(node, &target.storage, "hooks-")?;
     blocking(move || {
-        let replacement = scratch.path().join(files::CUSTOM_HOOKS);
+        let replacement = scratch.path().join(CUSTOM_HOOKS);
         if !archive.is_empty() {
             files::unpack_custom_hooks(&archive, scratch.path())
                 .and_then(|()| place::sync_tree(&replacement))
@@ -240,6 +244,6 @@ pub(super) async fn fork(
 
 fn branch_reference(revision: &[u8]) -> Result<&str, Status> {
     let text = std::str::from_utf8(revision).ok();
-    text.filter(|text| text.starts_with("refs/heads/") && write_ref::is_full_reference(revision))
+    text.filter(|text| text.starts_with("refs/heads/") && check_reference(revision).is_ok())
         .ok_or_else(|| Status::invalid_argument("reference is not a branch"))
 }

@@ -8,6 +8,7 @@ use tonic::Status;
 
 use crate::{
     error::RepositoryError,
+    git::revision::check_reference,
     node::Node,
     place::{self, Building},
     storage::check_repository,
@@ -59,7 +60,7 @@ fn branch_name(given: &[u8]) -> Result<&str, Status> {
     let bad = || Status::invalid_argument("invalid default branch");
     let name = std::str::from_utf8(given).map_err(|_| bad())?;
     let full = format!("refs/heads/{name}");
-    if name.starts_with('-') || !super::write_ref::is_full_reference(full.as_bytes()) {
+    if name.starts_with('-') || check_reference(full.as_bytes()).is_err() {
         return Err(bad());
     }
     Ok(name)

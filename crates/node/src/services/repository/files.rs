@@ -13,15 +13,13 @@ use tonic::Status;
 
 use crate::{
     error::internal_io,
-    git::CHUNK_BYTES,
+    git::{CHUNK_BYTES, transport::CUSTOM_HOOKS},
     node::Node,
     place::{Temporary, blocking, replace_file},
     services::streams::{self, ResponseStream},
     storage::RepositoryPath,
 };
 
-/// The directory of custom hooks in a repository.
-pub(super) const CUSTOM_HOOKS: &str = "custom_hooks";
 /// Settings under `core` that describe a repository. Others there name programs to run.
 const CORE_SETTINGS: [&str; 7] = [
     "core.repositoryformatversion",

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufReader},
+    io::{self, BufReader, Read as _, Seek as _, SeekFrom},
     path::{Component, Path, PathBuf},
     time::Duration,
 };
@@ -28,6 +28,8 @@ use crate::{
 
 /// Longest silence of the server a snapshot is downloaded from.
 const SILENCE: Duration = Duration::from_secs(60);
+/// The end of an archive.
+const END: [u8; 1024] = [0; 1024];
 
 pub(super) async fn get(
     node: &Node,
@@ -40,10 +42,15 @@ pub(super) async fn get(
     push_section(&mut config, "core", &version.stdout);
     let extensions = get("^extensions\\.").output().await?;
     push_section(&mut config, "extensions", &extensions.stdout);
+    // Repacking takes objects away from where a listing has just seen them.
+    let calm = node.upkeep.lock(&repository.path).await;
     let path = repository.path;
     Ok(streams::produce(
         |data: Bytes| GetSnapshotResponse { data },
-        move |writer| archive(&path, config.as_bytes(), writer).map_err(internal_io("building snapshot")),
+        move |writer| {
+            let _calm = calm;
+            archive(&path, config.as_bytes(), writer).map_err(internal_io("building snapshot"))
+        },
     ))
 }
 
@@ -154,7 +161,12 @@ fn append_tree(
             }
             append_tree(builder, &entry.path(), &inside, wanted)?;
         } else if wanted(&entry.path()) {
-            append_file(builder, &entry.path(), &inside)?;
+            match File::open(entry.path()) {
+                // A loose ref may be packed at any time; an object that goes would be missing.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !inside.starts_with("objects") => {}
+                Err(error) => return Err(error),
+                Ok(mut file) => builder.append_file(&inside, &mut file)?,
+            }
         }
     }
     Ok(())
@@ -176,6 +188,7 @@ pub(super) async fn create_from(
     let directory = building.repository().path.clone();
     let config = blocking(move || {
         fs::create_dir(&directory)
+            .and_then(|()| require_end(&archive))
             .and_then(|()| unpack(&archive, &directory))
             .and_then(|()| fs::create_dir_all(directory.join("refs")))
             .and_then(|()| fs::create_dir_all(directory.join("objects")))
@@ -224,6 +237,18 @@ async fn download(request: &CreateRepositoryFromSnapshotRequest, path: &Path) ->
         }
     }
     file.flush().await.map_err(internal_io("keeping the snapshot"))
+}
+
+/// An archive that was cut off between two entries can be read to its end without an error, but lacks the two blocks of
+/// zeros that every archive ends with.
+fn require_end(archive: &Path) -> io::Result<()> {
+    let mut file = File::open(archive)?;
+    let mut end = [1; END.len()];
+    let whole = file.seek(SeekFrom::End(-1024)).and_then(|_| file.read_exact(&mut end));
+    match whole {
+        Ok(()) if end == END => Ok(()),
+        Ok(()) | Err(_) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive is cut off")),
+    }
 }
 
 /// Unpacks files and directories of a repository; links, devices, hooks and paths that lead elsewhere are errors.

@@ -1,18 +1,26 @@
-//! WriteRef, and which texts are refs and revisions (wire reference, section h.5).
+//! WriteRef.
 
 use bytes::{BufMut as _, BytesMut};
 use tabularium_proto::gitaly::{ReferenceNotFoundError, WriteRefRequest, WriteRefResponse};
 use tonic::{Code, Status};
 
-use crate::{error::with_detail, git::Git, node::Node, place, storage::RepositoryPath};
+use crate::{
+    error::with_detail,
+    git::{
+        Git, references,
+        revision::{self, RevisionError},
+    },
+    node::Node,
+    place,
+    storage::RepositoryPath,
+};
 
 pub(super) async fn write(node: &Node, request: WriteRefRequest) -> Result<WriteRefResponse, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
-    check_revision(&request.r#ref)?;
-    check_revision(&request.revision)?;
-    if !request.old_revision.is_empty() {
-        check_revision(&request.old_revision)?;
-    }
+    let invalid = |error: RevisionError| Status::invalid_argument(error.to_string());
+    revision::check(&request.r#ref).map_err(invalid)?;
+    revision::check(&request.revision).map_err(invalid)?;
+    revision::check_or_empty(&request.old_revision).map_err(invalid)?;
     if request.r#ref == b"HEAD" {
         set_head(node, &repository, &request.revision).await?;
     } else {
@@ -26,7 +34,7 @@ pub(super) async fn write(node: &Node, request: WriteRefRequest) -> Result<Write
 
 /// Points HEAD at a ref, which need not exist.
 pub(super) async fn set_head(node: &Node, repository: &RepositoryPath, target: &[u8]) -> Result<(), Status> {
-    if !is_full_reference(target) {
+    if revision::check_reference(target).is_err() {
         return Err(Status::invalid_argument("invalid default branch: not a full reference name"));
     }
     let target = std::str::from_utf8(target)
@@ -92,85 +100,11 @@ async fn resolve(
     if matches!(revision.len(), 40 | 64) && revision.iter().all(|byte| *byte == b'0') {
         return Ok(revision.to_vec());
     }
-    let mut peeled = revision.to_vec();
-    peeled.extend_from_slice(b"^{object}");
-    let output = git
-        .command(repository, "rev-parse")
-        .reads()
-        .args(["--verify", "--quiet", "--end-of-options"])
-        .arg(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&peeled))
-        .output()
-        .await?;
-    if output.exit.success() {
-        return Ok(output.stdout.trim_ascii().to_vec());
+    let peeled = [revision, b"^{object}"].concat();
+    if let Some(id) = references::resolve(git, repository, &peeled).await? {
+        return Ok(id.into_bytes());
     }
     let detail = ReferenceNotFoundError { reference_name: revision.to_vec() };
     let text = format!("resolving {which} revision: reference not found");
     Err(with_detail(Code::NotFound, &text, "ReferenceNotFoundError", &detail))
-}
-
-/// The generic check of a revision; git decides the rest.
-pub(super) fn check_revision(revision: &[u8]) -> Result<(), Status> {
-    let fault = if revision.is_empty() {
-        "empty revision"
-    } else if revision[0] == b'-' {
-        "revision can't start with '-'"
-    } else if revision.contains(&0) {
-        "revision can't contain NUL"
-    } else if revision.iter().any(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n')) {
-        "revision can't contain whitespace"
-    } else if revision.contains(&b':') {
-        "revision can't contain ':'"
-    } else if revision.contains(&b'\\') {
-        "revision can't contain '\\'"
-    } else {
-        return Ok(());
-    };
-    Err(Status::invalid_argument(fault))
-}
-
-/// Whether the text is a full reference name, `refs/...`, by git's rules.
-pub(super) fn is_full_reference(name: &[u8]) -> bool {
-    let Some(rest) = name.strip_prefix(b"refs/") else { return false };
-    !rest.is_empty()
-        && !name.ends_with(b".")
-        && !name.windows(2).any(|pair| pair == b"@{" || pair == b"..")
-        && !name.iter().any(|byte| {
-            *byte <= b' ' || *byte == 0x7f || matches!(byte, b':' | b'?' | b'[' | b'\\' | b'^' | b'~' | b'*')
-        })
-        && rest
-            .split(|byte| *byte == b'/')
-            .all(|part| !part.is_empty() && !part.starts_with(b".") && !part.ends_with(b".lock"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn full_references() {
-        for name in ["refs/heads/main", "refs/heads/a/b-c", "refs/heads/\u{fc}", "refs/x"] {
-            assert!(is_full_reference(name.as_bytes()), "{name}");
-        }
-        for name in [
-            "HEAD",
-            "refs/",
-            "refs",
-            "heads/a",
-            "refs/heads/",
-            "refs/a..b",
-            "refs/a@{1}",
-            "refs/.a",
-            "refs/a.lock",
-            "refs/a.lock/b",
-            "refs/a b",
-            "refs/a\u{7f}",
-            "refs/a.",
-            "refs//a",
-            "refs/a~1",
-            "refs/a\n",
-        ] {
-            assert!(!is_full_reference(name.as_bytes()), "{name:?}");
-        }
-    }
 }
