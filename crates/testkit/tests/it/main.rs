@@ -8,9 +8,11 @@
     reason = "tests"
 )]
 
-mod house;
+mod bad_input;
 mod cluster;
 mod crashes;
+mod freshness;
 mod proxy;
+mod raw;
 mod servers;
 mod support;

@@ -36,9 +36,9 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// How long a client may wait for the news that what it talked to has died.
 pub(crate) const PROMPT: Duration = Duration::from_secs(10);
 /// What has to have arrived before a transfer counts as under way; far less than [`PACK_BYTES`].
-const UNDER_WAY_BYTES: u64 = 16 << 20;
+const UNDER_WAY_BYTES: u64 = 8 << 20;
 /// A pack that takes a while.
-pub(crate) const PACK_BYTES: usize = 150 << 20;
+pub(crate) const PACK_BYTES: usize = 64 << 20;
 
 /// Shows the end of every log when the test fails.
 pub(crate) struct Logs(Vec<PathBuf>);
@@ -62,10 +62,8 @@ impl Drop for Logs {
 
 /// Panics when it takes longer.
 pub(crate) async fn within<T>(what: &str, deadline: Duration, work: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(deadline, work).await {
-        Ok(result) => result,
-        Err(_) => panic!("{what}: not within {} s", deadline.as_secs_f32()),
-    }
+    let late = |_| panic!("{what}: not within {} s", deadline.as_secs_f32());
+    tokio::time::timeout(deadline, work).await.unwrap_or_else(late)
 }
 
 /// One site; what enters at gateway 1 goes through router 1.
@@ -80,6 +78,7 @@ pub(crate) async fn start(adjust: impl FnOnce(&mut ClusterOptions)) -> (TestClus
     (test, logs)
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as the field of a request")]
 pub(crate) fn named(storage: &str, relative_path: &str) -> Option<Repository> {
     Some(Repository {
         storage_name: storage.into(),
@@ -331,7 +330,7 @@ pub(crate) fn git_processes(below: &Path) -> Vec<(i32, String)> {
     found
 }
 
-/// The processes' ids among them that serve a replica.
+/// Kills git wherever it works below a directory; answers how many there were.
 pub(crate) fn kill_git(below: &Path) -> usize {
     let found = git_processes(below);
     for (pid, _) in &found {
@@ -345,14 +344,29 @@ pub(crate) fn kill_git(below: &Path) -> usize {
 }
 
 pub(crate) async fn equal_replicas(test: &TestCluster, relative_path: &str) {
-    wait_until("three equal replicas", FOLLOW, || async {
-        within("checksums", FOLLOW, test.equal_checksums(relative_path, 3)).await
+    wait_until(&format!("three equal replicas of {relative_path}"), FOLLOW, || async {
+        match within("checksums", FOLLOW, test.equal_checksums(relative_path, 3)).await {
+            Ok(_) => Ok(()),
+            Err(why) => Err(format!("{why}; owed:\n{}", open_duties(test).await)),
+        }
     })
     .await;
 }
 
 pub(crate) async fn primary(test: &TestCluster, relative_path: &str) -> String {
     within("details", SOON, test.details(relative_path)).await.unwrap().route.unwrap().primary
+}
+
+/// A line for each duty that is not done, as the coordinators' database has them.
+async fn open_duties(test: &TestCluster) -> String {
+    const OPEN: &str = "SELECT coalesce(string_agg(row_to_json(d)::text, E'\n'), 'nothing')
+                        FROM tabularium.duties d WHERE state <> 'done'";
+    let url = test.home().database_url;
+    let list = async {
+        let mut connection = PgConnection::connect(&url).await?;
+        sqlx::query_scalar(OPEN).fetch_one(&mut connection).await
+    };
+    within("listing duties", SOON, list).await.unwrap_or_else(|error: sqlx::Error| error.to_string())
 }
 
 /// Writes whose outcome is not recorded, as the coordinators' database has them.
