@@ -3,7 +3,8 @@
 
 use std::{sync::Arc, time::Instant};
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
+use tabularium_common::telemetry::CorrelationId;
 use tabularium_proto::coordinator::Route;
 use tonic::Code;
 
@@ -49,6 +50,11 @@ impl Account {
     /// Says under which correlation id it is logged.
     pub(crate) fn correlate(&mut self, correlation: HeaderValue) {
         self.correlation = Some(correlation);
+    }
+
+    /// The same for a request that is not relayed, by the headers that the client sent.
+    pub(crate) fn correlate_by(&mut self, headers: &HeaderMap) {
+        self.correlation = CorrelationId::of(headers).header();
     }
 
     fn operation(&self) -> OperationLabel {

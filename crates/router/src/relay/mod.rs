@@ -99,6 +99,7 @@ impl Relay {
         let mut account = Account::open(Arc::clone(&self.shared.metrics), entry.clone());
         let mut expiry = None;
         if let Err(refusal) = self.admit(request.headers(), &mut expiry) {
+            account.correlate_by(request.headers());
             return finish(Err(refusal), None, account);
         }
         let work = self.route(request, entry, &mut account);
@@ -126,12 +127,14 @@ impl Relay {
         account: &mut Account,
     ) -> Result<Outcome, Refusal> {
         let Some(entry) = entry else {
+            account.correlate_by(request.headers());
             return match unknown(request.uri().path()) {
                 None => Ok(Outcome::Whole(self.typed(request).await)),
                 Some(refusal) => Err(refusal),
             };
         };
         if matches!(entry.action, Action::Typed) {
+            account.correlate_by(request.headers());
             return Ok(Outcome::Whole(self.typed(request).await));
         }
         let (parts, body) = request.into_parts();
