@@ -12,7 +12,7 @@
 //!   and never renewed: the router starts a new one with an empty cache.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
@@ -241,8 +241,15 @@ impl Leases {
             session.oldest.push_back(key);
         }
         if session.oldest.len() > max_routes.saturating_mul(2) {
-            let routes = &session.routes;
-            session.oldest.retain(|key| routes.contains_key(key));
+            // A name that was cached again stands in it more than once; the last time counts.
+            let mut seen = HashSet::with_capacity(session.routes.len());
+            let mut kept: VecDeque<RepositoryKey> = VecDeque::with_capacity(session.routes.len());
+            while let Some(key) = session.oldest.pop_back() {
+                if matches!(session.routes.get(&key), Some(Held::Cached(_))) && seen.insert(key.clone()) {
+                    kept.push_front(key);
+                }
+            }
+            session.oldest = kept;
         }
         (true, actions)
     }

@@ -358,3 +358,17 @@ proptest! {
         prop_assert!(routers.is_empty());
     }
 }
+
+#[test]
+fn a_route_that_is_written_to_for_ever_takes_no_more_room() {
+    let mut leases = leases();
+    let session = leases.open(ALWAYS / 2, "r").unwrap();
+    for round in 0..10_000 {
+        let now = ALWAYS / 2 + at(round / 100);
+        assert!(fill(&mut leases, now, session, 1));
+        let (_, actions) = leases.revoke(now, &route(1, 2));
+        leases.acknowledge(now, session, revocation(&actions));
+        let held = &leases.sessions[&session];
+        assert!(held.oldest.len() <= 21, "{} names for {} routes", held.oldest.len(), held.routes.len());
+    }
+}
