@@ -23,7 +23,8 @@ pub struct Config {
     /// Where status, metrics, liveness and readiness are served over HTTP.
     #[serde(default = "default_http_listen")]
     pub http_listen: SocketAddr,
-    /// The address that routers and other coordinators dial. Absent: the bound address.
+    /// The address that routers and other coordinators dial. Absent: the bound address, with the machine's host name
+    /// when that is all interfaces.
     #[serde(default)]
     pub advertise: Option<Address>,
     /// Secret that callers must prove to know, and that coordinators prove to each other. Absent: no authentication.
@@ -121,6 +122,9 @@ pub struct Timing {
     pub write_lease: ConfigDuration,
     /// How often expired intents are looked for.
     pub sweep_interval: ConfigDuration,
+    /// How long after a write in doubt was settled its storage is looked at again. Longer than a node that was cut off
+    /// from its router goes on with the write.
+    pub settle_again_after: ConfigDuration,
     /// How long the claim on a mirror's sync stands.
     pub sync_lease: ConfigDuration,
     /// How often storage nodes are asked for their health.
@@ -141,6 +145,9 @@ pub struct Timing {
     pub parked_after: u32,
     /// How long finished duties stay listed.
     pub keep_done_duties: ConfigDuration,
+    /// How long events stay in the geo log while no site subscribes, and how long a subscriber that no configuration
+    /// names any more still holds them. What every subscriber was told of is removed at once.
+    pub keep_geo_log: ConfigDuration,
     /// How long to wait for Postgres at start before giving up.
     pub database_start: ConfigDuration,
 }
@@ -152,6 +159,7 @@ impl Default for Timing {
             coordinator_lease: ConfigDuration::from_secs(4),
             write_lease: ConfigDuration::from_secs(4),
             sweep_interval: ConfigDuration::from_millis(500),
+            settle_again_after: ConfigDuration::from_secs(60),
             sync_lease: ConfigDuration::from_secs(300),
             probe_interval: ConfigDuration::from_secs(1),
             relay_interval: ConfigDuration::from_millis(500),
@@ -162,6 +170,7 @@ impl Default for Timing {
             max_retry_delay: ConfigDuration::from_secs(30),
             parked_after: 10,
             keep_done_duties: ConfigDuration::from_secs(600),
+            keep_geo_log: ConfigDuration::from_secs(7 * 24 * 3600),
             database_start: ConfigDuration::from_secs(60),
         }
     }
@@ -173,6 +182,7 @@ impl Timing {
             ("router_lease", self.router_lease),
             ("write_lease", self.write_lease),
             ("sweep_interval", self.sweep_interval),
+            ("settle_again_after", self.settle_again_after),
             ("sync_lease", self.sync_lease),
             ("probe_interval", self.probe_interval),
             ("relay_interval", self.relay_interval),
@@ -181,6 +191,7 @@ impl Timing {
             ("restart_after", self.restart_after),
             ("retry_delay", self.retry_delay),
             ("max_retry_delay", self.max_retry_delay),
+            ("keep_geo_log", self.keep_geo_log),
         ];
         let shortest = ConfigDuration::from_millis(10);
         let mut faults: Vec<Fault> = lengths

@@ -17,10 +17,12 @@ pub(crate) enum Decision {
 }
 
 /// Decides by what the repository's row says, by the storages that the router could not reach, and by which storages
-/// we think healthy. The router's word moves a primary; our own opinion only chooses among replacements.
+/// we think healthy. The router's word moves a primary; our own opinion only chooses among replacements. A `tainted`
+/// replica, which may hold a part of a write that is still open, is the last choice.
 pub(crate) fn decide(
     repository: &Repository,
     unreachable: &[StorageName],
+    tainted: &[StorageName],
     healthy: impl Fn(&StorageName) -> bool,
     rng: &mut impl Rng,
 ) -> Decision {
@@ -29,11 +31,24 @@ pub(crate) fn decide(
     if able.contains(&&repository.primary) {
         return Decision::Stay;
     }
-    let well: Vec<&StorageName> = able.iter().copied().filter(|storage| healthy(storage)).collect();
-    match well.choose(rng).or_else(|| able.choose(rng)) {
-        Some(storage) => Decision::Move { to: (*storage).clone() },
+    match replacement(&able, tainted, healthy, rng) {
+        Some(storage) => Decision::Move { to: storage.clone() },
         None => Decision::ReadOnly,
     }
+}
+
+/// One of `able`: an untainted one before others, a healthy one before others.
+pub(crate) fn replacement<'a>(
+    able: &[&'a StorageName],
+    tainted: &[StorageName],
+    healthy: impl Fn(&StorageName) -> bool,
+    rng: &mut impl Rng,
+) -> Option<&'a StorageName> {
+    let clean: Vec<&StorageName> =
+        able.iter().copied().filter(|storage| !tainted.contains(storage)).collect();
+    let pool = if clean.is_empty() { able } else { &clean };
+    let well: Vec<&StorageName> = pool.iter().copied().filter(|storage| healthy(storage)).collect();
+    well.choose(rng).or_else(|| pool.choose(rng)).copied()
 }
 
 #[cfg(test)]
@@ -78,12 +93,26 @@ pub(crate) mod tests {
         let mut rng = StdRng::seed_from_u64(1);
         let repository = repository(0, &[5, 5, 5, 4]);
         let all = |_: &StorageName| true;
-        assert_eq!(decide(&repository, &[], |_| false, &mut rng), Decision::Stay);
-        assert_eq!(decide(&repository, &[node(0), node(1)], all, &mut rng), Decision::Move { to: node(2) });
+        assert_eq!(decide(&repository, &[], &[], |_| false, &mut rng), Decision::Stay);
+        assert_eq!(
+            decide(&repository, &[node(0), node(1)], &[], all, &mut rng),
+            Decision::Move { to: node(2) }
+        );
         let well = |storage: &StorageName| *storage == node(1);
-        assert_eq!(decide(&repository, &[node(0)], well, &mut rng), Decision::Move { to: node(1) });
-        assert!(matches!(decide(&repository, &[node(0)], |_| false, &mut rng), Decision::Move { .. }));
-        assert_eq!(decide(&repository, &[node(0), node(1), node(2)], all, &mut rng), Decision::ReadOnly);
+        assert_eq!(decide(&repository, &[node(0)], &[], well, &mut rng), Decision::Move { to: node(1) });
+        assert!(matches!(decide(&repository, &[node(0)], &[], |_| false, &mut rng), Decision::Move { .. }));
+        assert_eq!(decide(&repository, &[node(0), node(1), node(2)], &[], all, &mut rng), Decision::ReadOnly);
+    }
+
+    #[test]
+    fn a_replica_that_may_hold_a_part_of_an_open_write_is_the_last_choice() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let repository = repository(0, &[5, 5, 5]);
+        let sick = |storage: &StorageName| *storage != node(2);
+        let decided = decide(&repository, &[node(0)], &[node(1)], sick, &mut rng);
+        assert_eq!(decided, Decision::Move { to: node(2) }, "even if the clean one looks unhealthy");
+        let decided = decide(&repository, &[node(0), node(2)], &[node(1)], sick, &mut rng);
+        assert_eq!(decided, Decision::Move { to: node(1) });
     }
 
     proptest! {
@@ -96,7 +125,7 @@ pub(crate) mod tests {
             let unreachable: Vec<StorageName> = unreachable.into_iter().map(node).collect();
             let mut rng = StdRng::seed_from_u64(seed);
             let able: Vec<_> = repository.up_to_date().filter(|s| !unreachable.contains(s)).cloned().collect();
-            match decide(&repository, &unreachable, |_| seed % 2 == 0, &mut rng) {
+            match decide(&repository, &unreachable, &[], |_| seed % 2 == 0, &mut rng) {
                 Decision::Stay => prop_assert!(able.contains(&repository.primary)),
                 Decision::Move { to } => prop_assert!(able.contains(&to) && to != repository.primary),
                 Decision::ReadOnly => prop_assert!(able.is_empty()),

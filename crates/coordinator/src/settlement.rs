@@ -3,10 +3,10 @@
 //! Nothing acknowledged is lost either way: the write itself was never acknowledged, and everything acknowledged before
 //! it is on every replica of the newest generation, which stays the source of what the others get.
 
-use rand::{Rng, seq::IndexedRandom as _};
+use rand::Rng;
 use tabularium_common::ids::StorageName;
 
-use crate::repository::Repository;
+use crate::{failover::replacement, repository::Repository};
 
 /// How a write in doubt is settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,7 @@ pub(crate) fn settle(
     creation: bool,
     primary_reachable: bool,
     unreachable: &[StorageName],
+    tainted: &[StorageName],
     healthy: impl Fn(&StorageName) -> bool,
     rng: &mut impl Rng,
 ) -> Settlement {
@@ -37,10 +38,9 @@ pub(crate) fn settle(
     }
     let others: Vec<&StorageName> =
         repository.up_to_date().filter(|storage| **storage != repository.primary).collect();
-    let well: Vec<&StorageName> =
-        others.iter().copied().filter(|storage| !unreachable.contains(storage) && healthy(storage)).collect();
-    match well.choose(rng).or_else(|| others.choose(rng)) {
-        Some(storage) => Settlement::Fence { to: (*storage).clone() },
+    let healthy = |storage: &StorageName| !unreachable.contains(storage) && healthy(storage);
+    match replacement(&others, tainted, healthy, rng) {
+        Some(storage) => Settlement::Fence { to: storage.clone() },
         None => Settlement::CountAsWritten,
     }
 }
@@ -58,11 +58,11 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(1);
         let all = |_: &StorageName| true;
         let spread = repository(0, &[3, 3, 2]);
-        assert_eq!(settle(&spread, true, true, &[], all, &mut rng), Settlement::CancelCreation);
-        assert_eq!(settle(&spread, false, true, &[], all, &mut rng), Settlement::CountAsWritten);
-        assert_eq!(settle(&spread, false, false, &[], all, &mut rng), Settlement::Fence { to: node(1) });
+        assert_eq!(settle(&spread, true, true, &[], &[], all, &mut rng), Settlement::CancelCreation);
+        assert_eq!(settle(&spread, false, true, &[], &[], all, &mut rng), Settlement::CountAsWritten);
+        assert_eq!(settle(&spread, false, false, &[], &[], all, &mut rng), Settlement::Fence { to: node(1) });
         let alone = repository(0, &[3, 2, 2]);
-        assert_eq!(settle(&alone, false, false, &[], all, &mut rng), Settlement::CountAsWritten);
+        assert_eq!(settle(&alone, false, false, &[], &[], all, &mut rng), Settlement::CountAsWritten);
     }
 
     proptest! {
@@ -76,7 +76,7 @@ mod tests {
             let mut rng = StdRng::seed_from_u64(seed);
             let other_is_newest =
                 repository.up_to_date().any(|storage| *storage != repository.primary);
-            match settle(&repository, false, reachable, &[], |_| seed % 2 == 0, &mut rng) {
+            match settle(&repository, false, reachable, &[], &[], |_| seed % 2 == 0, &mut rng) {
                 Settlement::Fence { to } => {
                     prop_assert!(!reachable && to != repository.primary);
                     prop_assert!(repository.up_to_date().any(|storage| *storage == to));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tabularium_common::ids::{Epoch, Generation, ReplicaPath, SiteName, StorageName};
+use tabularium_common::ids::{Epoch, Generation, ReplicaPath, RepositoryId, SiteName, StorageName};
 use uuid::Uuid;
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     config::HomeSiteConfig,
     db::{
         DbError, outbox, replicas, repositories, revocations,
-        writes::{self, Begun, Committed, Creation, Intent, OpenWrite},
+        writes::{self, Begun, Committed, Creation, Intent, OpenWrite, Word},
     },
     error::{NameError, WriteError},
     failover::{self, Decision},
@@ -93,16 +93,17 @@ async fn update(shared: &Arc<Shared>, begin: &Begin) -> Result<Option<Repository
     check_site(&shared.config.home_sites, &repository, site)?;
     let Some(moved) = db.retrying(|| begin_with_failover(shared, begin)).await? else { return Ok(None) };
     let moved = moved?;
-    if let Some((route, row)) = moved.revoke {
-        // Without `row` nothing is wrong with the old route but its primary; commits see to the rest.
-        shared.revoke_later(vec![route], row.into_iter().collect());
+    if let Some(route) = moved.revoke {
+        // Nobody waits here: nothing acknowledged is missing where the old route leads. Commits wait for what is owed.
+        let owed = db.retrying(|| revocations::revocation_list_owed(db.pool(), &route.key)).await?;
+        shared.revoke_later(vec![route], owed);
     }
     Ok(Some(moved.repository))
 }
 
 struct Moved {
     repository: Repository,
-    revoke: Option<(RevokedRoute, Option<i64>)>,
+    revoke: Option<RevokedRoute>,
 }
 
 /// Under the repository's lock: moves the primary if need be, and records the intent.
@@ -119,12 +120,14 @@ async fn begin_with_failover(
         return Ok(Some(Err(refused)));
     }
     let healthy = |storage: &StorageName| shared.health.is_healthy(&begin.key.virtual_storage, storage);
-    let decision = failover::decide(&repository, &begin.unreachable, healthy, &mut rand::rng());
+    let tainted = writes::write_tainted_in_txn(&mut transaction, repository.id, &repository.primary).await?;
+    let decision = failover::decide(&repository, &begin.unreachable, &tainted, healthy, &mut rand::rng());
     let revoke = match decision {
         Decision::Stay => None,
         Decision::ReadOnly => return Ok(Some(Err(WriteError::ReadOnly))),
         Decision::Move { to } => Some(
-            move_primary(&mut transaction, &mut repository, to, false, &begin.intent.correlation_id).await?,
+            move_primary(&mut transaction, &mut repository, to, &tainted, &begin.intent.correlation_id)
+                .await?,
         ),
     };
     writes::write_insert_in_txn(&mut transaction, &repository, &begin.intent).await?;
@@ -144,35 +147,62 @@ async fn begin_with_failover(
 }
 
 /// Moves the primary away. Writes that are open on the old one will be refused their commit; what it holds is then
-/// unknown, as it is when the caller says that a write is `in_doubt`.
+/// unknown, and so is what the `tainted` replicas hold, which were copied from it while those writes ran.
 async fn move_primary(
     transaction: &mut sqlx::PgConnection,
     repository: &mut Repository,
     to: StorageName,
-    in_doubt: bool,
+    tainted: &[StorageName],
     correlation_id: &str,
-) -> Result<(RevokedRoute, Option<i64>), sqlx::Error> {
+) -> Result<RevokedRoute, sqlx::Error> {
     let old = std::mem::replace(&mut repository.primary, to);
-    let lost = writes::write_delete_all_in_txn(transaction, repository.id).await?;
+    let lost = writes::write_fence_all_in_txn(transaction, repository.id).await?;
     repository.epoch =
         repositories::repository_move_primary_in_txn(transaction, repository.id, &repository.primary).await?;
+    if lost > 0 {
+        forget_replica(transaction, repository, &old, correlation_id).await?;
+        if tainted.contains(&repository.primary) {
+            // It may hold more than other replicas of its generation, so it is given one of its own.
+            let raised =
+                replicas::replica_raise_primary_in_txn(transaction, repository.id, correlation_id).await?;
+            repository.generation = raised;
+            if let Some(primary) =
+                repository.replicas.iter_mut().find(|replica| replica.storage == repository.primary)
+            {
+                primary.generation = raised;
+            }
+        } else {
+            for storage in tainted {
+                forget_replica(transaction, repository, storage, correlation_id).await?;
+            }
+        }
+    }
     // A route of the present generation names the old primary.
     let route = RevokedRoute {
         key: repository.key.clone(),
         id: repository.id,
         generation: repository.generation.next(),
     };
-    if lost == 0 && !in_doubt {
-        return Ok((route, None));
+    if lost > 0 {
+        revocations::revocation_owe_in_txn(transaction, &route).await?;
     }
-    replicas::replica_forget_in_txn(transaction, repository.id, &old).await?;
-    outbox::duty_drop_replication_in_txn(transaction, repository.id, &old).await?;
-    outbox::duty_owe_copy(&mut *transaction, repository, &old, correlation_id).await?;
-    if let Some(replica) = repository.replicas.iter_mut().find(|replica| replica.storage == old) {
+    Ok(route)
+}
+
+/// What `storage` holds is not known any more, whatever is being copied to it: it is to be made again.
+async fn forget_replica(
+    transaction: &mut sqlx::PgConnection,
+    repository: &mut Repository,
+    storage: &StorageName,
+    correlation_id: &str,
+) -> Result<(), sqlx::Error> {
+    replicas::replica_forget_in_txn(transaction, repository.id, storage).await?;
+    outbox::duty_drop_replication_in_txn(transaction, repository.id, storage).await?;
+    outbox::duty_owe_copy(&mut *transaction, repository, storage, correlation_id).await?;
+    if let Some(replica) = repository.replicas.iter_mut().find(|replica| replica.storage == *storage) {
         replica.generation = Generation::UNKNOWN;
     }
-    let row = revocations::revocation_owe_in_txn(transaction, &route).await?;
-    Ok((route, Some(row)))
+    Ok(())
 }
 
 /// Whether a write from this origin may go to this repository here.
@@ -273,7 +303,8 @@ fn choose_storages(
     placed.map_err(|placement::NoHealthyNode| WriteError::NoHealthyNode)
 }
 
-/// Records that a write took effect, and answers once no router can read what was before.
+/// Records that a write took effect, and answers once no router can read what was before. A report that is repeated,
+/// because its answer was lost, is answered as the first one.
 pub(crate) async fn commit(
     shared: &Arc<Shared>,
     id: Uuid,
@@ -281,18 +312,76 @@ pub(crate) async fn commit(
     storages: &[StorageName],
 ) -> Result<Generation, WriteError> {
     let db = &shared.db;
-    let committed = db.retrying(|| writes::write_commit(db.pool(), id, router_id, storages)).await?;
+    let committed =
+        db.retrying(|| writes::write_commit(db.pool(), id, router_id, storages, Word::Router)).await?;
     match committed {
-        Committed::Unknown => Err(WriteError::NotOpen { id: id.to_string() }),
-        Committed::WithoutPrimary(primary) => Err(WriteError::WithoutPrimary { primary }),
-        Committed::Yes { generation, revoke, .. } => {
+        Committed::Unknown => {}
+        Committed::WithoutPrimary(primary) => return Err(WriteError::WithoutPrimary { primary }),
+        Committed::Yes(route) => {
             shared.bell.notify_one();
-            if let Some((route, rows)) = revoke {
-                shared.revoker.revoke(&[route], rows).await?;
-            }
-            Ok(generation)
+            let generation = route.generation;
+            revoke_owed(shared, route).await?;
+            return Ok(generation);
         }
     }
+    let ended = db.retrying(|| writes::write_find_ended(db.pool(), id, router_id)).await?;
+    let Some(ended) = ended else { return Err(WriteError::NotOpen { id: id.to_string() }) };
+    if !ended.is_committed() {
+        // It was settled, and the node went on. Nobody is told that it counts, but what it left must be everywhere or
+        // nowhere.
+        reconsider(shared, id).await?;
+        return Err(WriteError::NotOpen { id: id.to_string() });
+    }
+    let (generation, repository_id) = (Generation(ended.generation), RepositoryId(ended.repository_id));
+    let found = db.retrying(|| repositories::repository_find(db.pool(), repository_id)).await?;
+    if let Some(Repository { key, id, .. }) = found {
+        // The first report may still be at this, or have died over it.
+        revoke_owed(shared, RevokedRoute { key, id, generation }).await?;
+    }
+    Ok(generation)
+}
+
+/// Carries out what revocations are owed for a name, and waits until no router can read by the old route.
+async fn revoke_owed(shared: &Shared, route: RevokedRoute) -> Result<(), DbError> {
+    let db = &shared.db;
+    let owed = db.retrying(|| revocations::revocation_list_owed(db.pool(), &route.key)).await?;
+    if owed.is_empty() { Ok(()) } else { shared.revoker.revoke(&[route], owed).await }
+}
+
+/// Looks again at the storage of a write that was settled while its node may have been at it: if it is the primary, what
+/// it holds counts as one more write; otherwise it is made again.
+pub(crate) async fn reconsider(shared: &Arc<Shared>, id: Uuid) -> Result<(), WriteError> {
+    let route = shared.db.retrying(|| reconsider_under_lock(shared, id)).await?;
+    let Some(route) = route else { return Ok(()) };
+    tracing::info!(write_id = %id, repository_id = %route.id, generation = %route.generation, "settled write looked at again");
+    shared.bell.notify_one();
+    Ok(revoke_owed(shared, route).await?)
+}
+
+async fn reconsider_under_lock(shared: &Arc<Shared>, id: Uuid) -> Result<Option<RevokedRoute>, sqlx::Error> {
+    let mut transaction = shared.db.begin().await?;
+    let found = writes::write_find_doubtful(&mut *transaction, id).await?;
+    let Some((repository_id, storage)) = found else { return Ok(None) };
+    let repository = repositories::repository_lock_id(&mut transaction, repository_id).await?;
+    writes::write_end_doubt_in_txn(&mut transaction, id).await?;
+    let mut route = None;
+    if let Some(mut repository) = repository
+        && repository.replica(&storage).is_some()
+    {
+        let generation = if repository.primary == storage {
+            replicas::replica_raise_primary_in_txn(&mut transaction, repository.id, "").await?
+        } else {
+            forget_replica(&mut transaction, &mut repository, &storage, "").await?;
+            repository.generation.next()
+        };
+        let revoked = RevokedRoute { key: repository.key, id: repository.id, generation };
+        if repository.primary != storage {
+            revocations::revocation_owe_in_txn(&mut transaction, &revoked).await?;
+        }
+        route = Some(revoked);
+    }
+    transaction.commit().await?;
+    Ok(route)
 }
 
 /// Clears the intent of a write that did not happen. That it is not there is no error: it was settled before.
@@ -330,8 +419,8 @@ pub(crate) async fn settle(shared: &Arc<Shared>, id: Uuid, doubt: &Doubt) -> Res
     let db = &shared.db;
     let Some(open) = db.retrying(|| writes::write_find(db.pool(), id)).await? else { return Ok(()) };
     let reachable = open.creation || is_primary_reachable(shared, &open, doubt).await;
-    let revoke = db.retrying(|| settle_under_lock(shared, id, doubt, reachable)).await?;
-    let Some((settlement, revoke)) = revoke else { return Ok(()) };
+    let settled = db.retrying(|| settle_under_lock(shared, id, doubt, reachable)).await?;
+    let Some((settlement, route)) = settled else { return Ok(()) };
     shared.metrics.write_settled();
     shared.bell.notify_one();
     tracing::info!(
@@ -342,8 +431,8 @@ pub(crate) async fn settle(shared: &Arc<Shared>, id: Uuid, doubt: &Doubt) -> Res
         ?doubt,
         "write in doubt settled"
     );
-    if let Some((route, rows)) = revoke {
-        shared.revoker.revoke(&[route], rows).await?;
+    if let Some(route) = route {
+        revoke_owed(shared, route).await?;
     }
     Ok(())
 }
@@ -363,7 +452,7 @@ async fn is_primary_reachable(shared: &Arc<Shared>, open: &OpenWrite, doubt: &Do
     }
 }
 
-type Settled = (Settlement, Option<(RevokedRoute, Vec<i64>)>);
+type Settled = (Settlement, Option<RevokedRoute>);
 
 async fn settle_under_lock(
     shared: &Arc<Shared>,
@@ -386,9 +475,17 @@ async fn settle_under_lock(
     }
     let virtual_storage = repository.key.virtual_storage.clone();
     let healthy = |storage: &StorageName| shared.health.is_healthy(&virtual_storage, storage);
-    let settlement =
-        settlement::settle(&repository, open.creation, reachable, unreachable, healthy, &mut rand::rng());
-    let revoke = match &settlement {
+    let tainted = writes::write_tainted_in_txn(&mut transaction, repository.id, &open.primary).await?;
+    let settlement = settlement::settle(
+        &repository,
+        open.creation,
+        reachable,
+        unreachable,
+        &tainted,
+        healthy,
+        &mut rand::rng(),
+    );
+    let route = match &settlement {
         Settlement::CancelCreation => {
             let primary = &open.primary;
             writes::write_cancel_creation(&mut *transaction, repository.id, primary, &open.correlation_id)
@@ -397,19 +494,20 @@ async fn settle_under_lock(
         }
         Settlement::CountAsWritten => {
             let storages = std::slice::from_ref(&open.primary);
-            match writes::write_commit(&mut *transaction, id, &open.router_id, storages).await? {
-                Committed::Yes { revoke, .. } => revoke,
+            let router_id = &open.router_id;
+            match writes::write_commit(&mut *transaction, id, router_id, storages, Word::Nobody).await? {
+                Committed::Yes(route) => Some(route),
                 Committed::Unknown | Committed::WithoutPrimary(_) => None,
             }
         }
         Settlement::Fence { to } => {
             let to = to.clone();
-            let (route, row) =
-                move_primary(&mut transaction, &mut repository, to, true, &open.correlation_id).await?;
+            let route =
+                move_primary(&mut transaction, &mut repository, to, &tainted, &open.correlation_id).await?;
             shared.metrics.primary_moved();
-            Some((route, row.into_iter().collect()))
+            Some(route)
         }
     };
     transaction.commit().await?;
-    Ok(Some((settlement, revoke)))
+    Ok(Some((settlement, route)))
 }

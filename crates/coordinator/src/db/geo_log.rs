@@ -1,10 +1,12 @@
 //! The geo log: what happened to repositories whose home is here, in order; and how far each subscriber has been told.
 //! Rows are appended by the statement that makes the change they report.
 
-use sqlx::PgPool;
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use tabularium_common::ids::SiteName;
 
-use super::Db;
+use super::{Db, milliseconds};
 
 /// Lets one reader at a time give out positions.
 const GEO_LOG_LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.geo_log'))";
@@ -24,7 +26,20 @@ const GEO_LOG_READ: &str = "
 
 const GEO_LOG_POSITION: &str = "SELECT coalesce(max(position), 0) FROM geo_log";
 
-const SUBSCRIBER_ADD: &str = "INSERT INTO subscribers (site) VALUES ($1) ON CONFLICT DO NOTHING";
+/// Looks at the oldest `$2` events only. The newest stays: positions are counted on from it.
+const GEO_LOG_PRUNE: &str = "
+    DELETE FROM geo_log WHERE id IN (
+        SELECT oldest.id
+        FROM (SELECT id, position, recorded_at FROM geo_log WHERE position IS NOT NULL
+              ORDER BY position LIMIT $2) AS oldest,
+             (SELECT min(notified_position) AS position FROM subscribers
+              WHERE wanted_at > now() - $1 * interval '1 millisecond') AS told
+        WHERE CASE WHEN told.position IS NULL THEN oldest.recorded_at < now() - $1 * interval '1 millisecond'
+                   ELSE oldest.position <= told.position END
+          AND oldest.position < (SELECT max(position) FROM geo_log))";
+
+const SUBSCRIBER_ADD: &str = "
+    INSERT INTO subscribers (site) VALUES ($1) ON CONFLICT (site) DO UPDATE SET wanted_at = now()";
 
 const SUBSCRIBER_ADVANCE: &str = "
     UPDATE subscribers
@@ -57,18 +72,34 @@ pub(crate) async fn geo_log_place(db: &Db) -> Result<(), sqlx::Error> {
         return Ok(());
     }
     let mut transaction = db.begin().await?;
-    sqlx::query(GEO_LOG_LOCK).execute(&mut *transaction).await?;
-    sqlx::query(GEO_LOG_PLACE).bind(PLACE_LIMIT).execute(&mut *transaction).await?;
+    geo_log_place_in_txn(&mut transaction).await?;
     transaction.commit().await
+}
+
+/// The same in the caller's transaction, at whose end the next reader may do it.
+pub(crate) async fn geo_log_place_in_txn(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query(GEO_LOG_LOCK).execute(&mut *connection).await?;
+    sqlx::query(GEO_LOG_PLACE).bind(PLACE_LIMIT).execute(connection).await.map(drop)
+}
+
+/// Removes, from the oldest `limit` events, those that every subscriber was told of; without subscribers, those older
+/// than `keep`. A subscriber that no coordinator has named for that long does not count any more.
+pub(crate) async fn geo_log_prune(pool: &PgPool, keep: Duration, limit: u32) -> Result<u64, sqlx::Error> {
+    sqlx::query(GEO_LOG_PRUNE)
+        .bind(milliseconds(keep))
+        .bind(i64::from(limit))
+        .execute(pool)
+        .await
+        .map(|done| done.rows_affected())
 }
 
 /// What a subscriber has not been told yet, in order.
 pub(crate) async fn geo_log_read(
-    pool: &PgPool,
+    executor: impl PgExecutor<'_>,
     site: &SiteName,
     limit: u32,
 ) -> Result<Vec<GeoEvent>, sqlx::Error> {
-    sqlx::query_as(GEO_LOG_READ).bind(site.as_str()).bind(i64::from(limit)).fetch_all(pool).await
+    sqlx::query_as(GEO_LOG_READ).bind(site.as_str()).bind(i64::from(limit)).fetch_all(executor).await
 }
 
 /// Position of the newest event.
@@ -76,14 +107,14 @@ pub(crate) async fn geo_log_position(pool: &PgPool) -> Result<i64, sqlx::Error> 
     sqlx::query_scalar(GEO_LOG_POSITION).fetch_one(pool).await
 }
 
-/// Adds a subscriber, which is told everything from the beginning.
+/// Adds a subscriber, which is told everything from the beginning of the log as it is; or says that it is still one.
 pub(crate) async fn subscriber_add(pool: &PgPool, site: &SiteName) -> Result<(), sqlx::Error> {
     sqlx::query(SUBSCRIBER_ADD).bind(site.as_str()).execute(pool).await.map(drop)
 }
 
 /// A subscriber was told everything up to `position`.
 pub(crate) async fn subscriber_advance(
-    executor: impl sqlx::PgExecutor<'_>,
+    executor: impl PgExecutor<'_>,
     site: &SiteName,
     position: i64,
 ) -> Result<(), sqlx::Error> {

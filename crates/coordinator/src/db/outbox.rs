@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgExecutor, PgPool};
-use tabularium_common::ids::{Generation, ReplicaPath, RepositoryId, SiteName, StorageName};
+use tabularium_common::ids::{Epoch, Generation, ReplicaPath, RepositoryId, SiteName, StorageName};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -16,7 +16,7 @@ use crate::repository::Repository;
 macro_rules! duty_columns {
     () => {
         "id, kind, repository_id, virtual_storage, replica_path, target, state, publications, attempts, failures, worker_id,
-         generation, last_error, correlation_id, created_at, next_attempt_at, started_at"
+         generation, epoch, last_error, correlation_id, created_at, next_attempt_at, started_at"
     };
 }
 
@@ -50,6 +50,17 @@ const DUTY_REPUBLISH_STALE: &str = concat!(
     duty_columns!()
 );
 
+/// Of what was on the bus when it lost everything, the bus is told again.
+const DUTY_REPUBLISH_LOST: &str = concat!(
+    "UPDATE duties SET published_at = now(), publications = publications + 1
+     WHERE id IN (SELECT id FROM duties
+                  WHERE kind = $1 AND state IN ('published', 'started')
+                    AND published_at < now() - $2 * interval '1 millisecond'
+                  ORDER BY published_at LIMIT $3 FOR UPDATE SKIP LOCKED)
+     RETURNING ",
+    duty_columns!()
+);
+
 const DUTY_FIND: &str = concat!("SELECT ", duty_columns!(), " FROM duties WHERE id = $1");
 const DUTY_LOCK: &str = concat!("SELECT ", duty_columns!(), " FROM duties WHERE id = $1 FOR UPDATE");
 
@@ -60,7 +71,8 @@ const DUTY_STARTED_TWIN: &str = concat!(
 );
 
 const DUTY_START: &str = "
-    UPDATE duties SET state = 'started', worker_id = $2, generation = $3, started_at = now(), attempts = attempts + 1
+    UPDATE duties SET state = 'started', worker_id = $2, generation = $3, epoch = $4, started_at = now(),
+           attempts = attempts + 1
     WHERE id = $1";
 
 const DUTY_END: &str = "UPDATE duties SET state = 'done', finished_at = now(), last_error = $2 WHERE id = $1 AND state <> 'done'";
@@ -197,6 +209,8 @@ pub(crate) struct Duty {
     pub(crate) worker_id: Option<String>,
     /// Generation of the source when the present attempt started.
     pub(crate) generation: Option<Generation>,
+    /// Epoch of the repository when the present attempt started.
+    pub(crate) epoch: Option<Epoch>,
     pub(crate) last_error: String,
     pub(crate) correlation_id: String,
     pub(crate) created_at: OffsetDateTime,
@@ -218,6 +232,7 @@ struct DutyRow {
     failures: i32,
     worker_id: Option<String>,
     generation: Option<i64>,
+    epoch: Option<i64>,
     last_error: String,
     correlation_id: String,
     created_at: OffsetDateTime,
@@ -251,6 +266,7 @@ impl TryFrom<DutyRow> for Duty {
             failures: row.failures.unsigned_abs(),
             worker_id: row.worker_id,
             generation: row.generation.map(Generation),
+            epoch: row.epoch.map(Epoch),
             last_error: row.last_error,
             correlation_id: row.correlation_id,
             created_at: row.created_at,
@@ -330,6 +346,23 @@ pub(crate) async fn duty_republish_stale(
     duties(rows)
 }
 
+/// Takes duties of one kind that were published longer than `age` ago, before the bus forgot them, to be published
+/// again. Those that are with a worker too: if it died, nobody else would ever hear of it.
+pub(crate) async fn duty_republish_lost(
+    pool: &PgPool,
+    kind: DutyKind,
+    age: Duration,
+    limit: u32,
+) -> Result<Vec<Duty>, sqlx::Error> {
+    let rows = sqlx::query_as(DUTY_REPUBLISH_LOST)
+        .bind(kind.as_str())
+        .bind(milliseconds(age))
+        .bind(i64::from(limit))
+        .fetch_all(pool)
+        .await?;
+    duties(rows)
+}
+
 /// A duty as it stands, not locked.
 pub(crate) async fn duty_find(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Option<Duty>, sqlx::Error> {
     let row: Option<DutyRow> = sqlx::query_as(DUTY_FIND).bind(id).fetch_optional(executor).await?;
@@ -357,17 +390,18 @@ pub(crate) async fn duty_started_twin(
     row.map(Duty::try_from).transpose()
 }
 
-/// Hands a duty to a worker.
+/// Hands a duty to a worker. `source`: the generation copied, and the epoch in which it is read.
 pub(crate) async fn duty_start_in_txn(
     connection: &mut PgConnection,
     id: Uuid,
     worker_id: &str,
-    generation: Option<Generation>,
+    source: Option<(Generation, Epoch)>,
 ) -> Result<(), sqlx::Error> {
     sqlx::query(DUTY_START)
         .bind(id)
         .bind(worker_id)
-        .bind(generation.map(|generation| generation.0))
+        .bind(source.map(|(generation, _)| generation.0))
+        .bind(source.map(|(_, epoch)| epoch.0))
         .execute(connection)
         .await
         .map(drop)

@@ -14,6 +14,10 @@ const REVOCATION_OWE: &str = "
     INSERT INTO revocations (repository_id, virtual_storage, relative_path, generation) VALUES ($1, $2, $3, $4)
     RETURNING id";
 
+/// A statement of its own, after the change: it shows what others committed while the change waited for a lock.
+const REVOCATION_LIST_OWED: &str =
+    "SELECT id FROM revocations WHERE virtual_storage = $1 AND relative_path = $2";
+
 const REVOCATION_DONE: &str = "DELETE FROM revocations WHERE id = ANY ($1)";
 
 const REVOCATION_LIST_STALE: &str = "
@@ -31,6 +35,18 @@ pub(crate) async fn revocation_owe_in_txn(
         .bind(route.key.relative_path.as_str())
         .bind(route.generation.0)
         .fetch_one(connection)
+        .await
+}
+
+/// Revocations owed for a name, whoever owes them.
+pub(crate) async fn revocation_list_owed(
+    pool: &PgPool,
+    key: &RepositoryKey,
+) -> Result<Vec<i64>, sqlx::Error> {
+    sqlx::query_scalar(REVOCATION_LIST_OWED)
+        .bind(key.virtual_storage.as_str())
+        .bind(key.relative_path.as_str())
+        .fetch_all(pool)
         .await
 }
 

@@ -1,4 +1,4 @@
-//! Intents: writes that a router said it would make and has not reported on yet.
+//! Intents: writes that a router said it would make and has not reported on yet; and for a while what became of them.
 
 use std::time::Duration;
 
@@ -65,6 +65,8 @@ macro_rules! took {
 
 /// Records a write. Everything follows from the intent's deletion, which happens once, under the repository's lock. All
 /// replicas are updated, changed or not: the conditions are then judged on their newest rows, not on the snapshot's.
+/// Revocations that an earlier commit owes are not looked for here: when this one waited for that one's lock, its
+/// snapshot is too old to show them.
 const WRITE_COMMIT: &str = concat!(
     "WITH repo AS (
         SELECT r.id, r.virtual_storage, r.relative_path, r.replica_path, r.home_site, w.kind, w.primary_storage,
@@ -100,13 +102,11 @@ const WRITE_COMMIT: &str = concat!(
         INSERT INTO revocations (repository_id, virtual_storage, relative_path, generation)
         SELECT repo.id, repo.virtual_storage, repo.relative_path, raised.generation
         FROM raised, repo WHERE repo.kind = 'update' AND EXISTS (SELECT FROM settled WHERE left_behind)
-        RETURNING id
+    ), ended AS (
+        INSERT INTO ended_writes (id, repository_id, storage, router_id, outcome, doubtful, generation)
+        SELECT $1, repo.id, repo.primary_storage, $2, $4, $4 = 'settled', raised.generation FROM raised, repo
     )
-    SELECT repo.id, repo.virtual_storage, repo.relative_path, repo.primary_storage, raised.generation,
-           ARRAY(SELECT id FROM owed
-                 UNION ALL
-                 SELECT v.id FROM revocations v
-                 WHERE v.virtual_storage = repo.virtual_storage AND v.relative_path = repo.relative_path) AS revocations
+    SELECT repo.id, repo.virtual_storage, repo.relative_path, repo.primary_storage, raised.generation
     FROM repo LEFT JOIN raised ON true"
 );
 
@@ -125,7 +125,42 @@ const WRITE_RENEW: &str = "
     UPDATE writes SET expires_at = now() + $3 * interval '1 millisecond'
     WHERE id = ANY ($1) AND router_id = $2 RETURNING id";
 
-const WRITE_DELETE_ALL: &str = "DELETE FROM writes WHERE repository_id = $1";
+const WRITE_FENCE_ALL: &str = "
+    WITH lost AS (
+        DELETE FROM writes WHERE repository_id = $1 RETURNING id, repository_id, primary_storage, router_id
+    ), ended AS (
+        INSERT INTO ended_writes (id, repository_id, storage, router_id, outcome, doubtful, generation)
+        SELECT id, repository_id, primary_storage, router_id, 'settled', true, -1 FROM lost
+    )
+    SELECT count(*) FROM lost";
+
+/// Replicas that were copied while a write that is still open ran.
+const WRITE_TAINTED: &str = "
+    SELECT p.storage FROM replicas p
+    WHERE p.repository_id = $1 AND p.storage <> $2
+      AND p.copied_at >= (SELECT min(w.begun_at) FROM writes w WHERE w.repository_id = $1)";
+
+const WRITE_FIND_ENDED: &str = "
+    SELECT repository_id, outcome, generation FROM ended_writes WHERE id = $1 AND router_id = $2";
+
+const WRITE_FIND_DOUBTFUL: &str =
+    "SELECT repository_id, storage FROM ended_writes WHERE id = $1 AND doubtful FOR UPDATE";
+
+const WRITE_END_DOUBT: &str = "UPDATE ended_writes SET doubtful = false WHERE id = $1";
+
+/// A replica that is behind is to be made again anyway: its turn comes when that was done.
+const WRITE_LIST_DOUBTFUL: &str = "
+    SELECT e.id FROM ended_writes e
+    LEFT JOIN replicas p ON p.repository_id = e.repository_id AND p.storage = e.storage
+    WHERE e.doubtful AND e.ended_at < now() - $1 * interval '1 millisecond'
+      AND (p.storage IS NULL
+           OR (NOT p.behind AND coalesce(p.copied_at, e.ended_at) < now() - $1 * interval '1 millisecond'))
+    ORDER BY e.ended_at LIMIT $2";
+
+const WRITE_PURGE_ENDED: &str = "
+    DELETE FROM ended_writes WHERE id IN (
+        SELECT id FROM ended_writes WHERE NOT doubtful AND ended_at < now() - $1 * interval '1 millisecond'
+        ORDER BY ended_at LIMIT $2)";
 
 const WRITE_CANCEL_CREATION: &str = "
     WITH gone AS (
@@ -169,16 +204,45 @@ pub(crate) struct Creation {
 /// What became of a report that a write took effect.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Committed {
-    Yes {
-        repository_id: RepositoryId,
-        generation: Generation,
-        /// Routes that must be revoked before the write is confirmed, with the rows that owe it.
-        revoke: Option<(RevokedRoute, Vec<i64>)>,
-    },
+    /// Recorded. If a revocation is owed for that name, it comes before the confirmation.
+    Yes(RevokedRoute),
     /// The storages named do not hold the primary.
     WithoutPrimary(String),
     /// No such intent, not this router's, or the primary has moved since.
     Unknown,
+}
+
+/// By whose word a write is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// Its router saw the node's answer.
+    Router,
+    /// Nobody's: it was settled.
+    Nobody,
+}
+
+impl Word {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Router => "committed",
+            Self::Nobody => "settled",
+        }
+    }
+}
+
+/// A write whose intent is gone.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub(crate) struct EndedWrite {
+    pub(crate) repository_id: i64,
+    outcome: String,
+    pub(crate) generation: i64,
+}
+
+impl EndedWrite {
+    /// Its router was to be told that it is recorded.
+    pub(crate) fn is_committed(&self) -> bool {
+        self.outcome == Word::Router.as_str()
+    }
 }
 
 /// An intent as it stands in the database.
@@ -207,7 +271,6 @@ struct CommittedRow {
     relative_path: String,
     primary_storage: String,
     generation: Option<i64>,
-    revocations: Vec<i64>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -290,17 +353,19 @@ pub(crate) async fn write_begin_creation(pool: &PgPool, creation: &Creation) -> 
         .await
 }
 
-/// Records that a write took effect on `storages`, and everything that follows from it.
+/// Records that a write took effect on `storages`, and everything that follows from it. `word` says whose word it is.
 pub(crate) async fn write_commit(
     executor: impl PgExecutor<'_>,
     id: Uuid,
     router_id: &str,
     storages: &[StorageName],
+    word: Word,
 ) -> Result<Committed, sqlx::Error> {
     let row: Option<CommittedRow> = sqlx::query_as(WRITE_COMMIT)
         .bind(id)
         .bind(router_id)
         .bind(texts(storages))
+        .bind(word.as_str())
         .fetch_optional(executor)
         .await?;
     let Some(row) = row else { return Ok(Committed::Unknown) };
@@ -311,18 +376,11 @@ pub(crate) async fn write_commit(
             Committed::WithoutPrimary(row.primary_storage)
         });
     };
-    let repository_id = RepositoryId(row.id);
-    let generation = Generation(generation);
-    let revoke = if row.revocations.is_empty() {
-        None
-    } else {
-        let key = RepositoryKey {
-            virtual_storage: parsed(&row.virtual_storage)?,
-            relative_path: parsed(&row.relative_path)?,
-        };
-        Some((RevokedRoute { key, id: repository_id, generation }, row.revocations))
+    let key = RepositoryKey {
+        virtual_storage: parsed(&row.virtual_storage)?,
+        relative_path: parsed(&row.relative_path)?,
     };
-    Ok(Committed::Yes { repository_id, generation, revoke })
+    Ok(Committed::Yes(RevokedRoute { key, id: RepositoryId(row.id), generation: Generation(generation) }))
 }
 
 /// Clears the intent of a write to an existing repository that did not happen. False: there is none.
@@ -367,12 +425,74 @@ pub(crate) async fn write_renew(
     sqlx::query_scalar(WRITE_RENEW).bind(ids).bind(router_id).bind(milliseconds(lease)).fetch_all(pool).await
 }
 
-/// Clears every intent of a repository whose primary moves; answers how many there were. The caller holds its lock.
-pub(crate) async fn write_delete_all_in_txn(
+/// Ends every intent of a repository whose primary moves; answers how many there were. The caller holds its lock.
+pub(crate) async fn write_fence_all_in_txn(
     connection: &mut PgConnection,
     id: RepositoryId,
-) -> Result<u64, sqlx::Error> {
-    sqlx::query(WRITE_DELETE_ALL).bind(id.0).execute(connection).await.map(|done| done.rows_affected())
+) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(WRITE_FENCE_ALL).bind(id.0).fetch_one(connection).await
+}
+
+/// Replicas beside `primary` that may hold something of a write that is still open, because they were copied while it
+/// ran. The caller holds the repository's lock.
+pub(crate) async fn write_tainted_in_txn(
+    connection: &mut PgConnection,
+    id: RepositoryId,
+    primary: &StorageName,
+) -> Result<Vec<StorageName>, sqlx::Error> {
+    let tainted: Vec<String> =
+        sqlx::query_scalar(WRITE_TAINTED).bind(id.0).bind(primary.as_str()).fetch_all(connection).await?;
+    tainted.iter().map(|storage| parsed(storage)).collect()
+}
+
+/// What became of a router's write whose intent is gone, if that is still known.
+pub(crate) async fn write_find_ended(
+    pool: &PgPool,
+    id: Uuid,
+    router_id: &str,
+) -> Result<Option<EndedWrite>, sqlx::Error> {
+    sqlx::query_as(WRITE_FIND_ENDED).bind(id).bind(router_id).fetch_optional(pool).await
+}
+
+/// The repository and the storage of a write that was settled and may have gone on since.
+pub(crate) async fn write_find_doubtful(
+    executor: impl PgExecutor<'_>,
+    id: Uuid,
+) -> Result<Option<(RepositoryId, StorageName)>, sqlx::Error> {
+    let row: Option<(i64, String)> =
+        sqlx::query_as(WRITE_FIND_DOUBTFUL).bind(id).fetch_optional(executor).await?;
+    row.map(|(id, storage)| Ok((RepositoryId(id), parsed(&storage)?))).transpose()
+}
+
+/// Nothing of that write can happen any more.
+pub(crate) async fn write_end_doubt_in_txn(
+    connection: &mut PgConnection,
+    id: Uuid,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(WRITE_END_DOUBT).bind(id).execute(connection).await.map(drop)
+}
+
+/// Writes settled longer ago than `age` whose storage is to be looked at again, the oldest first.
+pub(crate) async fn write_list_doubtful(
+    pool: &PgPool,
+    age: Duration,
+    limit: u32,
+) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar(WRITE_LIST_DOUBTFUL)
+        .bind(milliseconds(age))
+        .bind(i64::from(limit))
+        .fetch_all(pool)
+        .await
+}
+
+/// Forgets writes that ended longer ago than `age`.
+pub(crate) async fn write_purge_ended(pool: &PgPool, age: Duration, limit: u32) -> Result<(), sqlx::Error> {
+    sqlx::query(WRITE_PURGE_ENDED)
+        .bind(milliseconds(age))
+        .bind(i64::from(limit))
+        .execute(pool)
+        .await
+        .map(drop)
 }
 
 /// Gives the name of an unfinished creation back, with its intent, and owes the removal of what the primary may have.

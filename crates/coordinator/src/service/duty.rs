@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tabularium_common::ids::{Generation, SiteName, StorageName, VirtualStorageName};
+use tabularium_common::ids::{Epoch, Generation, SiteName, StorageName, VirtualStorageName};
 use tabularium_proto::coordinator::{
     self as wire, begin_sync_response::Decision, duty_service_server::DutyService, finish_duty_request,
     finish_duty_response::Disposition, finish_sync_request, finish_sync_response::Next,
@@ -32,6 +32,9 @@ const MAX_ERROR_BYTES: usize = 2000;
 const EVENTS_PER_NOTIFICATION: u32 = 256;
 
 pub(crate) struct Duties(pub(crate) Arc<Shared>);
+
+/// What a duty means now, with generation and epoch of what is copied; or why there is nothing to do.
+type Planned = Result<(Work, Option<(Generation, Epoch)>), &'static str>;
 
 enum Start {
     Work(Work),
@@ -94,14 +97,16 @@ impl Duties {
                 return Ok(nothing(format!("the duty is {}", duty.state.as_str())));
             }
             DutyState::Started => {
-                if duties::hand_over(duty.worker_id.as_deref(), worker, age(&duty)) == Handover::Wait {
+                if duties::hand_over(age(&duty)) == Handover::Wait {
                     return Ok(Start::Busy);
                 }
             }
             DutyState::Pending | DutyState::Published => {}
         }
         if let Some(twin) = outbox::duty_started_twin(&mut transaction, &duty).await? {
-            if duties::hand_over(twin.worker_id.as_deref(), worker, age(&twin)) == Handover::Wait {
+            // Its own message goes to another worker when its worker is silent. We are another message, which knows
+            // nothing of that: a copy may take long, and one that is overtaken counts nothing.
+            if age(&twin) < self.0.config.timing.restart_after.0 {
                 // When that one ends, what is still missing is owed anew.
                 outbox::duty_end_in_txn(&mut transaction, id, "the same is under way").await?;
                 transaction.commit().await?;
@@ -112,11 +117,11 @@ impl Duties {
         let work = match duty.kind {
             DutyKind::Replicate => self.replicate(&mut transaction, &duty).await?,
             DutyKind::Cleanup => Ok((self.cleanup(&duty)?, None)),
-            DutyKind::Notify => self.notify(&duty).await?,
+            DutyKind::Notify => notify(&mut transaction, &duty).await?,
         };
         let start = match work {
-            Ok((work, generation)) => {
-                outbox::duty_start_in_txn(&mut transaction, id, worker, generation).await?;
+            Ok((work, source)) => {
+                outbox::duty_start_in_txn(&mut transaction, id, worker, source).await?;
                 Start::Work(work)
             }
             Err(reason) => {
@@ -132,7 +137,7 @@ impl Duties {
         &self,
         transaction: &mut sqlx::PgConnection,
         duty: &Duty,
-    ) -> Result<Result<(Work, Option<Generation>), &'static str>, sqlx::Error> {
+    ) -> Result<Planned, sqlx::Error> {
         let found = repositories::repository_find(&mut *transaction, duty.repository_id).await?;
         let Some(repository) = found else {
             if duty.attempts > 0 {
@@ -155,7 +160,7 @@ impl Duties {
             target: Some(self.storage_address(virtual_storage, &target)),
             generation: source.generation.0,
         };
-        Ok(Ok((Work::Replicate(work), Some(source.generation))))
+        Ok(Ok((Work::Replicate(work), Some((source.generation, repository.epoch)))))
     }
 
     fn cleanup(&self, duty: &Duty) -> Result<Work, sqlx::Error> {
@@ -165,38 +170,6 @@ impl Duties {
             replica_path: outbox::target_path(duty)?.to_string(),
             target: Some(self.storage_address(&parsed(&duty.virtual_storage)?, &target)),
         }))
-    }
-
-    async fn notify(
-        &self,
-        duty: &Duty,
-    ) -> Result<Result<(Work, Option<Generation>), &'static str>, sqlx::Error> {
-        let site: SiteName = parsed(&duty.target)?;
-        geo_log::geo_log_place(&self.0.db).await?;
-        let events = geo_log::geo_log_read(self.0.db.pool(), &site, EVENTS_PER_NOTIFICATION).await?;
-        if events.is_empty() {
-            return Ok(Err("the site has been told everything"));
-        }
-        let events = events
-            .into_iter()
-            .map(|event| wire::GeoEvent {
-                position: event.position,
-                kind: match event.kind.as_str() {
-                    "created" => wire::GeoEventKind::Created,
-                    "updated" => wire::GeoEventKind::Updated,
-                    "renamed" => wire::GeoEventKind::Renamed,
-                    "deleted" => wire::GeoEventKind::Deleted,
-                    _ => wire::GeoEventKind::Unspecified,
-                }
-                .into(),
-                repository_id: event.repository_id,
-                virtual_storage: event.virtual_storage,
-                relative_path: event.relative_path,
-                old_relative_path: event.old_relative_path,
-                generation: event.generation,
-            })
-            .collect();
-        Ok(Ok((Work::Notify(wire::NotifyWork { site: site.to_string(), events }), None)))
     }
 
     /// Records a success. Answers the route that shows one up-to-date replica too few, if there is one.
@@ -221,6 +194,17 @@ impl Duties {
         match (duty.kind, repository) {
             (DutyKind::Replicate, Some(repository)) => {
                 let target = outbox::target_storage(&duty)?;
+                if duty.epoch != Some(repository.epoch) {
+                    // The source may have been fenced since, and the copy may hold what was given up with it.
+                    if repository.replica(&target).is_some_and(|copy| copy.generation < repository.generation)
+                    {
+                        let correlation_id = &duty.correlation_id;
+                        outbox::duty_owe_copy(&mut *transaction, &repository, &target, correlation_id)
+                            .await?;
+                    }
+                    transaction.commit().await?;
+                    return Ok(None);
+                }
                 let promised = duty.generation.unwrap_or(Generation::UNKNOWN);
                 let reached = Generation(reached.min(promised.0));
                 let behind =
@@ -321,6 +305,36 @@ impl Duties {
     }
 }
 
+/// What a site is to be told next. On the caller's connection: one that waited for a second one could starve the pool.
+async fn notify(transaction: &mut sqlx::PgConnection, duty: &Duty) -> Result<Planned, sqlx::Error> {
+    let site: SiteName = parsed(&duty.target)?;
+    geo_log::geo_log_place_in_txn(&mut *transaction).await?;
+    let events = geo_log::geo_log_read(&mut *transaction, &site, EVENTS_PER_NOTIFICATION).await?;
+    if events.is_empty() {
+        return Ok(Err("the site has been told everything"));
+    }
+    let events = events
+        .into_iter()
+        .map(|event| wire::GeoEvent {
+            position: event.position,
+            kind: match event.kind.as_str() {
+                "created" => wire::GeoEventKind::Created,
+                "updated" => wire::GeoEventKind::Updated,
+                "renamed" => wire::GeoEventKind::Renamed,
+                "deleted" => wire::GeoEventKind::Deleted,
+                _ => wire::GeoEventKind::Unspecified,
+            }
+            .into(),
+            repository_id: event.repository_id,
+            virtual_storage: event.virtual_storage,
+            relative_path: event.relative_path,
+            old_relative_path: event.old_relative_path,
+            generation: event.generation,
+        })
+        .collect();
+    Ok(Ok((Work::Notify(wire::NotifyWork { site: site.to_string(), events }), None)))
+}
+
 fn done() -> Disposition {
     Disposition::Done(wire::DutyDone {})
 }
@@ -340,7 +354,7 @@ impl DutyService for Duties {
         let worker = worker(&request.worker_id)?;
         match self.0.db.retrying(|| self.start(id, worker)).await? {
             Start::Work(work) => Ok(Response::new(wire::StartDutyResponse { work: Some(work) })),
-            Start::Busy => Err(Status::unavailable("another worker has this duty; ask again later")),
+            Start::Busy => Err(Status::unavailable("a worker has this duty; ask again later")),
         }
     }
 

@@ -1,4 +1,5 @@
-//! Settles writes whose intent ran out, and carries out revocations that a coordinator left undone.
+//! Settles writes whose intent ran out, looks again at those that were settled, and carries out revocations that a
+//! coordinator left undone.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,6 +25,9 @@ pub(super) fn start(shared: &Arc<Shared>) {
             if let Err(error) = settle_expired(&writes).await {
                 tracing::debug!(%error, "expired writes are not settled");
             }
+            if let Err(error) = reconsider_settled(&writes).await {
+                tracing::debug!(%error, "settled writes are not looked at again");
+            }
         }
     });
     let routes = Arc::clone(shared);
@@ -43,6 +47,20 @@ async fn settle_expired(shared: &Arc<Shared>) -> Result<(), DbError> {
         .for_each_concurrent(AT_ONCE, |id| async move {
             if let Err(error) = writing::settle(shared, id, &Doubt::Expired).await {
                 tracing::warn!(write_id = %id, %error, "expired write is not settled");
+            }
+        })
+        .await;
+    Ok(())
+}
+
+/// A node that was cut off from its router may have gone on for a while with a write that was settled.
+async fn reconsider_settled(shared: &Arc<Shared>) -> Result<(), DbError> {
+    let (db, age) = (&shared.db, shared.config.timing.settle_again_after.0);
+    let doubtful = db.retrying(|| writes::write_list_doubtful(db.pool(), age, BATCH)).await?;
+    futures::stream::iter(doubtful)
+        .for_each_concurrent(AT_ONCE, |id| async move {
+            if let Err(error) = writing::reconsider(shared, id).await {
+                tracing::warn!(write_id = %id, %error, "settled write is not looked at again");
             }
         })
         .await;

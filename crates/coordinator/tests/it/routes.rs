@@ -18,18 +18,6 @@ async fn filled(routers: &[Router]) {
     }
 }
 
-/// Makes all copies equal in the records, as if they had been repaired.
-async fn repaired(site: &Site) {
-    let mut sql = site.sql().await;
-    sqlx::query(
-        "UPDATE replicas p SET generation = r.generation, behind = false FROM repositories r
-         WHERE r.id = p.repository_id",
-    )
-    .execute(&mut sql)
-    .await
-    .unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_commit_no_router_of_any_coordinator_has_the_old_route() {
     let site = Site::start().await;
@@ -42,7 +30,7 @@ async fn after_a_commit_no_router_of_any_coordinator_has_the_old_route() {
         routers.push(Router::start(address, &format!("r{number}"), "a.git").await);
     }
     for _ in 0..10 {
-        repaired(&site).await;
+        repair(&site).await;
         filled(&routers).await;
         // Fills go on while the write is committed: some are overtaken by it.
         let filling = futures::future::join_all(routers.iter().map(Router::fill));
@@ -72,7 +60,7 @@ async fn a_silent_router_delays_a_commit_by_one_lease() {
     let (mut routing, _, _) = clients(&coordinators[0]);
     let route = create(&mut routing, "a.git").await;
     for coordinator in &coordinators {
-        repaired(&site).await;
+        repair(&site).await;
         let router = Router::start(coordinator.grpc_address(), "deaf", "a.git").await;
         filled(std::slice::from_ref(&router)).await;
         router.deaf.store(true, Ordering::SeqCst);
@@ -125,7 +113,7 @@ async fn a_dead_coordinator_delays_a_commit_by_its_lease() {
     assert!(router.cached_generation().is_none_or(|cached| cached >= generation));
     let lease = site.config.timing.coordinator_lease.0;
     assert!(waited < lease * 2, "{waited:?}");
-    repaired(&site).await;
+    repair(&site).await;
     let begun = begin_write(&mut routing, "a.git").await;
     let asked = Instant::now();
     commit(&mut routing, &begun, &[&route.primary]).await.unwrap();
@@ -184,4 +172,35 @@ async fn a_revocation_left_undone_is_carried_out_by_somebody() {
     })
     .await;
     assert_eq!(router.cached_generation(), None);
+}
+
+/// Two commits wait for one lock; the snapshot of the second is older than what the first owes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_waited_for_another_also_waits_for_what_that_one_owes() {
+    let site = Site::start().await;
+    let coordinators = [site.coordinator().await, site.coordinator().await];
+    let (mut routing, _, _) = clients(&coordinators[0]);
+    let (mut other, _, _) = clients(&coordinators[1]);
+    let route = create(&mut routing, "a.git").await;
+    let router = Router::start(coordinators[0].grpc_address(), "deaf", "a.git").await;
+    for _ in 0..3 {
+        repair(&site).await;
+        router.deaf.store(false, Ordering::SeqCst);
+        filled(std::slice::from_ref(&router)).await;
+        router.deaf.store(true, Ordering::SeqCst);
+        let writes = [begin_write(&mut routing, "a.git").await, begin_write(&mut other, "a.git").await];
+        let mut sql = site.sql().await;
+        sqlx::raw_sql("BEGIN; SELECT id FROM repositories FOR UPDATE").execute(&mut sql).await.unwrap();
+        let check = |generation: i64| {
+            let cached = router.cached_generation();
+            assert!(cached.is_none_or(|cached| cached >= generation), "{cached:?} after {generation}");
+        };
+        let first = async { check(commit(&mut routing, &writes[0], &[&route.primary]).await.unwrap()) };
+        let second = async { check(commit(&mut other, &writes[1], &[&route.primary]).await.unwrap()) };
+        let release = async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            sqlx::raw_sql("COMMIT").execute(&mut sql).await.unwrap();
+        };
+        tokio::join!(first, second, release);
+    }
 }

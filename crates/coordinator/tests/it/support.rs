@@ -166,6 +166,18 @@ impl Site {
     }
 }
 
+/// Makes all copies equal in the records, as if they had been repaired.
+pub(crate) async fn repair(site: &Site) {
+    let mut sql = site.sql().await;
+    sqlx::query(
+        "UPDATE replicas p SET generation = r.generation, behind = false FROM repositories r
+         WHERE r.id = p.repository_id",
+    )
+    .execute(&mut sql)
+    .await
+    .unwrap();
+}
+
 fn config(database: &str, nats_url: &str, nodes: &[Node]) -> Config {
     Config {
         site: "here".parse().unwrap(),
