@@ -2,7 +2,11 @@
 //! mirrors that wait to be fetched; a message says only which row to look at. Without the bus everything stays in the
 //! outbox and nothing is lost.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_nats::{
     Client, HeaderMap,
@@ -19,7 +23,10 @@ use uuid::Uuid;
 
 use crate::{
     app::Shared,
-    db::{DbError, geo_registry, outbox, outbox::Duty},
+    db::{
+        DbError, geo_registry, outbox,
+        outbox::{Duty, DutyKind},
+    },
     duties::back_off,
     service::subject,
 };
@@ -49,8 +56,12 @@ fn on_bus(error: impl std::fmt::Display) -> RelayError {
 struct Relay {
     shared: Arc<Shared>,
     context: Context,
-    /// The streams are known to be there; checked again after every failure.
+    /// The streams are known to be there; checked again after every failure, and now and then.
     streams: bool,
+    /// When each stream was made, as its server says: another time is another stream.
+    made: HashMap<Class, String>,
+    /// What the bus may have forgotten, and is to be told again.
+    lost: HashSet<Class>,
     stale_at: Instant,
 }
 
@@ -58,7 +69,14 @@ pub(super) fn start(shared: &Arc<Shared>, client: Client) {
     let mut context = jetstream::new(client);
     context.set_timeout(PUBLISH_DEADLINE);
     let stale_at = Instant::now() + STALE_INTERVAL;
-    let mut relay = Relay { shared: Arc::clone(shared), context, streams: false, stale_at };
+    let mut relay = Relay {
+        shared: Arc::clone(shared),
+        context,
+        streams: false,
+        made: HashMap::new(),
+        lost: HashSet::new(),
+        stale_at,
+    };
     shared.tasks.spawn("relay", async move { relay.run().await });
 }
 
@@ -68,8 +86,15 @@ impl Relay {
         let stopping = shared.tasks.stopping();
         let mut link = shared.link.clone();
         let mut failures = 0;
+        let (mut changed, mut was_up) = (false, false);
         loop {
+            changed |= link.has_changed().unwrap_or(false);
             let up = *link.borrow_and_update() == Link::Up;
+            if up && std::mem::take(&mut changed) && std::mem::replace(&mut was_up, true) {
+                // The server may be another one, or the same with an empty disk.
+                self.streams = false;
+                self.lost.extend(Class::ALL);
+            }
             shared.metrics.bus_connected.set(i64::from(up));
             let outcome = if up { self.turn().await } else { Ok(false) };
             let wait = match outcome {
@@ -94,19 +119,74 @@ impl Relay {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = shared.bell.notified() => {}
-                _ = link.changed() => {}
+                _ = link.changed() => changed = true,
                 () = stopping.cancelled() => return,
             }
         }
     }
 
+    /// Makes the streams that are missing, and notes which are not those that were published to.
+    async fn check_streams(&mut self) -> Result<(), RelayError> {
+        for class in Class::ALL {
+            let stream = self.context.get_or_create_stream(class.stream_config()).await.map_err(on_bus)?;
+            let info = stream.cached_info();
+            let made = info.created.to_string();
+            let unused = info.state.last_sequence == 0;
+            match self.made.insert(class, made.clone()) {
+                Some(known) if known == made => {}
+                Some(_) => _ = self.lost.insert(class),
+                None if unused => _ = self.lost.insert(class),
+                None => {}
+            }
+        }
+        self.streams = true;
+        Ok(())
+    }
+
+    /// Publishes once more what the bus was told and may have forgotten.
+    async fn publish_lost(&mut self) -> Result<(), RelayError> {
+        let found = Instant::now();
+        let db = &self.shared.db;
+        for class in self.lost.clone() {
+            let kind = match class {
+                Class::Replication => DutyKind::Replicate,
+                Class::Cleanup => DutyKind::Cleanup,
+                Class::GeoNotify => DutyKind::Notify,
+                Class::GeoSync => {
+                    // What is published here changes, so that it is older than `found` once only.
+                    while self.publish_mirrors(found.elapsed()).await? {}
+                    self.lost.remove(&class);
+                    continue;
+                }
+            };
+            loop {
+                let age = found.elapsed();
+                let lost = db.retrying(|| outbox::duty_republish_lost(db.pool(), kind, age, BATCH)).await?;
+                let full = lost.len() == BATCH as usize;
+                if !lost.is_empty() {
+                    tracing::info!(
+                        ?class,
+                        duties = lost.len(),
+                        "the bus may have forgotten duties; told again"
+                    );
+                }
+                self.publish(lost).await?;
+                if !full {
+                    break;
+                }
+            }
+            self.lost.remove(&class);
+        }
+        Ok(())
+    }
+
     /// One round. True: there may be more to do at once.
     async fn turn(&mut self) -> Result<bool, RelayError> {
         if !self.streams {
-            for class in Class::ALL {
-                self.context.get_or_create_stream(class.stream_config()).await.map_err(on_bus)?;
-            }
-            self.streams = true;
+            self.check_streams().await?;
+        }
+        if !self.lost.is_empty() {
+            self.publish_lost().await?;
         }
         let db = &self.shared.db;
         let sites: Vec<SiteName> =
@@ -119,6 +199,7 @@ impl Relay {
         self.publish(due).await?;
         if Instant::now() >= self.stale_at {
             self.stale_at = Instant::now() + STALE_INTERVAL;
+            self.check_streams().await?;
             self.publish_again().await?;
         }
         Ok(full)
@@ -131,8 +212,14 @@ impl Relay {
         let stale =
             db.retrying(|| outbox::duty_republish_stale(db.pool(), published, started, BATCH)).await?;
         self.publish(stale).await?;
-        let forgotten =
-            db.retrying(|| geo_registry::mirror_list_forgotten(db.pool(), published, BATCH)).await?;
+        self.publish_mirrors(published).await.map(drop)
+    }
+
+    /// Asks again for mirrors that have waited longer than `age`. True: there may be more of them.
+    async fn publish_mirrors(&self, age: Duration) -> Result<bool, RelayError> {
+        let db = &self.shared.db;
+        let forgotten = db.retrying(|| geo_registry::mirror_list_forgotten(db.pool(), age, BATCH)).await?;
+        let full = forgotten.len() == BATCH as usize;
         for mirror in forgotten {
             let event_id = Uuid::now_v7();
             let message = SyncMessage {
@@ -146,7 +233,7 @@ impl Relay {
             let subject = subjects::sync_subject(&message.home_site, &message.relative_path);
             self.send(subject, &message, &event_id.to_string(), "").await?.await.map_err(on_bus)?;
         }
-        Ok(())
+        Ok(full)
     }
 
     /// Publishes duties that are marked published already; those that fail go back.

@@ -257,3 +257,103 @@ async fn without_the_bus_everything_else_works_and_later_nothing_is_missing() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_whose_source_was_given_up_meanwhile_does_not_count() {
+    let site = Site::start().await;
+    let coordinator = site.coordinator().await;
+    let (mut routing, mut duties, mut operator) = clients(&coordinator);
+    let route = create(&mut routing, "a.git").await;
+    let begun = begin_write(&mut routing, "a.git").await;
+    commit(&mut routing, &begun, &[&route.primary]).await.unwrap();
+    let spare = others(&route);
+    let both = open(&mut operator, "replication").await;
+    // The first copy is done; during the second another write runs on the source, whose end nobody sees.
+    let Work::Replicate(work) = start(&mut duties, &both[0].duty_id, "w").await else { panic!("replicate") };
+    finish(&mut duties, &both[0].duty_id, "w", succeeded(work.generation)).await;
+    let _open = begin_write(&mut routing, "a.git").await;
+    let Work::Replicate(work) = start(&mut duties, &both[1].duty_id, "w").await else { panic!("replicate") };
+    assert_eq!(work.target.unwrap().storage, spare[1]);
+    let moved = wire::BeginWriteRequest {
+        unreachable_storages: vec![route.primary.clone()],
+        ..begin("a.git", WriteKind::Update)
+    };
+    let moved = routing.begin_write(moved).await.unwrap().into_inner();
+    assert_eq!(moved.route.unwrap().primary, spare[0]);
+    finish(&mut duties, &both[1].duty_id, "w", succeeded(work.generation)).await;
+    let after = resolve(&mut routing, "a.git").await.unwrap();
+    let copy = after.replicas.iter().find(|replica| replica.storage == spare[1]).unwrap();
+    assert!(copy.generation < after.generation, "it may hold what was given up");
+    let owed = open(&mut operator, "replication").await;
+    assert!(owed.iter().any(|duty| duty.target == spare[1]), "so it is made again");
+    site.check_consistency().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_copy_is_not_overtaken_by_the_next_write() {
+    let site = Site::start().await;
+    let coordinator = site.coordinator().await;
+    let (mut routing, mut duties, mut operator) = clients(&coordinator);
+    let route = create(&mut routing, "a.git").await;
+    let begun = begin_write(&mut routing, "a.git").await;
+    commit(&mut routing, &begun, &[&route.primary]).await.unwrap();
+    let long = open(&mut operator, "replication").await.remove(0);
+    let Work::Replicate(work) = start(&mut duties, &long.duty_id, "w").await else { panic!("replicate") };
+    let mut sql = site.sql().await;
+    sqlx::query("UPDATE duties SET started_at = now() - interval '10 minutes' WHERE state = 'started'")
+        .execute(&mut sql)
+        .await
+        .unwrap();
+    let begun = begin_write(&mut routing, "a.git").await;
+    commit(&mut routing, &begun, &[&route.primary]).await.unwrap();
+    let owed = open(&mut operator, "replication").await;
+    let next = owed.iter().find(|duty| duty.target == long.target && duty.duty_id != long.duty_id).unwrap();
+    assert!(matches!(start(&mut duties, &next.duty_id, "w2").await, Work::Nothing(_)));
+    finish(&mut duties, &long.duty_id, "w", succeeded(work.generation)).await;
+    let after = resolve(&mut routing, "a.git").await.unwrap();
+    let copy = after.replicas.iter().find(|replica| replica.storage == long.target).unwrap();
+    assert_eq!(copy.generation, work.generation, "its work was not for nothing");
+    site.check_consistency().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bus_that_lost_everything_is_told_at_once() {
+    let mut nats = tabularium_testkit::nats::Nats::start_own().await;
+    let mut site = Site::start().await;
+    site.config.nats_url = nats.url().to_owned();
+    let coordinator = site.coordinator().await;
+    let (mut routing, _, mut operator) = clients(&coordinator);
+    let route = create(&mut routing, "a.git").await;
+    let begun = begin_write(&mut routing, "a.git").await;
+    commit(&mut routing, &begun, &[&route.primary]).await.unwrap();
+    eventually("both copies are on the bus", || {
+        let mut operator = operator.clone();
+        async move {
+            let owed = open(&mut operator, "replication").await;
+            (owed.len() == 2 && owed.iter().all(|duty| duty.state == "published")).then_some(())
+        }
+    })
+    .await;
+    let before: Vec<String> =
+        open(&mut operator, "replication").await.into_iter().map(|duty| duty.duty_id).collect();
+    nats.restart_empty().await;
+    let lost = std::time::Instant::now();
+    let client = async_nats::connect(&site.config.nats_url).await.unwrap();
+    let context = async_nats::jetstream::new(client);
+    let stream =
+        eventually("the stream", || async { context.get_stream(Class::Replication.stream()).await.ok() })
+            .await;
+    let consumer = stream.create_consumer(Class::Replication.consumer_config(10)).await.unwrap();
+    let mut messages = consumer.messages().await.unwrap();
+    let mut told = std::collections::BTreeSet::new();
+    while told.len() < 2 {
+        let message = tokio::time::timeout(PATIENCE, messages.next()).await.unwrap().unwrap().unwrap();
+        let body: DutyMessage = read_body(&message.payload).unwrap();
+        let id = message.headers.as_ref().unwrap().get("Nats-Msg-Id").unwrap().as_str().to_owned();
+        assert_ne!(id, format!("{}:1", body.duty_id), "the id of the first telling may still be refused");
+        told.insert(body.duty_id.to_string());
+        message.ack().await.unwrap();
+    }
+    assert_eq!(told, before.into_iter().collect());
+    assert!(lost.elapsed() < std::time::Duration::from_secs(20), "{:?}", lost.elapsed());
+}
