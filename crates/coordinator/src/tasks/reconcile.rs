@@ -7,7 +7,7 @@ use super::pause;
 use crate::{
     app::Shared,
     db::{
-        DbError, coordinators,
+        DbError, coordinators, geo_log,
         outbox::{self, DutyState},
         repositories, routers, storages, writes,
     },
@@ -17,6 +17,11 @@ use crate::{
 const BATCH: u32 = 1000;
 /// Runs between two counts of everything.
 const RUNS_PER_COUNT: u32 = 3;
+/// Events removed in one statement, and statements in one run.
+const EVENTS: u32 = 10_000;
+const PRUNINGS: u32 = 10;
+/// How long the end of a write is remembered; far longer than a router asks again.
+const KEEP_ENDED_WRITES: Duration = Duration::from_secs(600);
 /// How long a coordinator that is gone stays listed.
 const KEEP_COORDINATORS: Duration = Duration::from_secs(3600);
 
@@ -45,11 +50,29 @@ async fn reconcile(shared: &Shared, count: bool) -> Result<(), DbError> {
     }
     let keep = shared.config.timing.keep_done_duties.0;
     db.retrying(|| outbox::duty_purge(db.pool(), keep, BATCH)).await?;
+    db.retrying(|| writes::write_purge_ended(db.pool(), KEEP_ENDED_WRITES, EVENTS)).await?;
+    prune_geo_log(shared).await?;
     db.retrying(|| coordinators::coordinator_purge(db.pool(), KEEP_COORDINATORS)).await?;
     let (me, sessions) = (shared.identity.get(), shared.sessions.routers());
     db.retrying(|| routers::router_set(db.pool(), &me, &sessions)).await?;
     if count {
         gauges(shared).await?;
+    }
+    Ok(())
+}
+
+async fn prune_geo_log(shared: &Shared) -> Result<(), DbError> {
+    let db = &shared.db;
+    for site in &shared.config.subscribers {
+        db.retrying(|| geo_log::subscriber_add(db.pool(), &site.name)).await?;
+    }
+    // Only what has a position can be told, and pruned.
+    db.retrying(|| geo_log::geo_log_place(db)).await?;
+    let keep = shared.config.timing.keep_geo_log.0;
+    for _ in 0..PRUNINGS {
+        if db.retrying(|| geo_log::geo_log_prune(db.pool(), keep, EVENTS)).await? < u64::from(EVENTS) {
+            break;
+        }
     }
     Ok(())
 }

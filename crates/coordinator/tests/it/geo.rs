@@ -192,3 +192,56 @@ async fn a_claim_that_is_not_finished_falls_to_the_next_and_is_rung_for() {
     let late = finish_sync(&mut duties, &lost.claim_id, Outcome::Succeeded(wire::SyncSucceeded {})).await;
     assert_eq!(late.unwrap_err().code(), Code::FailedPrecondition);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_everybody_was_told_of_leaves_the_log_and_positions_go_on() {
+    use tabularium_common::config::ConfigDuration;
+    let site = Site::start().await;
+    let coordinator = site.coordinator().await;
+    let (mut routing, mut duties, mut operator) = clients(&coordinator);
+    let a = create(&mut routing, "a.git").await;
+    let write = async |routing: &mut Routing| {
+        let begun = begin_write(routing, "a.git").await;
+        commit(routing, &begun, &[&a.primary]).await.unwrap();
+    };
+    for _ in 0..3 {
+        write(&mut routing).await;
+    }
+    let rows = || async {
+        let mut sql = site.sql().await;
+        let positions: Vec<Option<i64>> =
+            sqlx::query_scalar("SELECT position FROM geo_log ORDER BY id").fetch_all(&mut sql).await.unwrap();
+        positions.into_iter().map(Option::unwrap_or_default).collect::<Vec<_>>()
+    };
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(rows().await.len(), 4, "nobody was told yet");
+    let (duty_id, work) = notification(&mut duties, &mut operator).await;
+    let reached = work.events[2].position;
+    let outcome = Some(finish_duty_request::Outcome::Succeeded(wire::DutySucceeded { reached }));
+    duties.finish_duty(wire::FinishDutyRequest { duty_id, worker_id: "w".into(), outcome }).await.unwrap();
+    eventually("what was told is gone", || async { (rows().await == [4]).then_some(()) }).await;
+    let (duty_id, work) = notification(&mut duties, &mut operator).await;
+    let reached = work.events[0].position;
+    assert_eq!((work.events.len(), reached), (1, 4));
+    let outcome = Some(finish_duty_request::Outcome::Succeeded(wire::DutySucceeded { reached }));
+    duties.finish_duty(wire::FinishDutyRequest { duty_id, worker_id: "w".into(), outcome }).await.unwrap();
+    write(&mut routing).await;
+    let (_, work) = notification(&mut duties, &mut operator).await;
+    assert_eq!(work.events.iter().map(|event| event.position).collect::<Vec<_>>(), [5]);
+
+    let mut alone = Site::start().await;
+    alone.config.subscribers.clear();
+    alone.config.timing.keep_geo_log = ConfigDuration::from_millis(200);
+    let coordinator = alone.coordinator().await;
+    let (mut routing, _, _) = clients(&coordinator);
+    for path in ["a.git", "b.git", "c.git"] {
+        create(&mut routing, path).await;
+    }
+    eventually("without subscribers only the newest stays", || async {
+        let mut sql = alone.sql().await;
+        let left: Vec<Option<i64>> =
+            sqlx::query_scalar("SELECT position FROM geo_log").fetch_all(&mut sql).await.unwrap();
+        (left == [Some(3)]).then_some(())
+    })
+    .await;
+}
