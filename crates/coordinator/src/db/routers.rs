@@ -5,7 +5,7 @@ use sqlx::PgPool;
 const ROUTER_SET: &str = "
     WITH gone AS (DELETE FROM routers WHERE coordinator_id = $1 AND router_id <> ALL ($2))
     INSERT INTO routers (router_id, coordinator_id)
-    SELECT router_id, $1 FROM unnest($2::text[]) AS router_id
+    SELECT DISTINCT router_id, $1 FROM unnest($2::text[]) AS router_id
     WHERE EXISTS (SELECT FROM coordinators WHERE id = $1)
     ON CONFLICT (router_id) DO UPDATE SET coordinator_id = excluded.coordinator_id";
 

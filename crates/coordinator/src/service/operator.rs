@@ -75,6 +75,8 @@ pub(crate) async fn status(shared: &Shared) -> Result<wire::GetStatusResponse, D
         outbox::duty_count(pool).await?.into_iter().map(|(state, count)| (state.as_str(), count)).collect();
     let count = |state: DutyState| duties.get(state.as_str()).copied().unwrap_or(0);
     let me = shared.identity.get();
+    let sessions = shared.sessions.routers();
+    db.retrying(|| routers::router_set(pool, &me, &sessions)).await?;
     let live = coordinators::coordinator_list_live(pool).await?;
     Ok(wire::GetStatusResponse {
         site: shared.config.site.to_string(),

@@ -7,7 +7,10 @@ use tabularium_common::{grpc::Address, lifecycle::Readiness};
 use tokio::time::{Instant, timeout};
 
 use super::pause;
-use crate::{app::Shared, db::coordinators};
+use crate::{
+    app::Shared,
+    db::{coordinators, routers},
+};
 
 /// Heartbeats in the time of one lease.
 const BEATS_PER_LEASE: u32 = 5;
@@ -73,10 +76,26 @@ async fn register(shared: &Arc<Shared>, advertised: &Address, readiness: &Readin
     }
 }
 
+/// Lets whoever answers an operator know which routers are here. `shown`: what was recorded last.
+async fn show_routers(shared: &Shared, me: &str, shown: &mut Vec<String>) {
+    let mut present = shared.sessions.routers();
+    present.sort();
+    if present == *shown {
+        return;
+    }
+    let recording = routers::router_set(shared.db.pool(), me, &present);
+    match timeout(lease(shared) / BEATS_PER_LEASE, recording).await {
+        Ok(Ok(())) => *shown = present,
+        Ok(Err(error)) => tracing::warn!(%error, "routers are not recorded"),
+        Err(_) => tracing::warn!("routers are not recorded in time"),
+    }
+}
+
 async fn beat_until_lapse(shared: &Arc<Shared>, readiness: &Readiness) {
     let me = shared.identity.get();
     let lease = lease(shared);
     let mut end = Instant::now() + lease;
+    let mut shown = Vec::new();
     while pause(shared, lease / BEATS_PER_LEASE).await {
         let asked = Instant::now();
         let beat =
@@ -86,6 +105,7 @@ async fn beat_until_lapse(shared: &Arc<Shared>, readiness: &Readiness) {
                 end = own_end(asked, lease);
                 shared.sessions.own_lease(end);
                 readiness.set(true);
+                show_routers(shared, &me, &mut shown).await;
             }
             Ok(Ok(false)) => return,
             Ok(Err(_)) | Err(_) => {

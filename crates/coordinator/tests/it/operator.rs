@@ -177,3 +177,38 @@ async fn every_service_wants_the_token() {
     let found = RoutingServiceClient::new(signed).resolve_repository(resolve).await;
     assert_refused(found, Code::NotFound, "repository not found");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routers_are_shown_with_the_coordinator_that_holds_them() {
+    let site = Site::start().await;
+    let coordinators = [site.coordinator().await, site.coordinator().await];
+    let mut statuses = Vec::new();
+    for coordinator in &coordinators {
+        let (mut routing, _, mut operator) = clients(coordinator);
+        let _ = create(&mut routing, &format!("{}.git", statuses.len())).await;
+        statuses.push(operator.get_status(wire::GetStatusRequest {}).await.unwrap().into_inner());
+    }
+    let id = |status: &wire::GetStatusResponse| {
+        status.coordinators.iter().find(|peer| peer.answering).unwrap().id.clone()
+    };
+    let expected = [("r0".to_owned(), id(&statuses[0])), ("r1".to_owned(), id(&statuses[1]))];
+    let mut routers = Vec::new();
+    // One of them opens a second session before its first has run out, as after a cut connection.
+    for (number, router_id) in [(0, "r0"), (1, "r1"), (1, "r1")] {
+        routers.push(Router::start(coordinators[number].grpc_address(), router_id, "0.git").await);
+    }
+    let shown = |coordinator: usize| {
+        let (_, _, mut operator) = clients(&coordinators[coordinator]);
+        async move {
+            let status = operator.get_status(wire::GetStatusRequest {}).await.unwrap().into_inner();
+            status
+                .routers
+                .into_iter()
+                .map(|router| (router.router_id, router.coordinator_id))
+                .collect::<Vec<_>>()
+        }
+    };
+    assert!(shown(0).await.contains(&expected[0]), "its own, at once");
+    eventually("the other's too", || async { (shown(0).await == expected).then_some(()) }).await;
+    eventually("and the other way round", || async { (shown(1).await == expected).then_some(()) }).await;
+}
