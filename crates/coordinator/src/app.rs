@@ -33,6 +33,8 @@ use crate::{
     topology::{Snapshot, Topology},
 };
 
+/// How long a database may take to say that it is there.
+const PING_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest pause between two attempts to reach Postgres at start.
 const MAX_START_PAUSE: Duration = Duration::from_secs(2);
 
@@ -53,6 +55,9 @@ pub enum RunError {
     /// Postgres does not answer, or is not as we need it.
     #[error("{0}")]
     Database(String),
+    /// Postgres cannot be reached.
+    #[error("{0}")]
+    Unreachable(String),
     /// The URL of the message bus cannot be used.
     #[error("nats_url: {0}")]
     Bus(String),
@@ -125,6 +130,31 @@ pub(crate) fn database(config: &Config) -> Result<DatabaseSettings, ConfigError>
     })
 }
 
+/// Checks that Postgres answers and has our schema.
+pub async fn ping(config: &Config) -> Result<(), RunError> {
+    match db::ping(&database(config)?, PING_DEADLINE).await {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let schema = &config.database_schema;
+            Err(RunError::Database(format!("the database answers; its schema `{schema}` is not set up")))
+        }
+        Err(error @ DbError::Unavailable(_)) => Err(RunError::Unreachable(error.to_string())),
+        Err(error) => Err(RunError::Database(error.to_string())),
+    }
+}
+
+/// What others are to dial when the configuration does not say: the bound address, or this machine by its host name when
+/// that is all of its addresses.
+fn reachable(bound: &Address, host: &str) -> Address {
+    let Address::Tcp(text) = bound else { return bound.clone() };
+    match text.parse::<SocketAddr>() {
+        Ok(socket) if socket.ip().is_unspecified() && !host.is_empty() => {
+            Address::Tcp(format!("{host}:{}", socket.port()))
+        }
+        _ => bound.clone(),
+    }
+}
+
 /// Brings the schema up to date, waiting for Postgres at most `timing.database_start`.
 pub async fn migrate(config: &Config) -> Result<(), RunError> {
     let settings = database(config)?;
@@ -179,7 +209,9 @@ impl Coordinator {
         let (revoker, done_rows) =
             Revoker::new(db.clone(), sessions.clone(), identity.clone(), send, router_lease, metrics.clone());
         let topology = Topology::new(Snapshot::new(&config, &stored));
-        let advertised = config.advertise.clone().unwrap_or_else(|| grpc.clone());
+        let host = rustix::system::uname();
+        let host = host.nodename().to_string_lossy();
+        let advertised = config.advertise.clone().unwrap_or_else(|| reachable(&grpc, &host));
         let shared = Arc::new(Shared {
             config,
             db,
@@ -265,4 +297,18 @@ fn serve_grpc(shared: &Arc<Shared>, listener: Listener, require: &RequireToken) 
         }
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_interfaces_are_advertised_by_the_host_name() {
+        let advertised = |bound: &str| reachable(&bound.parse().unwrap(), "pod-7").to_string();
+        assert_eq!(advertised("tcp://0.0.0.0:2306"), "tcp://pod-7:2306");
+        assert_eq!(advertised("tcp://[::]:2306"), "tcp://pod-7:2306");
+        assert_eq!(advertised("tcp://127.0.0.1:2306"), "tcp://127.0.0.1:2306");
+        assert_eq!(advertised("unix:/run/c.sock"), "unix:/run/c.sock");
+    }
 }

@@ -38,7 +38,7 @@ mod writing;
 
 use std::path::Path;
 
-pub use app::{Coordinator, RunError, migrate};
+pub use app::{Coordinator, RunError, migrate, ping};
 pub use config::{
     Config, DatabaseUrl, HomeSiteConfig, StorageConfig, SubscriberConfig, Timing, VirtualStorageConfig,
 };

@@ -9,10 +9,12 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use tabularium_common::telemetry;
-use tabularium_coordinator::{Config, migrate, run};
+use tabularium_coordinator::{Config, RunError, migrate, ping, run};
 
 /// Exit code for a configuration that cannot be used (sysexits).
 const EX_CONFIG: u8 = 78;
+/// Exit code for a database that cannot be reached (sysexits).
+const EX_UNAVAILABLE: u8 = 69;
 /// Exit code for a failure while running (sysexits).
 const EX_SOFTWARE: u8 = 70;
 
@@ -32,6 +34,9 @@ struct Arguments {
     /// Brings the database's schema up to date and exits.
     #[arg(long, conflicts_with = "check_config")]
     migrate_only: bool,
+    /// Exits with 0 when the database answers and has our schema, with 69 when it cannot be reached.
+    #[arg(long, conflicts_with_all = ["check_config", "migrate_only"])]
+    sql_ping: bool,
 }
 
 #[tokio::main]
@@ -49,12 +54,18 @@ async fn main() -> ExitCode {
         Ok(guard) => guard,
         Err(error) => return exit(EX_CONFIG, &error),
     };
-    let outcome = if arguments.migrate_only {
+    let outcome = if arguments.sql_ping {
+        ping(&config).await
+    } else if arguments.migrate_only {
         migrate(&config).await
     } else {
         run(config, arguments.announce.as_deref()).await
     };
-    outcome.map_or_else(|error| exit(EX_SOFTWARE, &error), |()| ExitCode::SUCCESS)
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ RunError::Unreachable(_)) => exit(EX_UNAVAILABLE, &error),
+        Err(error) => exit(EX_SOFTWARE, &error),
+    }
 }
 
 fn exit(code: u8, error: &dyn std::error::Error) -> ExitCode {

@@ -200,6 +200,20 @@ fn options(settings: &DatabaseSettings) -> Result<PgConnectOptions, DbError> {
     ]))
 }
 
+/// Asks the database whether it is there, within `deadline`. True: so is our schema.
+pub(crate) async fn ping(settings: &DatabaseSettings, deadline: Duration) -> Result<bool, DbError> {
+    let asking = async {
+        let mut connection = PgConnection::connect_with(&options(settings)?).await?;
+        let there: bool = sqlx::query_scalar("SELECT to_regclass('repositories') IS NOT NULL")
+            .fetch_one(&mut connection)
+            .await?;
+        connection.close().await?;
+        Ok(there)
+    };
+    let late = || DbError::Unavailable(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
+    tokio::time::timeout(deadline, asking).await.unwrap_or_else(|_| Err(late()))
+}
+
 /// Brings the schema up to date. Of several coordinators one does it and the others wait.
 pub(crate) async fn migrate(settings: &DatabaseSettings) -> Result<(), DbError> {
     let mut connection = PgConnection::connect_with(&options(settings)?).await?;

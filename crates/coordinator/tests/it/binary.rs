@@ -57,6 +57,21 @@ async fn exit_codes_tell_a_bad_configuration_from_a_missing_database() {
     let output = command(&config).output().unwrap();
     assert_eq!(output.status.code(), Some(70));
     assert!(stderr(&output).contains("no usable database after 300ms"), "{}", stderr(&output));
+    let output = command(&config).arg("--sql-ping").output().unwrap();
+    assert_eq!(output.status.code(), Some(69), "{}", stderr(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ping_wants_the_database_and_our_schema_in_it() {
+    let site = Site::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("c.toml");
+    std::fs::write(&config, toml(&site, "")).unwrap();
+    let output = command(&config).arg("--sql-ping").output().unwrap();
+    assert_eq!(output.status.code(), Some(70));
+    assert!(stderr(&output).contains("its schema `tabularium` is not set up"), "{}", stderr(&output));
+    assert!(command(&config).arg("--migrate-only").status().unwrap().success());
+    assert!(command(&config).arg("--sql-ping").status().unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
