@@ -1,6 +1,7 @@
 //! The node against real git, through its RPCs.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
+mod api;
 mod blobs;
 mod bridge;
 mod commits;
