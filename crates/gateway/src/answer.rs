@@ -126,6 +126,8 @@ pub(crate) enum Answer {
         rest: Download,
         record: Record,
     },
+    /// What came before the end has yet to be written out: it may be git's own word on why there is no more.
+    Failed(Option<Ended>),
     /// The call is over, and what it held is given back.
     Over,
 }
@@ -148,6 +150,8 @@ impl http_body::Body for Answer {
         let this = self.get_mut();
         match this {
             Self::Over => Poll::Ready(None),
+            // An error closes the connection without the end of the body, so that git sees the truncation.
+            Self::Failed(error) => Poll::Ready(error.take().map(Err)),
             Self::Whole { bytes, record } => {
                 let bytes = bytes.take();
                 if let Some(bytes) = &bytes {
@@ -174,9 +178,10 @@ impl http_body::Body for Answer {
                             "answer broken off"
                         );
                         record.broken();
-                        *this = Self::Over;
-                        // An error closes the connection without the end of the body, so that git sees the truncation.
-                        Poll::Ready(Some(Err(error)))
+                        *this = Self::Failed(Some(error));
+                        // A connection writes out what it has when nothing more is there, and throws it away on an error.
+                        cx.waker().wake_by_ref();
+                        Poll::Pending
                     }
                     None => {
                         record.complete();
@@ -196,7 +201,7 @@ impl http_body::Body for Answer {
         match self {
             Self::Whole { bytes, .. } => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
             Self::Over => SizeHint::with_exact(0),
-            Self::Output { .. } => SizeHint::default(),
+            Self::Output { .. } | Self::Failed(_) => SizeHint::default(),
         }
     }
 }
