@@ -34,6 +34,8 @@ use crate::{
 
 /// Write ids in one renewal.
 const RENEWAL_BATCH: usize = 1000;
+/// Shortest time that one coordinator is given to renew writes.
+const MIN_RENEWAL_TIMEOUT: Duration = Duration::from_millis(100);
 /// How often open writes are renewed when no lease says otherwise, and the bounds when one does.
 const RENEW_INTERVAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
@@ -135,18 +137,20 @@ impl Writes {
                 () = self.0.shorter_lease.notified() => continue,
             }
             let ids: Vec<String> = self.open().keys().cloned().collect();
+            // One coordinator that hangs must leave time for the next ones before the lease is over.
+            let coordinators = u32::try_from(self.0.coordinators.count()).unwrap_or(u32::MAX).max(1);
+            let patience = (pause / coordinators).max(MIN_RENEWAL_TIMEOUT).min(WRITE_CALL_TIMEOUT);
             for batch in ids.chunks(RENEWAL_BATCH) {
-                self.renew_batch(batch.to_vec()).await;
+                self.renew_batch(batch.to_vec(), patience).await;
             }
         }
     }
 
-    async fn renew_batch(&self, write_ids: Vec<String>) {
+    async fn renew_batch(&self, write_ids: Vec<String>, patience: Duration) {
         let request = RenewWritesRequest { router_id: self.0.router_id.clone(), write_ids };
-        let call =
-            self.0.coordinators.call(None, WRITE_CALL_TIMEOUT, request, |mut client, request| async move {
-                client.renew_writes(request).await
-            });
+        let call = self.0.coordinators.call(None, patience, request, |mut client, request| async move {
+            client.renew_writes(request).await
+        });
         match call.await {
             Err(status) => tracing::warn!(error = status.message(), "open writes were not renewed"),
             Ok(answer) => {

@@ -78,7 +78,17 @@ impl Relay {
                 additional,
             )?;
             write.sending();
-            match self.attempt(call, node, head, &mut rest).await {
+            let lost = write.lost();
+            let attempted = tokio::select! {
+                biased;
+                attempted = self.attempt(call, node, head, &mut rest) => attempted,
+                // Dropping the attempt stops the node; a unary call says nothing before its end.
+                () = lost.cancelled() => {
+                    write.forget();
+                    return Err(Refusal::IntentLost);
+                }
+            };
+            match attempted {
                 Ok(answer) => {
                     let write = match code_of(answer.response.headers()) {
                         None => Some(write),

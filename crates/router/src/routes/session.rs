@@ -60,6 +60,8 @@ enum SessionError {
     Stuck,
     #[error("the first message is no welcome")]
     NoWelcome,
+    #[error("the welcome grants no lease")]
+    NoLease,
 }
 
 /// What a renewal that was sent a while ago is worth.
@@ -131,8 +133,11 @@ impl Sessions {
             self.nodes.update(topology);
             self.readiness.set(true);
         }
-        let lease = Duration::from_millis(welcome.lease_milliseconds.into())
-            .clamp(Duration::from_millis(30), MAX_LEASE);
+        // Never longer than what was granted; a session without a lease would be renewed without pause.
+        let lease = Duration::from_millis(welcome.lease_milliseconds.into()).min(MAX_LEASE);
+        if lease.is_zero() {
+            return Err(SessionError::NoLease);
+        }
         self.coordinators.prefer(index);
         self.routes.session_opened(&welcome.session_id);
         tracing::info!(coordinator = index, session_id = %welcome.session_id, "session with the coordinator");

@@ -42,6 +42,8 @@ pub(crate) struct State {
     pub(crate) aborts: Vec<AbortWriteRequest>,
     pub(crate) renewals: Vec<RenewWritesRequest>,
     pub(crate) lost_writes: Vec<String>,
+    /// Renewals of writes are heard and not answered, as by a process that is stopped.
+    pub(crate) renewals_hang: bool,
     /// What `CommitWrite` answers instead.
     pub(crate) commit_failure: Option<Status>,
     pub(crate) acknowledged: Vec<u64>,
@@ -85,6 +87,7 @@ impl Coordinator {
                 aborts: Vec::new(),
                 renewals: Vec::new(),
                 lost_writes: Vec::new(),
+                renewals_hang: false,
                 commit_failure: None,
                 acknowledged: Vec::new(),
                 sessions: Vec::new(),
@@ -335,6 +338,9 @@ impl RoutingService for Coordinator {
         &self,
         request: Request<RenewWritesRequest>,
     ) -> Result<Response<RenewWritesResponse>, Status> {
+        if self.state().renewals_hang {
+            std::future::pending::<()>().await;
+        }
         let mut state = self.state();
         state.renewals.push(request.into_inner());
         Ok(Response::new(RenewWritesResponse { lost_write_ids: state.lost_writes.clone() }))

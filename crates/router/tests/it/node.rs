@@ -158,6 +158,17 @@ impl Node {
             response.headers_mut().insert("x-reason-bin", HeaderValue::from_static("AQID"));
             return response;
         }
+        if mode.as_deref() == Some("stall") {
+            /// A call that is dropped was cut off.
+            struct Stalled(Node);
+            impl Drop for Stalled {
+                fn drop(&mut self) {
+                    self.0.0.cut.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            let _stalled = Stalled(self.clone());
+            std::future::pending::<()>().await;
+        }
         match path.as_str() {
             "/gitaly.BlobService/GetBlob" => self.stream(mode.as_deref().unwrap_or("three")),
             "/gitaly.InternalGitaly/WalkRepos" => {

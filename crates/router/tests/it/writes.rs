@@ -181,6 +181,47 @@ async fn open_writes_are_renewed_and_stopped_when_the_intent_is_lost() {
     assert_eq!(house.coordinator.state().renewals.len(), renewals, "nothing is open any more");
 }
 
+/// A unary write has no headers before its end: what runs under a lost intent is stopped all the same.
+#[tokio::test]
+async fn a_call_that_has_not_answered_is_stopped_when_the_intent_is_lost() {
+    let house = House::with("", |coordinator| coordinator.state().write_lease_milliseconds = 300).await;
+    let mut request = write_ref();
+    request.metadata_mut().insert("x-mode", "stall".parse().unwrap());
+    let lose = async {
+        until("the node has it", async || house.nodes[0].seen("WriteRef").len() == 1).await;
+        house.coordinator.state().lost_writes = vec!["write-1".into()];
+    };
+    let (answer, ()) = soon(async { tokio::join!(write(&house, request), lose) }).await;
+    assert_eq!(answer.unwrap_err().code(), Code::Unavailable);
+    until("the node is stopped", async || house.nodes[0].0.cut.load(Ordering::Relaxed) == 1).await;
+    assert!(house.coordinator.state().commits.is_empty());
+}
+
+/// A coordinator that is stopped must not cost the writes that another one would keep.
+#[tokio::test]
+async fn a_coordinator_that_hangs_does_not_let_intents_run_out() {
+    const LEASE: u32 = 900;
+    let house = House::with("", |coordinator| {
+        let mut state = coordinator.state();
+        state.write_lease_milliseconds = LEASE;
+        state.renewals_hang = true;
+    })
+    .await;
+    let storages = house.coordinator.state().storages.clone();
+    let second = crate::coordinator::Coordinator::start(
+        house.directory.path(),
+        "coordinator-2",
+        &storages,
+        &house.tasks,
+    )
+    .await;
+    let begun = std::time::Instant::now();
+    let (_sender, _answer) = push(house.connect()).await;
+    until("a renewal", async || !second.state().renewals.is_empty()).await;
+    let waited = begun.elapsed();
+    assert!(waited < Duration::from_millis(LEASE.into()), "{waited:?}");
+}
+
 #[tokio::test]
 async fn a_creation_is_reserved_first_and_taken_back_when_it_fails() {
     let house = House::new().await;
