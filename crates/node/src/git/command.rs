@@ -11,7 +11,7 @@ use std::{
     path::PathBuf,
     process::Stdio,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -28,7 +28,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::GitError,
-    git::leftovers::{WriterGuard, Writers},
+    git::{
+        durable,
+        leftovers::{WriterGuard, Writers},
+    },
     metrics::Metrics,
     storage::RepositoryPath,
 };
@@ -162,7 +165,9 @@ impl Git {
     pub(crate) fn command(&self, repository: &RepositoryPath, subcommand: &'static str) -> GitCommand {
         let mut command = self.bare_command(subcommand);
         command.directory = Some(repository.path.clone());
+        command.building = repository.path.starts_with(repository.storage.temporary());
         if let Some(quarantine) = &repository.quarantine {
+            command.quarantined = true;
             if let Some(objects) = &quarantine.object_directory {
                 command = command.env("GIT_OBJECT_DIRECTORY", objects);
             }
@@ -208,6 +213,8 @@ impl Git {
             subcommand,
             directory: None,
             slot: None,
+            building: false,
+            quarantined: false,
             writes: true,
             config: Vec::new(),
             secret_config: Vec::new(),
@@ -236,6 +243,10 @@ pub(crate) struct GitCommand {
     subcommand: &'static str,
     directory: Option<PathBuf>,
     slot: Option<Slot>,
+    /// The repository is none yet: nobody else knows it, and it goes with the node.
+    building: bool,
+    /// What it writes is no part of the repository yet.
+    quarantined: bool,
     writes: bool,
     config: Vec<OsString>,
     secret_config: Vec<(OsString, OsString)>,
@@ -335,11 +346,16 @@ impl GitCommand {
         };
         let writer = match &self.directory {
             Some(directory) if self.writes => {
-                shared.writers.clear_stale(directory).await;
+                if !self.building {
+                    shared.writers.clear_stale(directory).await;
+                }
                 Some(shared.writers.enter(directory))
             }
             _ => None,
         };
+        let for_good = self.writes && !self.quarantined && !self.building;
+        let directory = self.directory.as_ref().filter(|_| for_good);
+        let touches = directory.map(|directory| (directory.clone(), SystemTime::now()));
         let mut command = self.build();
         command.stdin(if stdin { Stdio::piped() } else { Stdio::null() });
         let subcommand = self.subcommand;
@@ -355,6 +371,7 @@ impl GitCommand {
             stdout: child.stdout.take(),
             stderr,
             buffer: BytesMut::new(),
+            touches,
             running: Some(Running { child, slot, writer }),
             stopping: shared.tasks.stopping(),
             git: self.git.clone(),
@@ -409,6 +426,8 @@ pub(crate) struct GitProcess {
     stdout: Option<ChildStdout>,
     stderr: Option<JoinHandle<Vec<u8>>>,
     buffer: BytesMut,
+    /// The repository it writes in, and since when.
+    touches: Option<(PathBuf, SystemTime)>,
     running: Option<Running>,
     stopping: CancellationToken,
     git: Git,
@@ -440,7 +459,8 @@ impl GitProcess {
         Ok((length > 0).then(|| self.buffer.split().freeze()))
     }
 
-    /// Closes both pipes, waits for the end and answers it with the end of standard error.
+    /// Closes both pipes, waits for the end and answers it with the end of standard error. What the process changed in
+    /// its repository is on disk by then.
     pub(crate) async fn finish(mut self) -> Result<(Exit, Vec<u8>), GitError> {
         self.stdin = None;
         self.stdout = None;
@@ -450,6 +470,11 @@ impl GitProcess {
             Some(running) => running.child.wait().await,
         };
         let exit = exit.map_err(|source| GitError::Io { subcommand, source })?;
+        if let Some((directory, since)) = self.touches.take() {
+            let synced = tokio::task::spawn_blocking(move || durable::sync_changed(&directory, since)).await;
+            let synced = synced.map_err(io::Error::other).and_then(|synced| synced);
+            synced.map_err(|source| GitError::Io { subcommand, source })?;
+        }
         self.git.0.metrics.git_ended();
         self.running = None;
         let stderr = match self.stderr.take() {

@@ -12,10 +12,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::storage::OWN_DIRECTORY;
-
 /// Margin between the clock and file time stamps, which lag it by up to one kernel tick.
-const TIMESTAMP_LAG: Duration = Duration::from_millis(20);
+pub(super) const TIMESTAMP_LAG: Duration = Duration::from_millis(20);
 
 /// A file of an earlier process of the node is only taken for abandoned at this age: git processes that outlived it
 /// for a moment still finish what they hold.
@@ -58,8 +56,7 @@ impl Writers {
     /// Before the first write since the node started: removes what a node that was killed left here. Without this a
     /// ref whose lock was held when the power went could never be written again.
     pub(crate) async fn clear_stale(&self, path: &Path) {
-        let building = path.components().any(|part| part.as_os_str() == OWN_DIRECTORY);
-        if building || self.cleared.lock().unwrap_or_else(PoisonError::into_inner).contains(path) {
+        if self.cleared.lock().unwrap_or_else(PoisonError::into_inner).contains(path) {
             return;
         }
         let now = SystemTime::now();

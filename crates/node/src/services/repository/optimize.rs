@@ -77,7 +77,10 @@ pub(super) async fn optimize(
         blocking(move || clear_and_look(&path)).await?
     };
     let plan = plan(shape, eager);
-    let repack = || node.git.command(&repository, "repack").args(["-d", "-l", "--quiet"]);
+    let repack = || {
+        let command = node.git.command(&repository, "repack").config("repack.updateServerInfo=false");
+        command.args(["-d", "-l", "--quiet"])
+    };
     match plan.repack {
         Repack::Nothing => {}
         Repack::LooseObjects => drop(repack().checked().await?),
