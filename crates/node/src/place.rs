@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -68,6 +69,9 @@ impl Drop for Temporary {
     }
 }
 
+/// One at a time looks at locks and takes them.
+static TAKING: Mutex<()> = Mutex::new(());
+
 /// The exclusive right to create or remove a repository; `<repository>.lock`.
 struct Lock(PathBuf);
 
@@ -78,6 +82,8 @@ impl Lock {
         let temporary = repository.storage.temporary();
         let mut content = tempfile::NamedTempFile::new_in(temporary).map_err(internal_io("locking"))?;
         content.write_all(instance.as_bytes()).map_err(internal_io("locking"))?;
+        // Two that find the same void lock must not remove each other's new one.
+        let _alone = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..2 {
             // A link appears with its content, so a lock without one is not ours.
             match fs::hard_link(content.path(), &path) {

@@ -47,7 +47,12 @@ impl RemoteUrl {
                     basic: Some(format!("Basic {}", STANDARD.encode(basic))),
                 })
             }
-            _ => Ok(Self { url: format!("{scheme}://{rest}"), basic: None }),
+            // Nobody asks for this password, but git would print it.
+            Some((user, host)) => {
+                let user = user.split_once(':').map_or(user, |(user, _)| user);
+                Ok(Self { url: format!("{scheme}://{user}@{host}{path}"), basic: None })
+            }
+            None => Ok(Self { url: format!("{scheme}://{rest}"), basic: None }),
         }
     }
 
@@ -157,6 +162,7 @@ mod tests {
         assert_eq!(url.url, "https://host:444/a.git");
         assert_eq!(url.basic.as_deref(), Some("Basic dXNlcjpwQHNz"));
         assert_eq!(url.pin("10.0.0.1").unwrap(), "host:444:10.0.0.1");
+        assert_eq!(RemoteUrl::parse("ssh://git:secret@h:22/a").unwrap().url, "ssh://git@h:22/a");
         assert_eq!(RemoteUrl::parse("http://h/a").unwrap().pin("::1").unwrap(), "h:80:::1");
     }
 }
