@@ -66,6 +66,7 @@ impl BlobService for BlobServer {
             let mut objects = CatFile::start(&node.git, &repository).await?;
             let found = objects.open(request.oid.as_bytes()).await?;
             let Some(info) = found.filter(|info| info.kind == ObjectKind::Blob) else {
+                objects.close().await?;
                 return messages.send(GetBlobResponse::default()).await;
             };
             let mut left = wanted(request.limit, info.size);
@@ -77,6 +78,7 @@ impl BlobService for BlobServer {
             while let Some(data) = next_piece(&mut objects, &mut left).await? {
                 messages.send(GetBlobResponse { data, ..first.take().unwrap_or_default() }).await?;
             }
+            objects.close().await?;
             match first {
                 Some(metadata) => messages.send(metadata).await,
                 None => Ok(()),

@@ -89,6 +89,7 @@ pub(super) fn tree_entry(
             left = left.saturating_sub(u64::try_from(wanted).unwrap_or(u64::MAX));
             messages.send(std::mem::take(&mut message)).await?;
         }
+        objects.close().await?;
         // A file without content is its metadata.
         if message.oid.is_empty() { Ok(()) } else { messages.send(message).await }
     }))
