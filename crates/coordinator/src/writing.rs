@@ -329,7 +329,7 @@ pub(crate) async fn commit(
     if !ended.is_committed() {
         // It was settled, and the node went on. Nobody is told that it counts, but what it left must be everywhere or
         // nowhere.
-        reconsider(shared, id).await?;
+        reconsider(shared, id, true).await?;
         return Err(WriteError::NotOpen { id: id.to_string() });
     }
     let (generation, repository_id) = (Generation(ended.generation), RepositoryId(ended.repository_id));
@@ -349,18 +349,22 @@ async fn revoke_owed(shared: &Shared, route: RevokedRoute) -> Result<(), DbError
 }
 
 /// Looks again at the storage of a write that was settled while its node may have been at it: if it is the primary, what
-/// it holds counts as one more write; otherwise it is made again.
-pub(crate) async fn reconsider(shared: &Arc<Shared>, id: Uuid) -> Result<(), WriteError> {
-    let route = shared.db.retrying(|| reconsider_under_lock(shared, id)).await?;
+/// it holds counts as one more write; otherwise it is made again. Once for each write, unless its router reports `late`.
+pub(crate) async fn reconsider(shared: &Arc<Shared>, id: Uuid, late: bool) -> Result<(), WriteError> {
+    let route = shared.db.retrying(|| reconsider_under_lock(shared, id, late)).await?;
     let Some(route) = route else { return Ok(()) };
     tracing::info!(write_id = %id, repository_id = %route.id, generation = %route.generation, "settled write looked at again");
     shared.bell.notify_one();
     Ok(revoke_owed(shared, route).await?)
 }
 
-async fn reconsider_under_lock(shared: &Arc<Shared>, id: Uuid) -> Result<Option<RevokedRoute>, sqlx::Error> {
+async fn reconsider_under_lock(
+    shared: &Arc<Shared>,
+    id: Uuid,
+    late: bool,
+) -> Result<Option<RevokedRoute>, sqlx::Error> {
     let mut transaction = shared.db.begin().await?;
-    let found = writes::write_find_doubtful(&mut *transaction, id).await?;
+    let found = writes::write_lock_settled_in_txn(&mut transaction, id, late).await?;
     let Some((repository_id, storage)) = found else { return Ok(None) };
     let repository = repositories::repository_lock_id(&mut transaction, repository_id).await?;
     writes::write_end_doubt_in_txn(&mut transaction, id).await?;
@@ -417,7 +421,12 @@ pub(crate) enum Doubt {
 /// Settles a write of which nobody knows whether it took effect. That it is not there, or was renewed, is no error.
 pub(crate) async fn settle(shared: &Arc<Shared>, id: Uuid, doubt: &Doubt) -> Result<(), WriteError> {
     let db = &shared.db;
-    let Some(open) = db.retrying(|| writes::write_find(db.pool(), id)).await? else { return Ok(()) };
+    let Some(open) = db.retrying(|| writes::write_find(db.pool(), id)).await? else {
+        if let Doubt::Reported { router_id, .. } = doubt {
+            db.retrying(|| writes::write_doubt_again(db.pool(), id, router_id)).await?;
+        }
+        return Ok(());
+    };
     let reachable = open.creation || is_primary_reachable(shared, &open, doubt).await;
     let settled = db.retrying(|| settle_under_lock(shared, id, doubt, reachable)).await?;
     let Some((settlement, route)) = settled else { return Ok(()) };

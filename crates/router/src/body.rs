@@ -208,11 +208,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Settled<B> {
         if let Some(write) = &mut this.write
             && write.1.as_mut().poll(cx).is_ready()
         {
-            // The coordinator has settled the intent already; the node is stopped by dropping its answer.
+            // The coordinator has settled the intent already; the node is stopped by dropping its answer. Dropping the
+            // write then tells the coordinator that the node was at it until now.
             this.inner = None;
-            if let Some(write) = this.write.take() {
-                write.0.forget();
-            }
+            this.write = None;
             return Poll::Ready(Some(Ok(Frame::trailers(Refusal::IntentLost.trailers()))));
         }
         let Some(inner) = &mut this.inner else {

@@ -311,12 +311,6 @@ impl ActiveWrite {
         async move { settling.await.unwrap_or_else(|error| Err(Refusal::NotRecorded(error.to_string()))) }
     }
 
-    /// The coordinator has settled it already.
-    pub(crate) fn forget(mut self) {
-        self.settled = true;
-        self.writes.close(&self.id);
-    }
-
     fn start_settling(&mut self, settlement: Settlement) -> tokio::task::JoinHandle<Result<(), Refusal>> {
         self.settled = true;
         let order = Order {

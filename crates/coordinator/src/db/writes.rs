@@ -143,8 +143,13 @@ const WRITE_TAINTED: &str = "
 const WRITE_FIND_ENDED: &str = "
     SELECT repository_id, outcome, generation FROM ended_writes WHERE id = $1 AND router_id = $2";
 
-const WRITE_FIND_DOUBTFUL: &str =
-    "SELECT repository_id, storage FROM ended_writes WHERE id = $1 AND doubtful FOR UPDATE";
+const WRITE_LOCK_SETTLED: &str = "
+    SELECT repository_id, storage FROM ended_writes
+    WHERE id = $1 AND outcome = 'settled' AND (doubtful OR $2) FOR UPDATE";
+
+const WRITE_DOUBT_AGAIN: &str = "
+    UPDATE ended_writes SET doubtful = true, ended_at = now()
+    WHERE id = $1 AND router_id = $2 AND outcome = 'settled'";
 
 const WRITE_END_DOUBT: &str = "UPDATE ended_writes SET doubtful = false WHERE id = $1";
 
@@ -159,8 +164,8 @@ const WRITE_LIST_DOUBTFUL: &str = "
 
 const WRITE_PURGE_ENDED: &str = "
     DELETE FROM ended_writes WHERE id IN (
-        SELECT id FROM ended_writes WHERE NOT doubtful AND ended_at < now() - $1 * interval '1 millisecond'
-        ORDER BY ended_at LIMIT $2)";
+        SELECT id FROM ended_writes
+        WHERE NOT doubtful AND outcome = $3 AND ended_at < now() - $1 * interval '1 millisecond' LIMIT $2)";
 
 const WRITE_CANCEL_CREATION: &str = "
     WITH gone AS (
@@ -454,17 +459,24 @@ pub(crate) async fn write_find_ended(
     sqlx::query_as(WRITE_FIND_ENDED).bind(id).bind(router_id).fetch_optional(pool).await
 }
 
-/// The repository and the storage of a write that was settled and may have gone on since.
-pub(crate) async fn write_find_doubtful(
-    executor: impl PgExecutor<'_>,
+/// The repository and the storage of a write that was settled and may have gone on since; with `late`, also of one that
+/// was looked at again. Locked.
+pub(crate) async fn write_lock_settled_in_txn(
+    connection: &mut PgConnection,
     id: Uuid,
+    late: bool,
 ) -> Result<Option<(RepositoryId, StorageName)>, sqlx::Error> {
     let row: Option<(i64, String)> =
-        sqlx::query_as(WRITE_FIND_DOUBTFUL).bind(id).fetch_optional(executor).await?;
+        sqlx::query_as(WRITE_LOCK_SETTLED).bind(id).bind(late).fetch_optional(connection).await?;
     row.map(|(id, storage)| Ok((RepositoryId(id), parsed(&storage)?))).transpose()
 }
 
-/// Nothing of that write can happen any more.
+/// The router of a settled write has cut it off only now: its storage is to be looked at again.
+pub(crate) async fn write_doubt_again(pool: &PgPool, id: Uuid, router_id: &str) -> Result<(), sqlx::Error> {
+    sqlx::query(WRITE_DOUBT_AGAIN).bind(id).bind(router_id).execute(pool).await.map(drop)
+}
+
+/// Nothing of that write is expected to happen any more.
 pub(crate) async fn write_end_doubt_in_txn(
     connection: &mut PgConnection,
     id: Uuid,
@@ -485,11 +497,17 @@ pub(crate) async fn write_list_doubtful(
         .await
 }
 
-/// Forgets writes that ended longer ago than `age`.
-pub(crate) async fn write_purge_ended(pool: &PgPool, age: Duration, limit: u32) -> Result<(), sqlx::Error> {
+/// Forgets writes that ended by that word longer ago than `age`.
+pub(crate) async fn write_purge_ended(
+    pool: &PgPool,
+    word: Word,
+    age: Duration,
+    limit: u32,
+) -> Result<(), sqlx::Error> {
     sqlx::query(WRITE_PURGE_ENDED)
         .bind(milliseconds(age))
         .bind(i64::from(limit))
+        .bind(word.as_str())
         .execute(pool)
         .await
         .map(drop)

@@ -9,7 +9,8 @@ use crate::{
     db::{
         DbError, coordinators, geo_log,
         outbox::{self, DutyState},
-        repositories, routers, storages, writes,
+        repositories, routers, storages,
+        writes::{self, Word},
     },
 };
 
@@ -20,8 +21,10 @@ const RUNS_PER_COUNT: u32 = 3;
 /// Events removed in one statement, and statements in one run.
 const EVENTS: u32 = 10_000;
 const PRUNINGS: u32 = 10;
-/// How long the end of a write is remembered; far longer than a router asks again.
-const KEEP_ENDED_WRITES: Duration = Duration::from_secs(600);
+/// How long the end of a write is remembered: recorded by its router's word, far longer than a router asks again; settled,
+/// as long as a router that was stopped may be expected back.
+const KEEP_ENDED_WRITES: [(Word, Duration); 2] =
+    [(Word::Router, Duration::from_secs(600)), (Word::Nobody, Duration::from_secs(24 * 3600))];
 /// How long a coordinator that is gone stays listed.
 const KEEP_COORDINATORS: Duration = Duration::from_secs(3600);
 
@@ -50,7 +53,9 @@ async fn reconcile(shared: &Shared, count: bool) -> Result<(), DbError> {
     }
     let keep = shared.config.timing.keep_done_duties.0;
     db.retrying(|| outbox::duty_purge(db.pool(), keep, BATCH)).await?;
-    db.retrying(|| writes::write_purge_ended(db.pool(), KEEP_ENDED_WRITES, EVENTS)).await?;
+    for (word, age) in KEEP_ENDED_WRITES {
+        db.retrying(|| writes::write_purge_ended(db.pool(), word, age, EVENTS)).await?;
+    }
     prune_geo_log(shared).await?;
     db.retrying(|| coordinators::coordinator_purge(db.pool(), KEEP_COORDINATORS)).await?;
     let (me, sessions) = (shared.identity.get(), shared.sessions.routers());

@@ -59,7 +59,7 @@ async fn reconsider_settled(shared: &Arc<Shared>) -> Result<(), DbError> {
     let doubtful = db.retrying(|| writes::write_list_doubtful(db.pool(), age, BATCH)).await?;
     futures::stream::iter(doubtful)
         .for_each_concurrent(AT_ONCE, |id| async move {
-            if let Err(error) = writing::reconsider(shared, id).await {
+            if let Err(error) = writing::reconsider(shared, id, false).await {
                 tracing::warn!(write_id = %id, %error, "settled write is not looked at again");
             }
         })

@@ -82,11 +82,9 @@ impl Relay {
             let attempted = tokio::select! {
                 biased;
                 attempted = self.attempt(call, node, head, &mut rest) => attempted,
-                // Dropping the attempt stops the node; a unary call says nothing before its end.
-                () = lost.cancelled() => {
-                    write.forget();
-                    return Err(Refusal::IntentLost);
-                }
+                // Dropping the attempt stops the node (a unary call says nothing before its end), and dropping the write
+                // says that the node was at it until now.
+                () = lost.cancelled() => return Err(Refusal::IntentLost),
             };
             match attempted {
                 Ok(answer) => {

@@ -174,7 +174,8 @@ async fn open_writes_are_renewed_and_stopped_when_the_intent_is_lost() {
     house.coordinator.state().lost_writes = vec!["write-1".into()];
     let status = soon(answer.message()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
-    assert!(outcomes(&house).is_empty(), "the coordinator has settled it");
+    until("the coordinator hears that it ran until now", async || outcomes(&house) == [Outcome::InDoubt])
+        .await;
     until("the node is stopped", async || house.nodes[0].0.cut.load(Ordering::Relaxed) == 1).await;
     let renewals = house.coordinator.state().renewals.len();
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -194,6 +195,8 @@ async fn a_call_that_has_not_answered_is_stopped_when_the_intent_is_lost() {
     let (answer, ()) = soon(async { tokio::join!(write(&house, request), lose) }).await;
     assert_eq!(answer.unwrap_err().code(), Code::Unavailable);
     until("the node is stopped", async || house.nodes[0].0.cut.load(Ordering::Relaxed) == 1).await;
+    until("the coordinator hears that it ran until now", async || outcomes(&house) == [Outcome::InDoubt])
+        .await;
     assert!(house.coordinator.state().commits.is_empty());
 }
 
