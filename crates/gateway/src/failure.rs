@@ -58,12 +58,12 @@ impl Failure {
         Self::new(StatusCode::REQUEST_TIMEOUT, "no data moved for too long; the transfer was broken off")
     }
 
-    /// A push to a repository that is written at another site.
-    pub(crate) fn mirror(repository: &RepositoryPath, home_site: &str, home_url: &str) -> Self {
-        let push = if home_url.is_empty() {
+    /// A push to a repository that is written at another site. `repository_url` is where people push there.
+    pub(crate) fn mirror(home_site: &str, repository_url: &str) -> Self {
+        let push = if repository_url.is_empty() {
             "push to that site".to_owned()
         } else {
-            format!("push to {}/{}", home_url.trim_end_matches('/'), repository.relative_path())
+            format!("push to {}", shown(repository_url))
         };
         Self::new(StatusCode::FORBIDDEN, format!("{MIRROR_REFUSAL}{home_site}; {push}"))
     }
@@ -221,12 +221,11 @@ mod tests {
 
     #[test]
     fn the_refusal_of_a_mirror_names_site_and_url() {
-        let path = RepositoryPath::parse("g/p").unwrap();
         assert_eq!(
-            Failure::mirror(&path, "berlin", "https://git.berlin.example/").text,
+            Failure::mirror("berlin", "https://git.berlin.example/g/p.git").text,
             "repository is a mirror of berlin; push to https://git.berlin.example/g/p.git"
         );
-        assert_eq!(Failure::mirror(&path, "b", "").text, "repository is a mirror of b; push to that site");
+        assert_eq!(Failure::mirror("b", "").text, "repository is a mirror of b; push to that site");
     }
 
     #[test]

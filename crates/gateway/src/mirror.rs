@@ -39,12 +39,12 @@ pub(crate) async fn refuse_push(
         }
     };
     match home(&details) {
-        Some((site, url)) => Err(Failure::mirror(path, site, url)),
+        Some((site, url)) => Err(Failure::mirror(site, url)),
         None => Ok(()),
     }
 }
 
-/// Site and URL of a mirror's home.
+/// Site of a mirror's home, and the URL that the repository has there.
 pub(crate) fn home(details: &RepositoryDetails) -> Option<(&str, &str)> {
     let mirror = details.mirror.as_ref();
     let of_route = details.route.as_ref().map(|route| route.home_site.as_str());

@@ -65,11 +65,12 @@ async fn a_repository_is_created_pushed_to_shown_and_removed() {
 async fn a_mirror_shows_its_home() {
     let stage = Stage::configured("external_url = \"https://git.example.com/\"").await;
     stage.empty("g/p.git").await;
-    let home = ("berlin".to_owned(), "https://git.berlin.example".to_owned());
+    let home = ("berlin".to_owned(), "https://git.berlin.example/g/p.git".to_owned());
     stage.fake.mirrors.lock().unwrap().insert("g/p.git".to_owned(), home);
     let shown = stage.http("GET", "/api/v1/repositories/g/p", "", b"").await.json();
     assert_eq!(shown["clone_url"], "https://git.example.com/g/p.git");
     assert_eq!(shown["mirror"]["home_site"], "berlin");
+    assert_eq!(shown["mirror"]["home_url"], "https://git.berlin.example/g/p.git");
     assert_eq!(shown["mirror"]["state"], "synced");
 }
 

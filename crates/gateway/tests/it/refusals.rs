@@ -6,7 +6,7 @@ use crate::stage::Stage;
 async fn git_users_read_where_to_push_instead() {
     let stage = Stage::new().await;
     stage.seed("g/p.git", 1, 0).await;
-    let home = ("berlin".to_owned(), "https://git.berlin.example".to_owned());
+    let home = ("berlin".to_owned(), "https://git.berlin.example/g/p.git".to_owned());
     stage.fake.mirrors.lock().unwrap().insert("g/p.git".to_owned(), home);
     let sentence = "repository is a mirror of berlin; push to https://git.berlin.example/g/p.git";
     let url = format!("{}/g/p.git", stage.url);
