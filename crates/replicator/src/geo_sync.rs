@@ -91,7 +91,9 @@ impl Syncer {
         let claim = match self.coordinators.begin_sync(correlation_id, begin).await {
             Ok(response) => match response.decision {
                 Some(Decision::Claim(claim)) => claim,
-                Some(Decision::UnderWay(_)) => return Verdict::under_way(deliveries),
+                Some(Decision::UnderWay(_)) => {
+                    return Verdict::under_way(deliveries, event.event == SyncEvent::Removed);
+                }
                 Some(Decision::Refused(refused)) => {
                     let reason = refused.reason;
                     tracing::warn!(%correlation_id, %site, %relative_path, reason, "event refused");

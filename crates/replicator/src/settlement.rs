@@ -15,6 +15,8 @@ const MAX_DELAY: Duration = Duration::from_secs(3600);
 const DEFAULT_DELAY: Duration = Duration::from_secs(5);
 /// When to look again for a sync that somebody else seems to be at.
 const UNDER_WAY_DELAY: Duration = Duration::from_secs(10);
+/// When a removal is first tried again that found its mirror being synced.
+const REMOVAL_DELAY: Duration = Duration::from_secs(1);
 /// When to look again for a home site that is not in the configuration.
 const UNKNOWN_SITE_DELAY: Duration = Duration::from_secs(60);
 /// After so many deliveries an event of an unknown home site is dropped.
@@ -109,9 +111,14 @@ impl Verdict {
     }
 
     /// Another worker holds the claim and has been told to look again. A first delivery is acknowledged. A repeated one
-    /// may be what is left of that very worker's work, if it died: it is kept until the claim has run out.
-    pub(crate) fn under_way(deliveries: u64) -> Self {
-        let settlement = if deliveries > 1 { Settlement::Nak(UNDER_WAY_DELAY) } else { Settlement::Ack };
+    /// may be what is left of that very worker's work, if it died: it is kept until the claim has run out. So is a
+    /// `removal`: looking again is all that the other worker will do, and only the removal itself takes anything away.
+    pub(crate) fn under_way(deliveries: u64, removal: bool) -> Self {
+        let settlement = match (deliveries, removal) {
+            (2.., _) => Settlement::Nak(UNDER_WAY_DELAY),
+            (_, true) => Settlement::Nak(REMOVAL_DELAY),
+            (_, false) => Settlement::Ack,
+        };
         Self { outcome: Outcome::UnderWay, settlement }
     }
 
@@ -205,8 +212,12 @@ mod tests {
 
     #[test]
     fn a_claim_of_somebody_who_may_be_dead_is_waited_for() {
-        assert_eq!(Verdict::under_way(1).settlement, Settlement::Ack);
-        assert!(matches!(Verdict::under_way(2).settlement, Settlement::Nak(_)));
+        assert_eq!(Verdict::under_way(1, false).settlement, Settlement::Ack);
+        assert!(matches!(Verdict::under_way(2, false).settlement, Settlement::Nak(_)));
+        for deliveries in 1..4 {
+            let removal = Verdict::under_way(deliveries, true).settlement;
+            assert!(matches!(removal, Settlement::Nak(_)), "a removal is nobody else's work");
+        }
         assert!(matches!(Verdict::unknown_site(59).settlement, Settlement::Nak(_)));
         assert_eq!(Verdict::unknown_site(60).settlement, Settlement::Term);
     }

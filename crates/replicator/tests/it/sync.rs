@@ -211,6 +211,19 @@ async fn an_event_for_a_repository_that_is_being_synced_is_done() {
     assert_eq!(world.coordinator.with(|state| state.syncs.len()), 1);
 }
 
+/// The sync that is under way looks again as what it is: an update, and an update removes nothing.
+#[tokio::test]
+async fn a_removal_during_a_sync_is_carried_out_after_it() {
+    let world = World::new().await;
+    world.coordinator.with(|state| {
+        state.exists = true;
+        state.decisions.push_back(Decision::UnderWay(SyncUnderWay {}));
+    });
+    world.node.put("default", PATH, &[("refs/heads/trunk", "11")]);
+    assert_eq!(world.sync(SyncEvent::Removed).await, [gone(PATH)]);
+    assert!(world.node.get("default", PATH).is_none());
+}
+
 #[tokio::test]
 async fn events_wait_for_a_coordinator_that_is_down() {
     let world = World::new().await;
