@@ -4,7 +4,7 @@
 //! the source is, the token and which repository come through environment variables, so that the process list shows
 //! none of it.
 
-use std::{env, ffi::OsString, process::ExitCode};
+use std::{env, ffi::OsString};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::BytesMut;
@@ -64,14 +64,15 @@ enum ProxyError {
     Input(String),
 }
 
-/// Carries one fetch. What goes wrong is said on standard error, which git shows to whoever asked for the fetch.
+/// Carries one fetch and answers the exit code, with which the process must end at once. What goes wrong is said on
+/// standard error, which git shows to whoever asked for the fetch.
 #[expect(clippy::print_stderr, reason = "the protocol of a transport helper")]
-pub async fn run(_arguments: &Arguments) -> ExitCode {
+pub async fn run(_arguments: &Arguments) -> u8 {
     match carry().await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             eprintln!("fetch-proxy: {error}");
-            ExitCode::from(FAILED)
+            FAILED
         }
     }
 }

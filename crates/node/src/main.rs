@@ -42,7 +42,9 @@ const FAILED: u8 = 70;
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(Command::FetchProxy(arguments)) = arguments.command {
-        return fetch_proxy::run(&arguments).await;
+        // Not by returning: a read of standard input cannot be cancelled, so the runtime would wait for git to close it,
+        // and git for us to end.
+        std::process::exit(fetch_proxy::run(&arguments).await.into());
     }
     let path = arguments.config.unwrap_or_default();
     let config = match config::load::<Config>(&path) {

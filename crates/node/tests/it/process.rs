@@ -153,3 +153,28 @@ fn a_bad_configuration_is_named() {
     let output = Command::new(PROGRAM).arg("fetch-proxy").output().unwrap();
     assert_eq!(output.status.code(), Some(128));
 }
+
+/// Git keeps its side open until it has heard from us: whoever waits for both waits for ever.
+#[tokio::test]
+async fn a_fetch_whose_source_is_gone_ends_although_git_still_listens() {
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("tcp://{}", gone.local_addr().unwrap());
+    drop(gone);
+    let mut proxy = tokio::process::Command::new(PROGRAM)
+        .args(["fetch-proxy", "gitaly", "git-upload-pack '/internal.git'"])
+        .env("TABULARIUM_FETCH_ADDRESS", address)
+        .env("TABULARIUM_FETCH_REPOSITORY", "")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let git = proxy.stdin.take().unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(20), proxy.wait_with_output());
+    let output = ended.await.expect("the end of the proxy").unwrap();
+    assert_eq!(output.status.code(), Some(128));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.starts_with("fetch-proxy: "), "{said}");
+    drop(git);
+}
