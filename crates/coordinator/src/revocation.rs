@@ -85,6 +85,10 @@ impl Revoker {
         let peers = async {
             let me = self.identity.get();
             let live = coordinators::coordinator_list_live(self.db.pool()).await?;
+            self.channels
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .retain(|address, _| live.iter().any(|peer| peer.address == address.to_string()));
             let others = live.iter().filter(|peer| peer.id != me).map(|peer| self.at_peer(peer, routes));
             for outcome in futures::future::join_all(others).await {
                 outcome?;
