@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
+use tokio::time::Instant;
 
 use super::pause;
 use crate::{
@@ -21,9 +22,12 @@ const AT_ONCE: usize = 8;
 pub(super) fn start(shared: &Arc<Shared>) {
     let writes = Arc::clone(shared);
     shared.tasks.spawn("sweep-writes", async move {
+        let mut settle_from = Instant::now();
         while pause(&writes, writes.config.timing.sweep_interval.0).await {
-            if let Err(error) = settle_expired(&writes).await {
+            if let Err(error) = settle_expired(&writes, settle_from).await {
                 tracing::debug!(%error, "expired writes are not settled");
+                // While the database was away nobody could renew; routers get the time to do it now.
+                settle_from = Instant::now() + writes.config.timing.write_lease.0;
             }
             if let Err(error) = reconsider_settled(&writes).await {
                 tracing::debug!(%error, "settled writes are not looked at again");
@@ -40,9 +44,12 @@ pub(super) fn start(shared: &Arc<Shared>) {
     });
 }
 
-async fn settle_expired(shared: &Arc<Shared>) -> Result<(), DbError> {
+async fn settle_expired(shared: &Arc<Shared>, from: Instant) -> Result<(), DbError> {
     let db = &shared.db;
     let expired = db.retrying(|| writes::write_list_expired(db.pool(), BATCH)).await?;
+    if Instant::now() < from {
+        return Ok(());
+    }
     futures::stream::iter(expired)
         .for_each_concurrent(AT_ONCE, |id| async move {
             if let Err(error) = writing::settle(shared, id, &Doubt::Expired).await {

@@ -151,6 +151,36 @@ async fn while_postgres_is_away_calls_are_unavailable_and_then_they_work_again()
     commit(&mut routing, &begun, &[&primary]).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_that_nobody_could_renew_survive_an_outage_of_postgres() {
+    use std::time::Duration;
+    use tabularium_common::config::ConfigDuration;
+    let mut site = Site::start().await;
+    let relay = relay::Relay::start(&site.database).await;
+    site.config.database_url = tabularium_coordinator::DatabaseUrl::new(relay.url.clone());
+    site.config.timing.write_lease = ConfigDuration::from_secs(2);
+    site.config.timing.sweep_interval = ConfigDuration::from_millis(50);
+    let coordinator = site.coordinator().await;
+    let (mut routing, _, _) = clients(&coordinator);
+    let route = create(&mut routing, "a.git").await;
+    let begun = begin_write(&mut routing, "a.git").await;
+    relay.shut();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    relay.open();
+    let renewed = eventually("a renewal", || {
+        let mut routing = routing.clone();
+        let write_ids = vec![begun.write_id.clone()];
+        async move {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let renew = wire::RenewWritesRequest { router_id: "router".into(), write_ids };
+            routing.renew_writes(renew).await.ok()
+        }
+    })
+    .await;
+    assert_eq!(renewed.into_inner().lost_write_ids, [""; 0]);
+    commit(&mut routing, &begun, &[&route.primary]).await.unwrap();
+}
+
 /// A byte relay in front of the database.
 mod relay {
     use std::{
