@@ -4,6 +4,7 @@
 mod api;
 mod blobs;
 mod bridge;
+mod commit_files;
 mod commits;
 mod copies;
 mod files;

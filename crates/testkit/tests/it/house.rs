@@ -75,14 +75,18 @@ fn files_can_be_held_in_the_head() {
 #[test]
 fn the_documents_name_only_what_exists() {
     let root = root();
-    let mut documents: Vec<PathBuf> = ["README.md", "ARCHITECTURE.md"].iter().map(|name| root.join(name)).collect();
+    let mut documents: Vec<PathBuf> =
+        ["README.md", "ARCHITECTURE.md"].iter().map(|name| root.join(name)).collect();
     documents.extend(fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
     let mut checked = 0;
     for document in documents {
         let text = fs::read_to_string(&document).unwrap();
         for word in text.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_'))) {
             let word = word.trim_end_matches(['.', ',', '-']);
-            if ["crates/", "docs/", "script/", "deploy/", "proto/"].iter().any(|start| word.starts_with(start)) {
+            if ["crates/", "docs/", "script/", "deploy/", "proto/"]
+                .iter()
+                .any(|start| word.starts_with(start))
+            {
                 assert!(root.join(word).exists(), "{}: {word}", document.display());
                 checked += 1;
             }

@@ -12,6 +12,7 @@ mod bad_input;
 mod cluster;
 mod crashes;
 mod freshness;
+mod house;
 mod proxy;
 mod raw;
 mod servers;
