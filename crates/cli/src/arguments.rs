@@ -9,6 +9,9 @@ use tabularium_common::grpc::Address;
 ///
 /// Exit codes: 0 yes; 1 the answer is no (not found, not healthy, refused); 2 the command line makes no sense;
 /// 69 a service cannot be reached; 70 anything else.
+///
+/// Global options can be set in the environment too: TABULARIUM_STATE_DIR, TABULARIUM_COORDINATOR, TABULARIUM_ROUTER,
+/// TABULARIUM_GATEWAY, and TABULARIUM_COORDINATOR_TOKEN_FILE and TABULARIUM_ROUTER_TOKEN_FILE.
 #[derive(Debug, Parser)]
 #[command(name = "tabularium", version, arg_required_else_help = true)]
 pub(crate) struct Arguments {
@@ -22,32 +25,51 @@ pub(crate) struct Arguments {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Where `tabularium up` keeps everything; its cluster is asked unless addresses are given.
-    #[arg(long, global = true, value_name = "DIRECTORY", default_value = ".tabularium")]
+    /// Where `tabularium up` keeps everything
+    ///
+    /// The cluster that runs there is asked unless addresses are given.
+    #[arg(long, global = true, value_name = "DIRECTORY", env = "TABULARIUM_STATE_DIR", hide_env = true)]
+    #[arg(default_value = ".tabularium")]
     pub(crate) state_dir: PathBuf,
     /// Which site of that cluster.
     #[arg(long, global = true, value_name = "NAME", default_value = "home")]
     pub(crate) site: String,
-    /// Coordinator to ask: tcp://host:port or unix:/path. May be given several times; the first that answers is used.
+    /// Coordinator to ask: tcp://host:port or unix:/path
+    ///
+    /// May be given several times; the first that answers is used.
     #[arg(
         long,
         global = true,
         value_name = "ADDRESS",
         env = "TABULARIUM_COORDINATOR",
+        hide_env = true,
         value_delimiter = ','
     )]
     pub(crate) coordinator: Vec<Address>,
     /// File with the secret for coordinators.
-    #[arg(long, global = true, value_name = "FILE", env = "TABULARIUM_COORDINATOR_TOKEN_FILE")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "TABULARIUM_COORDINATOR_TOKEN_FILE",
+        hide_env = true
+    )]
     pub(crate) coordinator_token_file: Option<PathBuf>,
     /// Router to ask.
-    #[arg(long, global = true, value_name = "ADDRESS", env = "TABULARIUM_ROUTER", value_delimiter = ',')]
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDRESS",
+        env = "TABULARIUM_ROUTER",
+        hide_env = true,
+        value_delimiter = ','
+    )]
     pub(crate) router: Vec<Address>,
     /// File with the secret for routers.
-    #[arg(long, global = true, value_name = "FILE", env = "TABULARIUM_ROUTER_TOKEN_FILE")]
+    #[arg(long, global = true, value_name = "FILE", env = "TABULARIUM_ROUTER_TOKEN_FILE", hide_env = true)]
     pub(crate) router_token_file: Option<PathBuf>,
     /// Base URL of the gateway, for the URLs shown.
-    #[arg(long, global = true, value_name = "URL", env = "TABULARIUM_GATEWAY")]
+    #[arg(long, global = true, value_name = "URL", env = "TABULARIUM_GATEWAY", hide_env = true)]
     pub(crate) gateway: Option<String>,
     /// Virtual storage of the repositories.
     #[arg(long, global = true, value_name = "NAME", default_value = "default")]

@@ -49,7 +49,11 @@ impl Failure {
                 Self::No(format!("{what}: {whom} refuses our token ({message}); check the token file"))
             }
             Code::InvalidArgument => Self::Usage(format!("{what}: {message}")),
-            Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition | Code::ResourceExhausted => {
+            // Gitaly's texts begin with the steps that led there.
+            Code::AlreadyExists => {
+                Self::No(format!("{what}: {}", message.rsplit(": ").next().unwrap_or(message)))
+            }
+            Code::NotFound | Code::FailedPrecondition | Code::ResourceExhausted => {
                 Self::No(format!("{what}: {message}"))
             }
             code => Self::Internal(format!("{what}: {whom} answered {code:?}: {message}")),
@@ -59,7 +63,14 @@ impl Failure {
 
 impl From<LocalError> for Failure {
     fn from(error: LocalError) -> Self {
-        match &error {
+        Self::of_local(&error)
+    }
+}
+
+impl Failure {
+    /// A local cluster that could not be started, steered or stopped.
+    pub(crate) fn of_local(error: &LocalError) -> Self {
+        match error {
             LocalError::MissingProgram { .. } => Self::Unreachable(error.to_string()),
             LocalError::Refused(_) => Self::No(error.to_string()),
             LocalError::Io { .. } | LocalError::Process { .. } => Self::Internal(error.to_string()),

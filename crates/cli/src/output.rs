@@ -5,8 +5,9 @@
     reason = "a page of text, built once: clarity counts, not an allocation"
 )]
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     failure::Failure,
@@ -42,21 +43,59 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
+/// Green or red where there are colours: on terminals, unless `NO_COLOR` is set.
+fn coloured(text: impl Into<String>, good: bool) -> Cell {
+    Cell::new(text.into()).fg(if good { Color::Green } else { Color::Red })
+}
+
+fn counted(count: i64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+/// `4 min ago`, `in 3 s`; what is no time stays as it is.
+fn relative(at: &str, now: OffsetDateTime) -> String {
+    let Ok(time) = OffsetDateTime::parse(at, &Rfc3339) else { return at.to_owned() };
+    let seconds = (now - time).whole_seconds();
+    let amount = match seconds.unsigned_abs() {
+        0 => return "now".to_owned(),
+        seconds @ 1..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} days", seconds / 86_400),
+    };
+    if seconds > 0 { format!("{amount} ago") } else { format!("in {amount}") }
+}
+
+fn since(at: Option<&String>) -> String {
+    at.map(|at| relative(at, OffsetDateTime::now_utc())).unwrap_or_default()
+}
+
+/// For one repository: the exact time too.
+fn exactly(at: Option<&String>) -> String {
+    at.map_or_else(|| "-".to_owned(), |at| format!("{at}  ({})", since(Some(at))))
+}
+
 pub(crate) fn repositories(repositories: &Vec<RepositoryView>) -> String {
     if repositories.is_empty() {
         return "no repositories".to_owned();
     }
-    let mut table =
-        table(&["repository", "primary", "generation", "replicas up to date", "written", "mirror of"]);
+    let mirrors = repositories.iter().any(|repository| repository.mirror.is_some());
+    let mut header = vec!["repository", "primary", "generation", "up to date", "written"];
+    header.extend(mirrors.then_some("mirror of"));
+    let mut table = table(&header);
     for repository in repositories {
-        table.add_row([
-            repository.relative_path.clone(),
-            repository.primary.clone(),
-            repository.generation.to_string(),
-            format!("{} of {}", repository.up_to_date, repository.replicas.len()),
-            repository.written_at.clone().unwrap_or_default(),
-            repository.mirror.as_ref().map(|mirror| mirror.home_site.clone()).unwrap_or_default(),
-        ]);
+        let (up_to_date, all) = (repository.up_to_date, repository.replicas.len());
+        let mut row = vec![
+            Cell::new(&repository.relative_path),
+            Cell::new(&repository.primary),
+            Cell::new(repository.generation),
+            coloured(format!("{up_to_date} of {all}"), up_to_date == all),
+            Cell::new(since(repository.written_at.as_ref())),
+        ];
+        if mirrors {
+            row.push(Cell::new(repository.mirror.as_ref().map_or("", |mirror| &mirror.home_site)));
+        }
+        table.add_row(row);
     }
     table.to_string()
 }
@@ -69,19 +108,26 @@ pub(crate) fn repository(repository: &RepositoryView) -> String {
         repository.generation,
         repository.epoch,
         repository.replica_path,
-        repository.created_at.as_deref().unwrap_or("-"),
-        repository.written_at.as_deref().unwrap_or("-"),
+        exactly(repository.created_at.as_ref()),
+        exactly(repository.written_at.as_ref()),
     );
     for url in &repository.clone_urls {
         text += &format!("clone    {url}\n");
     }
     if let Some(mirror) = &repository.mirror {
-        text += &format!("mirror   of {} ({}), {}", mirror.home_site, mirror.home_url, mirror.state);
-        text += &mirror.synced_at.as_ref().map(|at| format!(", synced {at}")).unwrap_or_default();
+        text += &format!("mirror   of {}, {}", mirror.home_site, mirror.state);
+        text += &mirror
+            .synced_at
+            .as_ref()
+            .map(|at| format!("; last synced {at}  ({})", since(Some(at))))
+            .unwrap_or_default();
         if !mirror.last_error.is_empty() {
             text += &format!(": {}", mirror.last_error);
         }
         text.push('\n');
+        if !mirror.home_url.is_empty() {
+            text += &format!("push to  {}\n", mirror.home_url);
+        }
     }
     let mut table = table(&["storage", "generation", "state", "role"]);
     for replica in &repository.replicas {
@@ -89,89 +135,153 @@ pub(crate) fn repository(repository: &RepositoryView) -> String {
             if replica.generation < 0 { "unknown".to_owned() } else { replica.generation.to_string() };
         let state = if replica.up_to_date { "up to date" } else { "behind" };
         let role = if replica.primary { "primary" } else { "" };
-        table.add_row([replica.storage.as_str(), &generation, state, role]);
+        table.add_row([
+            Cell::new(&replica.storage),
+            Cell::new(generation),
+            coloured(state, replica.up_to_date),
+            Cell::new(role),
+        ]);
     }
     text + &table.to_string()
 }
 
 pub(crate) fn status(status: &StatusView) -> String {
-    let mut storages =
-        table(&["virtual storage", "storage", "address", "state", "replicas", "behind", "primaries"]);
-    for virtual_storage in &status.virtual_storages {
-        for storage in &virtual_storage.storages {
-            let state = if storage.healthy { "healthy".to_owned() } else { storage.problem.clone() };
-            storages.add_row([
-                virtual_storage.name.clone(),
-                storage.name.clone(),
-                storage.address.clone(),
-                state,
-                storage.replicas.to_string(),
-                storage.replicas_behind.to_string(),
-                storage.primaries.to_string(),
-            ]);
-        }
-    }
+    let mut text = format!("site {} (version {})\n{}\n", status.site, status.version, storages(status));
+    let mut line = |what: &str, value: String| text += &format!("{what:<14}{value}\n");
     let repositories: i64 = status.virtual_storages.iter().map(|storage| storage.repositories).sum();
     let behind: i64 = status.virtual_storages.iter().map(|storage| storage.repositories_behind).sum();
+    let copies = match behind {
+        0 => "all copies up to date".to_owned(),
+        1 => "1 has a copy that is behind".to_owned(),
+        _ => format!("{behind} have a copy that is behind"),
+    };
+    line("repositories", format!("{repositories}; {copies}"));
+    line("writes", format!("{} under way", status.writes_under_way));
     let duties = &status.duties;
-    let mut text = format!(
-        "site {} (version {})\n{storages}\nrepositories  {repositories}, of which {behind} have a replica that is behind\n\
-         writes        {} under way\nduties        {} pending, {} published, {} started, {} parked\n\
-         message bus   {}\ngeo log       position {}\n",
-        status.site,
-        status.version,
-        status.writes_under_way,
-        duties.pending,
-        duties.published,
-        duties.started,
-        duties.parked,
-        if status.message_bus_connected { "connected" } else { "not connected" },
-        status.geo_log_position,
-    );
-    for coordinator in &status.coordinators {
-        let answering = if coordinator.answering { " (answers here)" } else { "" };
-        text += &format!("coordinator   {} at {}{answering}\n", coordinator.id, coordinator.address);
-    }
-    for router in &status.routers {
-        text += &format!("router        {} with coordinator {}\n", router.router_id, router.coordinator_id);
-    }
+    let states = [
+        (duties.pending, "pending"),
+        (duties.published, "published"),
+        (duties.started, "started"),
+        (duties.parked, "parked"),
+    ];
+    let owed: Vec<_> = states
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, state)| format!("{count} {state}"))
+        .collect();
+    line("duties", if owed.is_empty() { "none owed".to_owned() } else { owed.join(", ") });
+    let bus = if status.message_bus_connected { "connected" } else { "not connected" };
+    line("message bus", bus.to_owned());
+    let coordinators: Vec<_> = status
+        .coordinators
+        .iter()
+        .map(|found| format!("{}{}", found.address, if found.answering { " (this answer)" } else { "" }))
+        .collect();
+    line("coordinators", coordinators.join(", "));
+    line("routers", format!("{} connected", status.routers.len()));
     for site in &status.sites {
-        text += &match site.role {
-            "subscriber" => {
-                format!("site          {} mirrors us, told up to {}\n", site.name, site.notified_position)
-            }
-            _ => format!(
-                "site          {} is mirrored here: {} repositories, {} synced, {} failed\n",
-                site.name, site.mirrors, site.mirrors_synced, site.mirrors_failed
+        match site.role {
+            "subscriber" => line(
+                "mirrored by",
+                format!(
+                    "{}; told {} of {} changes",
+                    site.name, site.notified_position, status.geo_log_position
+                ),
             ),
-        };
+            _ => line(
+                "mirrors",
+                format!(
+                    "{} of {}: {} synced, {} failed",
+                    counted(site.mirrors, "repository", "repositories"),
+                    site.name,
+                    site.mirrors_synced,
+                    site.mirrors_failed
+                ),
+            ),
+        }
     }
     for problem in &status.problems {
-        text += &format!("problem       {problem}\n");
+        line("problem", problem.clone());
     }
     text
+}
+
+fn storages(status: &StatusView) -> Table {
+    let several = status.virtual_storages.len() > 1;
+    let mut header = vec!["storage", "address", "state", "replicas", "behind", "primaries"];
+    if several {
+        header.insert(0, "virtual storage");
+    }
+    let mut storages = table(&header);
+    for virtual_storage in &status.virtual_storages {
+        for storage in &virtual_storage.storages {
+            // Why it is not healthy stands below, among the problems.
+            let state = if storage.healthy { "healthy" } else { "not healthy" };
+            let mut row = vec![
+                Cell::new(&storage.name),
+                Cell::new(&storage.address),
+                coloured(state, storage.healthy),
+                Cell::new(storage.replicas),
+                Cell::new(storage.replicas_behind),
+                Cell::new(storage.primaries),
+            ];
+            if several {
+                row.insert(0, Cell::new(&virtual_storage.name));
+            }
+            storages.add_row(row);
+        }
+    }
+    storages
 }
 
 pub(crate) fn duties(duties: &Vec<DutyView>) -> String {
     if duties.is_empty() {
         return "no duties".to_owned();
     }
-    let mut table = table(&["duty", "subject", "state", "repository", "attempts", "next", "last error"]);
+    let mut table = table(&["duty", "what", "repository", "state"]);
     for duty in duties {
         table.add_row([
-            duty.duty_id.clone(),
-            duty.subject.clone(),
-            duty.state.clone(),
-            duty.relative_path.clone(),
-            duty.attempts.to_string(),
-            duty.next_attempt_at.clone().unwrap_or_default(),
-            duty.last_error.clone(),
+            Cell::new(&duty.duty_id),
+            Cell::new(work(duty)),
+            Cell::new(&duty.relative_path),
+            Cell::new(duty_state(duty)),
         ]);
     }
-    table.to_string()
+    // A broken id could not be copied.
+    if let Some(ids) = table.column_mut(0) {
+        ids.set_constraint(ColumnConstraint::ContentWidth);
+    }
+    let mut text = table.to_string();
+    for duty in duties.iter().filter(|duty| !duty.last_error.is_empty()) {
+        text += &format!("\n{}: {}", duty.duty_id, duty.last_error);
+    }
+    text
+}
+
+/// The subject's first word says what kind of work it is.
+fn work(duty: &DutyView) -> String {
+    let verb = match duty.subject.split('.').next() {
+        Some("replication") => "copy to",
+        Some("cleanup") => "remove from",
+        Some("geo") => "tell site",
+        _ => return duty.subject.clone(),
+    };
+    format!("{verb} {}", duty.target)
+}
+
+fn duty_state(duty: &DutyView) -> String {
+    let mut state = duty.state.clone();
+    if duty.attempts > 1 {
+        state += &format!(", {} tries", duty.attempts);
+    }
+    if duty.state == "pending" && duty.attempts > 0 {
+        state += &format!(", again {}", since(duty.next_attempt_at.as_ref()));
+    }
+    state
 }
 
 pub(crate) fn nodes(nodes: &Vec<NodeView>) -> String {
+    let several = nodes.iter().any(|node| node.virtual_storage != nodes[0].virtual_storage);
     let mut table = table(&["storage", "address", "state", "round trip", "server", "git"]);
     for node in nodes {
         let state = match (node.ok, node.reachable, node.problem.as_str()) {
@@ -180,13 +290,15 @@ pub(crate) fn nodes(nodes: &Vec<NodeView>) -> String {
             (false, true, "") => "does not serve this storage",
             (false, _, problem) => problem,
         };
+        let name = &node.storage;
+        let milliseconds = f64::from(node.round_trip_microseconds) / 1000.0;
         table.add_row([
-            format!("{}/{}", node.virtual_storage, node.storage),
-            node.address.clone(),
-            state.to_owned(),
-            format!("{} µs", node.round_trip_microseconds),
-            node.server_version.clone(),
-            node.git_version.clone(),
+            Cell::new(if several { format!("{}/{name}", node.virtual_storage) } else { name.clone() }),
+            Cell::new(&node.address),
+            coloured(state, node.ok),
+            Cell::new(if node.reachable { format!("{milliseconds:.1} ms") } else { String::new() }),
+            Cell::new(&node.server_version),
+            Cell::new(&node.git_version),
         ]);
     }
     table.to_string()
@@ -200,7 +312,8 @@ pub(crate) fn checks(checks: &Vec<CheckView>) -> String {
         } else {
             format!("{}\n→ {}", check.detail, check.hint)
         };
-        table.add_row([check.check.as_str(), &value, if check.ok { "ok" } else { "failed" }]);
+        let ok = coloured(if check.ok { "ok" } else { "failed" }, check.ok);
+        table.add_row([Cell::new(&check.check), Cell::new(value), ok]);
     }
     table.to_string()
 }
@@ -224,5 +337,60 @@ mod tests {
     fn empty_answers_are_said_in_words() {
         assert_eq!(repositories(&Vec::new()), "no repositories");
         assert_eq!(duties(&Vec::new()), "no duties");
+    }
+
+    #[test]
+    fn times_are_told_as_distances() {
+        let now = OffsetDateTime::parse("2026-01-02T12:00:00Z", &Rfc3339).unwrap();
+        for (at, expected) in [
+            ("2026-01-02T12:00:00Z", "now"),
+            ("2026-01-02T11:59:57Z", "3 s ago"),
+            ("2026-01-02T12:00:05Z", "in 5 s"),
+            ("2026-01-02T11:50:00Z", "10 min ago"),
+            ("2026-01-02T02:00:00Z", "10 h ago"),
+            ("2025-12-01T12:00:00Z", "32 days ago"),
+            ("yesterday", "yesterday"),
+        ] {
+            assert_eq!(relative(at, now), expected, "{at}");
+        }
+    }
+
+    fn duty(state: &str, attempts: u32, last_error: &str) -> DutyView {
+        DutyView {
+            duty_id: "67bb65bb-5d8c-4b8d-b02d-74a0ebc3bd65".into(),
+            subject: "replication.default.node-2".into(),
+            state: state.into(),
+            repository_id: 1,
+            relative_path: "some-group/some-project.git".into(),
+            target: "node-2".into(),
+            attempts,
+            last_error: last_error.into(),
+            created_at: None,
+            next_attempt_at: Some("2020-01-01T00:00:00Z".into()),
+        }
+    }
+
+    #[test]
+    fn a_parked_duty_shows_its_whole_id_and_its_error_within_a_terminal() {
+        let text = duties(&vec![duty("parked", 10, "disk full"), duty("done", 1, "")]);
+        assert!(text.contains("67bb65bb-5d8c-4b8d-b02d-74a0ebc3bd65: disk full"), "{text}");
+        assert!(text.contains("copy to node-2") && text.contains("parked, 10 tries"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 110), "{text}");
+        assert!(!text.contains('\u{1b}'), "no colours where there is no terminal");
+    }
+
+    #[test]
+    fn columns_that_say_nothing_are_left_out() {
+        let storage = |name: &str| crate::views::VirtualStorageView {
+            name: name.into(),
+            repositories: 0,
+            repositories_behind: 0,
+            storages: Vec::new(),
+        };
+        let mut view = StatusView::from(tabularium_proto::coordinator::GetStatusResponse::default());
+        view.virtual_storages = vec![storage("a")];
+        assert!(!status(&view).contains("virtual storage"));
+        view.virtual_storages.push(storage("b"));
+        assert!(status(&view).contains("virtual storage"));
     }
 }

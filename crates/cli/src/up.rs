@@ -21,6 +21,7 @@ use crate::{
     arguments::{Global, Up},
     failure::Failure,
     local::{
+        LocalError,
         cluster::{Cluster, ClusterOptions, SiteSize},
         ports::Ports,
         record::{ClusterRecord, SiteRecord},
@@ -130,7 +131,7 @@ pub(crate) async fn run(global: &Global, up: &Up) -> Result<ExitCode, Failure> {
         Ok(cluster) => cluster,
         Err(error) => {
             live.finish();
-            return Err(error.into());
+            return Err(not_started(&error));
         }
     };
     let record = cluster.record();
@@ -155,6 +156,16 @@ pub(crate) async fn run(global: &Global, up: &Up) -> Result<ExitCode, Failure> {
         stderr_line("stopped; nothing is left running");
     }
     watched.and(stopped).map(|()| ExitCode::SUCCESS)
+}
+
+/// The commonest reason is a port that somebody else has.
+fn not_started(error: &LocalError) -> Failure {
+    match error {
+        LocalError::Process { tail, .. } if tail.contains("Address already in use") => Failure::No(format!(
+            "{error}\nanother program listens there (`ss -ltnp` tells which); --base-port 0 takes ports that are free"
+        )),
+        _ => Failure::of_local(error),
+    }
 }
 
 fn signals(error: &std::io::Error) -> Failure {
@@ -231,12 +242,13 @@ fn welcome(record: &ClusterRecord, global: &Global, took: Duration) -> String {
 }
 
 fn describe(site: &SiteRecord) -> String {
+    let status = site.urls(Kind::Coordinator).iter().map(|url| format!("{url}/api/v1/status")).collect();
     let mut text = format!("\nsite {}\n", site.name);
     for (what, addresses) in [
         ("gateway", site.urls(Kind::Gateway)),
         ("routers (Gitaly API)", site.grpc(Kind::Router)),
         ("coordinators", site.grpc(Kind::Coordinator)),
-        ("dashboards", site.urls(Kind::Coordinator)),
+        ("status (JSON)", status),
         ("nodes", site.grpc(Kind::Node)),
         ("geo-receiver", site.urls(Kind::GeoReceiver)),
     ] {

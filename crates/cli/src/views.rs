@@ -83,7 +83,19 @@ impl RepositoryView {
 
 /// Where people clone a repository from.
 pub(crate) fn clone_urls(gateways: &[String], relative_path: &str) -> Vec<String> {
-    gateways.iter().map(|gateway| format!("{gateway}/{relative_path}")).collect()
+    gateways.iter().map(|gateway| format!("{gateway}/{}", escaped(relative_path))).collect()
+}
+
+/// As it stands in a URL, and on a command line without quotes.
+fn escaped(path: &str) -> String {
+    path.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' | b'@' | b'+' => {
+                char::from(byte).to_string()
+            }
+            other => format!("%{other:02X}"),
+        })
+        .collect()
 }
 
 /// RFC 3339, in UTC.
@@ -383,6 +395,12 @@ mod tests {
             "clone_urls": ["http://127.0.0.1:8080/a/b.git"],
         });
         assert_eq!(serde_json::to_value(view).unwrap(), expected);
+    }
+
+    #[test]
+    fn clone_urls_can_be_pasted() {
+        let urls = clone_urls(&["http://a".into()], "b c/ü$(d).git");
+        assert_eq!(urls, ["http://a/b%20c/%C3%BC%24%28d%29.git"]);
     }
 
     #[test]

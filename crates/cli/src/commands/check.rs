@@ -93,7 +93,10 @@ async fn routers(target: &Target) -> Vec<CheckView> {
     join_all(target.routers().iter().map(async |address| {
         let mut router = ServerServiceClient::new(target.router_channel(address));
         let result = match router.server_info(request(ServerInfoRequest {})).await {
-            Ok(answer) => Ok(format!("{} virtual storages", answer.into_inner().storage_statuses.len())),
+            Ok(answer) => Ok(match answer.into_inner().storage_statuses.len() {
+                1 => "1 virtual storage".to_owned(),
+                count => format!("{count} virtual storages"),
+            }),
             Err(status) => Err(Failure::of_status("server info", "the router", &status).to_string()),
         };
         CheckView::new(
@@ -109,7 +112,7 @@ async fn routers(target: &Target) -> Vec<CheckView> {
 async fn gateway(url: &str) -> CheckView {
     let result = match url.strip_prefix("http://") {
         Some(address) => match http::get(address.split('/').next().unwrap_or(address), "/").await {
-            Ok((status, _)) => Ok(format!("answers (HTTP {status})")),
+            Ok(_) => Ok("answers".to_owned()),
             Err(error) => Err(error.to_string()),
         },
         None => Err("only http:// can be checked".to_owned()),

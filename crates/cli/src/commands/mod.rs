@@ -36,9 +36,13 @@ pub(crate) async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> 
         Command::Duties(Duties::Retry { id }) => {
             cluster::retry(&Target::resolve(&global)?, id, global.json).await
         }
-        Command::SqlPing(options) => sql::run(&Target::resolve(&global)?, &options, "--sql-ping").await,
+        Command::SqlPing(options) => {
+            let words = ("--sql-ping", "the database answers");
+            sql::run(&Target::resolve(&global)?, &options, words, global.json).await
+        }
         Command::SqlMigrate(options) => {
-            sql::run(&Target::resolve(&global)?, &options, "--migrate-only").await
+            let words = ("--migrate-only", "the database's tables are up to date");
+            sql::run(&Target::resolve(&global)?, &options, words, global.json).await
         }
         Command::DialNodes => cluster::dial_nodes(&Target::resolve(&global)?, global.json).await,
         Command::Check => check::run(&Target::resolve(&global)?, global.json).await,

@@ -28,7 +28,7 @@ pub(crate) struct Repositories<'a> {
 
 impl Repositories<'_> {
     pub(crate) async fn create(&self, path: &str, default_branch: &str) -> Result<(), Failure> {
-        let path = repository_path(path)?;
+        let path = new_path(path)?;
         let (mut router, whom) = self.target.repositories().await?;
         let create = gitaly::CreateRepositoryRequest {
             repository: Some(self.gitaly_repository(&path)),
@@ -109,7 +109,7 @@ impl Repositories<'_> {
     }
 
     pub(crate) async fn rename(&self, path: &str, new_path: &str) -> Result<(), Failure> {
-        let (path, new_path) = (repository_path(path)?, repository_path(new_path)?);
+        let (path, new_path) = (repository_path(path)?, self::new_path(new_path)?);
         let (mut operator, whom) = self.target.operator().await?;
         let rename =
             RenameRepositoryRequest { name: Some(self.name(&path)), new_relative_path: new_path.to_string() };
@@ -145,7 +145,18 @@ pub(crate) fn repository_path(text: &str) -> Result<RelativePath, Failure> {
     }
     format!("{bare}.git")
         .parse()
-        .map_err(|error| Failure::Usage(format!("`{text}` is not the name of a repository: it {error}")))
+        .map_err(|error| Failure::Usage(format!("`{text}` is not the name of a repository: {error}")))
+}
+
+/// As [`repository_path`], for a name that is to come into being: it must be one that people can clone.
+fn new_path(text: &str) -> Result<RelativePath, Failure> {
+    let path = repository_path(text)?;
+    match path.as_str().split('/').next() {
+        Some("api" | "api.git") => Err(Failure::Usage(format!(
+            "`{text}` could not be cloned: gateways serve their own interface below `api/`; choose another first name"
+        ))),
+        _ => Ok(path),
+    }
 }
 
 /// On a terminal the name has to be typed; elsewhere `--yes` is needed.
@@ -176,5 +187,13 @@ mod tests {
         for text in ["", "/", ".git", "../x", "a/../../b", "a\nb"] {
             assert_eq!(repository_path(text).unwrap_err().code(), 2, "{text}");
         }
+    }
+
+    #[test]
+    fn names_that_no_gateway_serves_are_not_given() {
+        for text in ["api", "api/x", "/api/v1/x.git"] {
+            assert_eq!(new_path(text).unwrap_err().code(), 2, "{text}");
+        }
+        assert_eq!(new_path("apis/api").unwrap().as_str(), "apis/api.git");
     }
 }

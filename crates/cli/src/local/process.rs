@@ -274,10 +274,15 @@ pub fn describe(status: ExitStatus) -> String {
 
 /// The last lines of a log, or why it cannot be read.
 pub fn tail(log: &Path) -> String {
+    tail_since(log, 0)
+}
+
+/// As [`tail`], of what was written after the first `before` bytes: by this run and not by an earlier one.
+pub(crate) fn tail_since(log: &Path, before: u64) -> String {
     let read = || -> io::Result<String> {
         let mut file = File::open(log)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES).max(before)))?;
         let mut bytes = Vec::new();
         file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).trim_end().to_owned())
@@ -344,6 +349,9 @@ mod tests {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
         assert_eq!(guarded.stop(Duration::from_millis(200)).await.unwrap().signal(), Some(9));
-        assert_eq!(tail(&directory.path().join("log")), "on");
+        let log = directory.path().join("log");
+        assert_eq!(tail(&log), "on");
+        assert_eq!(tail_since(&log, 1), "n");
+        assert_eq!(tail_since(&log, 3), "(empty)");
     }
 }

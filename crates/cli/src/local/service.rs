@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{
     LocalError, http, io_error,
-    process::{Guarded, Launch, describe, private_directory, tail},
+    process::{Guarded, Launch, describe, private_directory, tail_since},
 };
 
 /// How long a process may take to answer that it is ready.
@@ -96,6 +96,8 @@ pub(crate) struct Service {
     announcement: Announcement,
     process: Option<Guarded>,
     paused: bool,
+    /// Length of the log when it was started last.
+    log_before: u64,
 }
 
 impl Service {
@@ -108,7 +110,17 @@ impl Service {
         config: toml::Table,
     ) -> Self {
         let announcement = Announcement { pid: 0, grpc: None, http: None, admin: None };
-        Self { kind, name, directory, program, config, announcement, process: None, paused: false }
+        Self {
+            kind,
+            name,
+            directory,
+            program,
+            config,
+            announcement,
+            process: None,
+            paused: false,
+            log_before: 0,
+        }
     }
 
     pub(crate) fn config_path(&self) -> PathBuf {
@@ -157,9 +169,9 @@ impl Service {
     pub(crate) async fn start(&mut self) -> Result<(), LocalError> {
         let patience = Instant::now() + ADDRESS_IN_USE_PATIENCE;
         loop {
-            let before = fs::metadata(self.log()).map_or(0, |metadata| metadata.len());
+            self.log_before = fs::metadata(self.log()).map_or(0, |metadata| metadata.len());
             match self.start_once().await {
-                Err(error) if Instant::now() < patience && self.address_was_in_use(before) => {
+                Err(error) if Instant::now() < patience && self.address_was_in_use() => {
                     tracing::debug!(%error, "starting again");
                     tokio::time::sleep(POLL_INTERVAL * 5).await;
                 }
@@ -168,9 +180,8 @@ impl Service {
         }
     }
 
-    fn address_was_in_use(&self, before: u64) -> bool {
-        let length = fs::metadata(self.log()).map_or(0, |metadata| metadata.len());
-        length > before && self.announcement.pid != 0 && tail(&self.log()).contains("in use")
+    fn address_was_in_use(&self) -> bool {
+        self.announcement.pid != 0 && tail_since(&self.log(), self.log_before).contains("in use")
     }
 
     async fn start_once(&mut self) -> Result<(), LocalError> {
@@ -227,7 +238,12 @@ impl Service {
 
     fn failure(&self, problem: String) -> LocalError {
         let log = self.log();
-        LocalError::Process { process: self.name.clone(), problem, tail: tail(&log), log }
+        LocalError::Process {
+            process: self.name.clone(),
+            problem,
+            tail: tail_since(&log, self.log_before),
+            log,
+        }
     }
 
     /// The kernel's choices become the configuration, so that others find a restarted process where it was.
