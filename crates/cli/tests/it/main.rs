@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
 mod answers;
+mod compose;
 mod up;
 
 use std::{
@@ -12,7 +13,9 @@ use std::{
 /// The program, blind to the environment's addresses, with its state directory.
 fn tabularium(state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tabularium"));
-    for variable in ["TABULARIUM_COORDINATOR", "TABULARIUM_ROUTER", "TABULARIUM_GATEWAY"] {
+    for variable in
+        ["TABULARIUM_STATE_DIR", "TABULARIUM_COORDINATOR", "TABULARIUM_ROUTER", "TABULARIUM_GATEWAY"]
+    {
         command.env_remove(variable);
     }
     command.arg("--state-dir").arg(state).stdin(Stdio::null());
