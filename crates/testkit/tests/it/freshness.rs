@@ -29,10 +29,16 @@ use crate::support::{
 };
 
 const REFERENCE: &str = "refs/heads/counter";
+/// Repositories written and read side by side.
+const REPOSITORIES: usize = 2;
 /// Commits that the counter moves over, one after the other.
 const COMMITS: usize = 150;
 /// How long a writer waits for copies, so that its next write makes them stale while routers know them as fresh.
 const COPIES_WAIT: Duration = Duration::from_millis(1500);
+/// Between two reads of one reader; more would only keep the machine from writing.
+const READ_PAUSE: Duration = Duration::from_millis(10);
+/// How long all writers and readers of one test may take.
+const WORK: Duration = Duration::from_secs(120);
 
 /// What one repository's writer and its readers share.
 struct Counter {
@@ -92,9 +98,8 @@ impl Counter {
 
     async fn keep_reading(&self, through: &Signed, which: usize) {
         while !self.done.load(Ordering::SeqCst) {
-            if !self.read(through, which).await {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            let pause = if self.read(through, which).await { READ_PAUSE } else { READ_PAUSE * 4 };
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -132,8 +137,7 @@ fn coordinator(test: &TestCluster) -> Signed {
 }
 
 async fn wait_for_copies(coordinator: &Signed, path: &str) {
-    let name =
-        RepositoryName { virtual_storage: VIRTUAL_STORAGE.to_owned(), relative_path: path.to_owned() };
+    let name = RepositoryName { virtual_storage: VIRTUAL_STORAGE.to_owned(), relative_path: path.to_owned() };
     loop {
         let mut operator = OperatorServiceClient::new(coordinator.clone());
         let question = GetRepositoryRequest { name: Some(name.clone()) };
@@ -203,13 +207,13 @@ fn sum(counters: &[Counter], of: impl Fn(&Counter) -> &AtomicUsize) -> usize {
 
 #[tokio::test]
 async fn what_was_acknowledged_is_read_through_the_other_router() {
-    const WRITES: usize = 40;
+    const WRITES: usize = 16;
     let (test, _logs) = start(home_only).await;
     let git = GitClient::new();
-    let counters = counters(&test, &git, 3).await;
+    let counters = counters(&test, &git, REPOSITORIES).await;
     let routers = [router(&test, 0), router(&test, 1)];
     let (coordinator, started) = (coordinator(&test), Instant::now());
-    within("writers and readers", FOLLOW, async {
+    within("writers and readers", WORK, async {
         join_all(counters.iter().map(|counter| async {
             tokio::join!(
                 counter.keep_writing(&coordinator, &routers, |written| written >= WRITES),
@@ -221,8 +225,8 @@ async fn what_was_acknowledged_is_read_through_the_other_router() {
     })
     .await;
     let reads = sum(&counters, |counter| &counter.reads);
-    println!("{reads} reads beside {} writes in {} ms", WRITES * 3, started.elapsed().as_millis());
-    assert!(reads >= WRITES * 9, "{reads} reads");
+    println!("{reads} reads beside {} writes in {} ms", WRITES * REPOSITORIES, started.elapsed().as_millis());
+    assert!(reads >= WRITES * REPOSITORIES * 3, "{reads} reads");
     assert_eq!(failures(&counters, |counter| &counter.failed_writes), BTreeMap::new());
     assert_eq!(failures(&counters, |counter| &counter.failed_reads), BTreeMap::new());
 
@@ -249,7 +253,7 @@ async fn what_was_acknowledged_is_read_while_nodes_die_and_come_back() {
     })
     .await;
     let git = GitClient::new();
-    let counters = counters(&test, &git, 3).await;
+    let counters = counters(&test, &git, REPOSITORIES).await;
     let routers = [router(&test, 0), router(&test, 1)];
     let stop = AtomicBool::new(false);
     let progress = || sum(&counters, |counter| &counter.acknowledged);
@@ -281,7 +285,7 @@ async fn what_was_acknowledged_is_read_while_nodes_die_and_come_back() {
             counter.keep_reading(&routers[1], 1),
         );
     }));
-    within("writers, readers and a killer", FOLLOW, async { tokio::join!(killing, working) }).await;
+    within("writers, readers and a killer", WORK, async { tokio::join!(killing, working) }).await;
     println!(
         "{} reads beside {} writes; failed reads: {:#?}, failed writes: {:#?}",
         sum(&counters, |counter| &counter.reads),

@@ -38,7 +38,7 @@ pub(crate) const PROMPT: Duration = Duration::from_secs(10);
 /// What has to have arrived before a transfer counts as under way; far less than [`PACK_BYTES`].
 const UNDER_WAY_BYTES: u64 = 8 << 20;
 /// A pack that takes a while.
-pub(crate) const PACK_BYTES: usize = 64 << 20;
+pub(crate) const PACK_BYTES: usize = 48 << 20;
 
 /// Shows the end of every log when the test fails.
 pub(crate) struct Logs(Vec<PathBuf>);
@@ -275,7 +275,8 @@ impl Disks {
             let name = path.file_name().unwrap().to_string_lossy();
             name.ends_with(".lock") || name.starts_with("tmp_") || name.starts_with("incoming-")
         };
-        let replicas = self.places.iter().flat_map(|(_, _, replica)| files_below(replica)).filter(is_leftover);
+        let replicas =
+            self.places.iter().flat_map(|(_, _, replica)| files_below(replica)).filter(is_leftover);
         let own = self.places.iter().flat_map(|(_, root, _)| files_below(&root.join("+gitaly/tmp")));
         replicas.chain(own).collect()
     }
@@ -285,11 +286,7 @@ impl Disks {
         let state = test.cluster.state_directory();
         wait_until("nothing left on the nodes", SOON, || async {
             let (left, running) = (self.leftovers(), git_processes(state));
-            if left.is_empty() && running.is_empty() {
-                Ok(())
-            } else {
-                Err(format!("{left:?} {running:?}"))
-            }
+            if left.is_empty() && running.is_empty() { Ok(()) } else { Err(format!("{left:?} {running:?}")) }
         })
         .await;
     }
