@@ -8,8 +8,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use tabularium_cli::local::service::Kind;
-use tokio::process::{Child, Command};
+use rustix::process::Signal;
+use tabularium_cli::local::{
+    process::{Guarded, Launch, tail},
+    service::Kind,
+};
+use tokio::process::Command;
 
 use crate::{
     figures::{Bar, Figures, median},
@@ -65,9 +69,10 @@ pub(crate) async fn run(rounds: usize, mebibytes: u64) -> Result<Figures> {
     Ok(figures)
 }
 
-/// nginx in front of `git http-backend`, the way its documentation shows it.
+/// nginx in front of `git http-backend`, the way its documentation shows it. Both have children of their own, which end
+/// with them, and with this process however it ends.
 struct Nginx {
-    _processes: [Child; 2],
+    _processes: [Guarded; 2],
     port: u16,
 }
 
@@ -98,28 +103,25 @@ impl Nginx {
         );
         let file = directory.join("nginx.conf");
         fs::write(&file, configuration)?;
-        let wrap = Command::new("fcgiwrap")
-            .arg("-c4")
-            .arg("-s")
-            .arg(format!("unix:{}", fcgi.display()))
-            .env("GIT_CONFIG_NOSYSTEM", "1")
-            .kill_on_drop(true)
-            .spawn()
-            .context("fcgiwrap")?;
-        let nginx = Command::new("nginx")
-            .arg("-p")
-            .arg(directory)
-            .arg("-c")
-            .arg(&file)
-            .kill_on_drop(true)
-            .spawn()
-            .context("nginx")?;
+        let log = directory.join("servers.log");
+        let mut wrap =
+            Launch::new("fcgiwrap", &log).arg("-c4").arg("-s").arg(format!("unix:{}", fcgi.display()));
+        wrap.environment = vec![("GIT_CONFIG_NOSYSTEM".into(), "1".into())];
+        let mut nginx = Launch::new("nginx", &log).arg("-p").arg(directory).arg("-c").arg(&file);
+        for launch in [&mut wrap, &mut nginx] {
+            // Nobody waits for them when this process is gone.
+            launch.stop_signal = Signal::KILL;
+        }
+        let mut processes = [wrap.start().context("fcgiwrap")?, nginx.start().context("nginx")?];
         let begun = Instant::now();
         while !fcgi.exists() || std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            ensure!(begun.elapsed() < Duration::from_secs(10), "nginx did not start; see {d}/error.log");
+            for process in &mut processes {
+                ensure!(process.try_wait()?.is_none(), "nginx or fcgiwrap ended: {}", tail(&log));
+            }
+            ensure!(begun.elapsed() < Duration::from_secs(10), "nginx did not start: {}", tail(&log));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok(Self { _processes: [wrap, nginx], port })
+        Ok(Self { _processes: processes, port })
     }
 }
 

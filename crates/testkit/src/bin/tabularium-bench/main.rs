@@ -17,6 +17,7 @@ mod relay_backend;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use tabularium_common::lifecycle::stop_signal;
 
 /// Measures this checkout.
 #[derive(Parser)]
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
             return ExitCode::from(70);
         }
     };
-    let outcome = runtime.block_on(async {
+    let bench = async {
         match arguments.bench {
             Bench::Relay { rounds } => relay::run(rounds).await,
             Bench::Clone { rounds, mebibytes } => clone::run(rounds, mebibytes).await,
@@ -76,7 +77,15 @@ fn main() -> ExitCode {
                 relay_backend::serve(&announce).await.map(|()| figures::Figures::new())
             }
         }
+    };
+    // Dropped half done, a bench stops what it started and removes its directories.
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = bench => Some(outcome),
+            _signal = stop_signal() => None,
+        }
     });
+    let Some(outcome) = outcome else { return ExitCode::from(130) };
     match outcome {
         Ok(figures) if figures.all_reached() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,

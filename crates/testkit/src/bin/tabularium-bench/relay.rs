@@ -2,11 +2,11 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Stdio,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use tabularium_cli::local::process::{Guarded, Launch, describe, tail};
 use tabularium_common::{
     announce::Announcement,
     grpc::{self, Address, ListenAddress, Listener},
@@ -19,7 +19,6 @@ use tabularium_proto::{
         ref_service_client::RefServiceClient,
     },
 };
-use tokio::process::{Child, Command};
 use tonic::transport::Channel;
 
 use crate::{
@@ -138,23 +137,24 @@ async fn stalled_streams(address: &Address, router: u32) -> Result<f64> {
 }
 
 struct Started {
-    _child: Child,
+    _process: Guarded,
     pid: u32,
     address: Address,
 }
 
-async fn start(mut command: Command, announce: PathBuf) -> Result<Started> {
-    let mut child = command.kill_on_drop(true).spawn().with_context(|| format!("{:?}", command.as_std()))?;
+async fn start(launch: Launch, announce: PathBuf) -> Result<Started> {
+    let name = launch.program.display();
+    let mut process = launch.start().with_context(|| format!("{name}"))?;
     let begun = Instant::now();
     loop {
         if let Some(announcement) = Announcement::read(&announce)? {
             let address = announcement.grpc.context("no gRPC address announced")?.parse()?;
-            return Ok(Started { pid: announcement.pid, _child: child, address });
+            return Ok(Started { pid: announcement.pid, _process: process, address });
         }
-        if let Some(status) = child.try_wait()? {
-            anyhow::bail!("{:?} ended with {status}", command.as_std());
+        if let Some(status) = process.try_wait()? {
+            anyhow::bail!("{name} {}: {}", describe(status), tail(&launch.log));
         }
-        ensure!(begun.elapsed() < START_TIMEOUT, "{:?} did not start", command.as_std());
+        ensure!(begun.elapsed() < START_TIMEOUT, "{name} did not start: {}", tail(&launch.log));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -179,9 +179,8 @@ pub(crate) async fn run(rounds: usize) -> Result<Figures> {
     let tasks = Tasks::new();
     let this = std::env::current_exe()?;
     let announce = directory.path().join("backend.json");
-    let mut command = Command::new(&this);
-    command.arg("relay-backend").arg("--announce").arg(&announce).stdin(Stdio::piped());
-    let backend = start(command, announce).await?;
+    let launch = Launch::new(&this, directory.path().join("backend.log"));
+    let backend = start(launch.arg("relay-backend").arg("--announce").arg(&announce), announce).await?;
     let coordinator = start_coordinator(&backend.address, directory.path(), &tasks).await?;
 
     let config = directory.path().join("router.toml");
@@ -193,9 +192,10 @@ pub(crate) async fn run(rounds: usize) -> Result<Figures> {
         ),
     )?;
     let announce = directory.path().join("router.json");
-    let mut command = Command::new(this.with_file_name("tabularium-router"));
-    command.arg("--config").arg(&config).arg("--announce").arg(&announce);
-    let router = start(command, announce).await?;
+    let program = this.with_file_name("tabularium-router");
+    let launch = Launch::new(program, directory.path().join("router.log"));
+    let launch = launch.arg("--config").arg(&config).arg("--announce").arg(&announce);
+    let router = start(launch, announce).await?;
 
     let direct = Side::new(&backend.address);
     let relayed = Side::new(&router.address);

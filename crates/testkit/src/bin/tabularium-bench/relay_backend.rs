@@ -53,22 +53,18 @@ impl blob_service_server::BlobService for Backend {
     }
 }
 
-/// Serves the node until standard input ends, which is when the measuring process is gone.
+/// Serves the node until it is killed.
 pub(crate) async fn serve(announce: &Path) -> Result<()> {
     let listener = Listener::bind(&ListenAddress::Tcp(([127, 0, 0, 1], 0).into())).await?;
     let mut announcement = Announcement::of_this_process();
     announcement.grpc = Some(listener.address()?.to_string());
     announcement.write(announce)?;
     let (_, health) = tonic_health::server::health_reporter();
-    let parent_gone = async {
-        let mut nothing = [0; 1];
-        let _end = tokio::io::AsyncReadExt::read(&mut tokio::io::stdin(), &mut nothing).await;
-    };
     grpc::server()
         .add_service(health)
         .add_service(ref_service_server::RefServiceServer::new(Backend))
         .add_service(blob_service_server::BlobServiceServer::new(Backend))
-        .serve_with_incoming_shutdown(listener, parent_gone)
+        .serve_with_incoming(listener)
         .await
         .context("serving the backend")
 }
