@@ -16,6 +16,7 @@
 pub mod config;
 mod event;
 mod http;
+mod listener;
 mod metrics;
 mod publish;
 mod server;

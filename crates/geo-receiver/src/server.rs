@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::GeoReceiverConfig,
     http::{Shared, routes},
+    listener,
     metrics::Metrics,
     publish::Publisher,
     tokens::Tokens,
@@ -35,7 +36,15 @@ pub enum RunError {
     /// Logging could not be started.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
-    /// A listener, a signal handler or the announcement.
+    /// A port cannot be bound.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// As configured.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A signal handler or the announcement.
     #[error("{0}")]
     Io(#[from] std::io::Error),
     /// The bus's URL.
@@ -91,9 +100,12 @@ pub async fn start(config: GeoReceiverConfig) -> Result<Running, RunError> {
     let readiness = Readiness::new();
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let listener = TcpListener::bind(config.listen).await?;
+    let refused = |address| move |source| RunError::Listen { address, source };
+    let listener = TcpListener::bind(config.listen).await.map_err(refused(config.listen))?;
     let http = listener.local_addr()?;
-    let admin = admin::serve(config.admin_listen, Arc::new(registry), readiness.clone(), &tasks).await?;
+    let admin = admin::serve(config.admin_listen, Arc::new(registry), readiness.clone(), &tasks)
+        .await
+        .map_err(refused(config.admin_listen))?;
     let (client, link) = bus::connect(&config.nats_url, "tabularium-geo-receiver").await?;
     let jetstream = async_nats::jetstream::new(client);
 
@@ -105,13 +117,7 @@ pub async fn start(config: GeoReceiverConfig) -> Result<Running, RunError> {
         slots: Semaphore::new(config.max_concurrent_requests),
         metrics,
     });
-    let stopping = tasks.stopping();
-    tasks.spawn("http", async move {
-        let serve = axum::serve(listener, routes(shared)).with_graceful_shutdown(stopping.cancelled_owned());
-        if let Err(error) = serve.await {
-            tracing::error!(%error, "listener failed");
-        }
-    });
+    tasks.spawn("http", listener::accept(listener, routes(shared), tasks.clone()));
     tasks.spawn("bus", follow(jetstream, link.clone(), readiness.clone(), tasks.stopping()));
     tracing::info!(%http, %admin, sites = tokens.len(), "geo-receiver started");
     let drain = Duration::from_secs(config.drain_seconds);

@@ -49,6 +49,21 @@ fn a_configuration_can_be_checked_alone() {
     assert_eq!(output.status.code(), Some(78), "an empty secret is no secret");
 }
 
+#[test]
+fn a_port_that_is_taken_is_named_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let path = config(directory.path(), "nats://127.0.0.1:1", "");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replacen("127.0.0.1:0", &address, 1)).unwrap();
+    let output = run(&path, &[]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(70), "{text}");
+    assert!(text.contains(&format!("cannot listen on {address}")), "{text}");
+    assert_eq!(text.matches("in use").count(), 1, "{text}");
+}
+
 #[tokio::test]
 async fn it_says_where_it_listens_and_ends_in_order_when_told_to() {
     let nats = Nats::start().await;
