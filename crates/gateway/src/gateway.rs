@@ -106,6 +106,10 @@ fn correlation_id(headers: &HeaderMap) -> CorrelationId {
 }
 
 fn check_headers(headers: &HeaderMap) -> Result<(), Failure> {
+    // Two parties on the way could each believe another one.
+    if headers.get_all(header::HOST).iter().count() > 1 {
+        return Err(Failure::new(StatusCode::BAD_REQUEST, "the request has more than one Host header"));
+    }
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if bytes <= MAX_HEADER_BYTES {
         return Ok(());

@@ -173,3 +173,17 @@ async fn clients_that_never_finish_their_headers_are_cut_off() {
         let _ = tokio::time::timeout(std::time::Duration::from_secs(20), read).await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_could_be_read_two_ways_are_refused() {
+    let stage = Stage::new().await;
+    stage.seed("g/p.git", 1, 0).await;
+    let target = "/g/p.git/info/refs?service=git-upload-pack";
+    assert_eq!(stage.http("GET", target, "", b"").await.status, 200);
+    let answer = stage.http("GET", target, "Host: another\r\n", b"").await;
+    assert!(answer.status == 400 && answer.text().contains("Host"), "{answer:?}");
+    for framing in ["Content-Length: 5\r\n", "Content-Length: -1\r\n", "Transfer-Encoding: xchunked\r\n"] {
+        let answer = stage.http("POST", "/g/p.git/git-upload-pack", framing, b"0000").await;
+        assert_eq!(answer.status, 400, "{framing} {answer:?}");
+    }
+}
