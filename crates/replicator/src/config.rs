@@ -36,7 +36,8 @@ pub struct ReplicatorConfig {
     /// How many duties of each class run at once in this process.
     #[serde(default)]
     pub concurrency: Concurrency,
-    /// Longest a copy or a sync may take; then it is given up and tried again.
+    /// Longest a copy or a sync may take; then it is given up and tried again. A sync also ends a second before the
+    /// coordinators' `sync_lease` does, so that no other worker can have begun it meanwhile.
     #[serde(default = "default_job_deadline")]
     pub job_deadline: ConfigDuration,
     /// Base URL of this site's gateway, such as `https://git.example.org`; put into the events that subscribed sites

@@ -117,10 +117,14 @@ impl Syncer {
         claim: &SyncClaim,
         correlation_id: &CorrelationId,
     ) -> Result<Synced, Failure> {
-        let deadline = deadline(self.job_deadline, claim.lease_milliseconds);
+        let (deadline, setting) = deadline(self.job_deadline, claim.lease_milliseconds);
         let work = self.sync(event, home, claim.repository_exists, deadline, correlation_id);
+        // Two workers are never at one mirror: this one lets go, and with it the fetch, before its claim can be another's.
         tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| {
-            Err(Failure::unreachable(format!("the sync was not done within {} ms", deadline.as_millis())))
+            Err(Failure::unreachable(format!(
+                "the sync was not done within {} s, the most that {setting} allows",
+                deadline.as_secs()
+            )))
         })
     }
 
@@ -199,13 +203,15 @@ impl Syncer {
     }
 }
 
-/// The shorter of what the operator allows and what the claim leaves.
-fn deadline(job: Duration, lease_milliseconds: u32) -> Duration {
-    if lease_milliseconds == 0 {
-        return job;
-    }
+/// The shorter of what the operator allows and what the claim leaves, and the setting that it comes from.
+fn deadline(job: Duration, lease_milliseconds: u32) -> (Duration, &'static str) {
     let lease = Duration::from_millis(lease_milliseconds.into());
-    job.min(lease.checked_sub(CLAIM_MARGIN).unwrap_or(lease / 2))
+    let claim = lease.checked_sub(CLAIM_MARGIN).unwrap_or(lease / 2);
+    if lease.is_zero() || job <= claim {
+        (job, "`job_deadline` of the replicators")
+    } else {
+        (claim, "`timing.sync_lease` of the coordinators")
+    }
 }
 
 /// Whether refs that are not those the home had before the fetch can be right: they are those it has now, or it is being
@@ -230,10 +236,12 @@ mod tests {
     #[test]
     fn a_sync_ends_before_its_claim_does() {
         let job = Duration::from_secs(1800);
-        assert_eq!(deadline(job, 0), job);
-        assert_eq!(deadline(job, 60_000), Duration::from_secs(59));
-        assert_eq!(deadline(job, 500), Duration::from_millis(250));
-        assert_eq!(deadline(Duration::from_secs(5), 60_000), Duration::from_secs(5));
+        assert_eq!(deadline(job, 0).0, job);
+        assert_eq!(deadline(job, 60_000).0, Duration::from_secs(59));
+        assert_eq!(deadline(job, 500).0, Duration::from_millis(250));
+        assert_eq!(deadline(Duration::from_secs(5), 60_000).0, Duration::from_secs(5));
+        assert!(deadline(job, 60_000).1.contains("sync_lease"), "what to turn when it is too short");
+        assert!(deadline(job, u32::MAX).1.contains("job_deadline"));
     }
 
     #[test]

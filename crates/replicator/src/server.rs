@@ -44,7 +44,15 @@ pub enum RunError {
     /// Logging could not be started.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
-    /// A listener, a signal handler or the announcement.
+    /// A port cannot be bound.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// As configured.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A signal handler or the announcement.
     #[error("{0}")]
     Io(#[from] std::io::Error),
     /// The bus's URL.
@@ -106,7 +114,10 @@ pub async fn start(config: ReplicatorConfig) -> Result<Running, RunError> {
     let readiness = Readiness::new();
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let admin = admin::serve(config.admin_listen, Arc::new(registry), readiness.clone(), &tasks).await?;
+    let address = config.admin_listen;
+    let admin = admin::serve(address, Arc::new(registry), readiness.clone(), &tasks)
+        .await
+        .map_err(|source| RunError::Listen { address, source })?;
     let (client, link) = bus::connect(&config.nats_url, "tabularium-replicator").await?;
     let jetstream = async_nats::jetstream::new(client.clone());
     let workshop = Arc::new(workshop(&config, &secrets)?);
