@@ -84,9 +84,32 @@ pub fn load<C: DeserializeOwned + Validate>(path: &Path) -> Result<C, ConfigErro
 /// Checks the text of a configuration; `path` is only named in errors.
 pub fn parse<C: DeserializeOwned + Validate>(path: &Path, text: &str) -> Result<C, ConfigError> {
     let config: C = toml::from_str(text)
-        .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: error.to_string() })?;
+        .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: told(&error.to_string()) })?;
     let faults = config.faults();
     if faults.is_empty() { Ok(config) } else { Err(ConfigError::Invalid { path: path.to_owned(), faults }) }
+}
+
+/// The parser's text, which quotes the line: without the credentials of a URL in it, and with what is allowed where the
+/// standard library's parsers do not say it.
+fn told(text: &str) -> String {
+    let mut told = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(scheme) = rest.find("://") {
+        let (before, after) = rest.split_at(scheme + "://".len());
+        told.push_str(before);
+        let end = after.find([' ', '\n', '"', '\'']).unwrap_or(after.len());
+        let credentials = after[..end].rfind('@').unwrap_or(0);
+        if credentials > 0 {
+            told.push_str("(not shown)");
+        }
+        rest = &after[credentials..];
+    }
+    told.push_str(rest);
+    if told.trim_end().ends_with("invalid socket address syntax") {
+        told.truncate(told.trim_end().len());
+        told.push_str("; allowed: an IP address with a port such as 127.0.0.1:9236\n");
+    }
+    told
 }
 
 fn read_bounded(path: &Path) -> std::io::Result<String> {
@@ -214,5 +237,35 @@ mod tests {
         fs::write(&path, "s3cret\n").unwrap();
         use secrecy::ExposeSecret as _;
         assert_eq!(SecretFile(path).read().unwrap().expose_secret(), "s3cret");
+    }
+
+    #[test]
+    fn a_quoted_line_shows_no_credentials() {
+        let twice =
+            "nats_url = 'nats://user:hunter2@host:4222'\nnats_url = 'nats://user:hunter2@host:4222'\n";
+        let error = toml::from_str::<toml::Table>(twice).unwrap_err().to_string();
+        assert!(error.contains("hunter2"), "the parser quotes the line: {error}");
+        assert!(!told(&error).contains("hunter2"), "{}", told(&error));
+        assert_eq!(told("a://u:p@w/@h/x b://h/z"), "a://(not shown)@h/x b://h/z");
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_told_what_one_is() {
+        #[derive(Debug, Deserialize)]
+        struct Listens {
+            #[expect(dead_code, reason = "only parsed")]
+            admin_listen: std::net::SocketAddr,
+        }
+        impl Validate for Listens {
+            fn faults(&self) -> Vec<Fault> {
+                Vec::new()
+            }
+        }
+        let error = parse::<Listens>(Path::new("x.toml"), "admin_listen = 'localhost:1'").unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("admin_listen = 'localhost:1'") && text.contains("such as 127.0.0.1:9236"),
+            "{text}"
+        );
     }
 }

@@ -3,7 +3,7 @@
 //! * [`ids`]: the names and numbers of the domain as types, parsed once at the edge.
 //! * [`config`]: TOML files with strict keys; a bad one is refused with the key, the value and what is allowed.
 //! * [`telemetry`]: logs, traces and the correlation id; [`admin`]: metrics, liveness and readiness on a port of their own.
-//! * [`lifecycle`]: one owner for every task, and the order in which a service stops. [`announce`]: where it listens, told to
+//! * [`program`]: the frame of every service's `main`. [`lifecycle`]: one owner for every task, and the order in which a service stops. [`announce`]: where it listens, told to
 //!   whoever started it.
 //! * [`auth`]: Gitaly's v2 tokens. [`grpc`]: how we listen, dial, and map failures to status codes.
 //! * [`methods`]: the method registry: what every Gitaly RPC does, to which repository, as data.
@@ -23,6 +23,7 @@ pub mod ids;
 pub mod lifecycle;
 pub mod methods;
 pub mod pktline;
+pub mod program;
 pub mod telemetry;
 
 /// The version every service reports.

@@ -1,55 +1,37 @@
-//! The gateway's process: arguments, configuration, telemetry, run, exit code.
+//! `tabularium-gateway`: arguments, configuration, telemetry, exit code.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Parser;
-use tabularium_gateway::config::Config;
+use tabularium_common::{program, telemetry};
+use tabularium_gateway::{config::Config, run};
 
-/// The configuration cannot be used (`EX_CONFIG` of sysexits.h).
-const BAD_CONFIG: u8 = 78;
-/// The service failed while starting or running (`EX_SOFTWARE`).
-const FAILED: u8 = 70;
+const PROGRAM: &str = "tabularium-gateway";
 
 /// Git over smart HTTP for ordinary clients.
 #[derive(Parser)]
-#[command(name = "tabularium-gateway", version)]
+#[command(name = PROGRAM, version)]
 struct Arguments {
-    /// Configuration file (TOML).
-    #[arg(long)]
-    config: PathBuf,
-    /// File to write the bound addresses to, as JSON, once every listener is bound.
-    #[arg(long)]
-    announce: Option<PathBuf>,
-    /// Check the configuration and exit.
-    #[arg(long)]
-    check_config: bool,
+    #[command(flatten)]
+    service: program::ServiceArguments,
 }
 
 #[tokio::main]
-#[expect(clippy::print_stderr, reason = "nothing else can say why a process does not start")]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let config = match tabularium_common::config::load::<Config>(&arguments.config) {
+    let Arguments { service } = Arguments::parse();
+    let config = match service.load::<Config>(PROGRAM) {
         Ok(config) => config,
-        Err(error) => {
-            eprintln!("tabularium-gateway: {error}");
-            return ExitCode::from(BAD_CONFIG);
-        }
+        Err(code) => return code,
     };
-    if arguments.check_config {
+    if service.check_config {
         return ExitCode::SUCCESS;
     }
-    match run(config, arguments.announce).await {
+    let _telemetry = match telemetry::start(PROGRAM, &config.telemetry) {
+        Ok(guard) => guard,
+        Err(error) => return program::exit(PROGRAM, program::FAILED, &error),
+    };
+    match run(config, service.announce.as_deref()).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("tabularium-gateway: {error:#}");
-            ExitCode::from(FAILED)
-        }
+        Err(error) => program::exit(PROGRAM, program::FAILED, &error),
     }
-}
-
-async fn run(config: Config, announce: Option<PathBuf>) -> anyhow::Result<()> {
-    let _telemetry = tabularium_common::telemetry::start("tabularium-gateway", &config.telemetry)?;
-    tabularium_gateway::run(config, announce.as_deref()).await?;
-    Ok(())
 }

@@ -1,49 +1,39 @@
-//! `tabularium-geo-receiver`: see the library.
+//! `tabularium-geo-receiver`: arguments, configuration, telemetry, exit code.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Parser;
-use tabularium_common::{config, lifecycle::stop_signal, telemetry};
-use tabularium_geo_receiver::{RunError, config::GeoReceiverConfig};
+use tabularium_common::{lifecycle::stop_signal, program, telemetry};
+use tabularium_geo_receiver::{RunError, config::GeoReceiverConfig, run};
+
+const PROGRAM: &str = "tabularium-geo-receiver";
 
 /// Takes the events of home sites and makes them durable.
 #[derive(Parser)]
-#[command(name = "tabularium-geo-receiver", version)]
+#[command(name = PROGRAM, version)]
 struct Arguments {
-    /// Configuration file (TOML).
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// Writes the addresses listened on to this file once they are bound.
-    #[arg(long, value_name = "FILE")]
-    announce: Option<PathBuf>,
-    /// Checks the configuration and ends.
-    #[arg(long)]
-    check_config: bool,
+    #[command(flatten)]
+    service: program::ServiceArguments,
 }
-
-const BAD_CONFIG: u8 = 78;
-const FAILED: u8 = 70;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let (error, code) = match serve(&arguments).await {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(error @ RunError::Config(_)) => (anyhow::Error::new(error), BAD_CONFIG),
-        Err(error) => (anyhow::Error::new(error), FAILED),
+    let Arguments { service } = Arguments::parse();
+    let config = match service.load::<GeoReceiverConfig>(PROGRAM) {
+        Ok(config) => config,
+        Err(code) => return code,
     };
-    #[expect(clippy::print_stderr, reason = "the last word, when logging may not have started")]
-    {
-        eprintln!("tabularium-geo-receiver: {error:#}");
+    match serve(config, &service).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ RunError::Config(_)) => program::exit(PROGRAM, program::BAD_CONFIG, &error),
+        Err(error) => program::exit(PROGRAM, program::FAILED, &error),
     }
-    ExitCode::from(code)
 }
 
-async fn serve(arguments: &Arguments) -> Result<(), RunError> {
-    let config: GeoReceiverConfig = config::load(&arguments.config)?;
-    if arguments.check_config {
+async fn serve(config: GeoReceiverConfig, service: &program::ServiceArguments) -> Result<(), RunError> {
+    if service.check_config {
         return config.read_tokens().map(drop).map_err(RunError::from);
     }
-    let _telemetry = telemetry::start("tabularium-geo-receiver", &config.telemetry)?;
-    tabularium_geo_receiver::run(config, arguments.announce.as_deref(), stop_signal()).await
+    let _telemetry = telemetry::start(PROGRAM, &config.telemetry)?;
+    run(config, service.announce.as_deref(), stop_signal()).await
 }

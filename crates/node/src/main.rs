@@ -1,27 +1,23 @@
-//! `tabularium-node --config FILE`.
+//! `tabularium-node`: arguments, configuration, telemetry, exit code.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use tabularium_common::{config, lifecycle, telemetry};
+use tabularium_common::{lifecycle, program, telemetry};
 use tabularium_node::{
     config::{Config, Surroundings},
     fetch_proxy, server,
 };
 
+const PROGRAM: &str = "tabularium-node";
+
 /// Gitaly-compatible storage node over the system git.
 #[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(name = PROGRAM, version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(arg_required_else_help = true)]
 struct Arguments {
-    /// Configuration file.
-    #[arg(long, required = true)]
-    config: Option<PathBuf>,
-    /// Written with the bound addresses once the node listens.
-    #[arg(long)]
-    announce: Option<PathBuf>,
-    /// Only check the configuration.
-    #[arg(long)]
-    check_config: bool,
+    #[command(flatten)]
+    service: Option<program::ServiceArguments>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -32,13 +28,7 @@ enum Command {
     FetchProxy(fetch_proxy::Arguments),
 }
 
-/// The configuration cannot be used (`EX_CONFIG`).
-const BAD_CONFIG: u8 = 78;
-/// The service failed (`EX_SOFTWARE`).
-const FAILED: u8 = 70;
-
 #[tokio::main]
-#[expect(clippy::print_stderr, reason = "for whoever starts the program, before logs exist")]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(Command::FetchProxy(arguments)) = arguments.command {
@@ -46,31 +36,27 @@ async fn main() -> ExitCode {
         // and git for us to end.
         std::process::exit(fetch_proxy::run(&arguments).await.into());
     }
-    let path = arguments.config.unwrap_or_default();
-    let config = match config::load::<Config>(&path) {
-        Ok(config) => config,
-        Err(error) => {
-            eprintln!("tabularium-node: {error}");
-            return ExitCode::from(BAD_CONFIG);
-        }
+    let Some(service) = arguments.service else {
+        return ExitCode::from(program::FAILED);
     };
-    if arguments.check_config {
+    let config = match service.load::<Config>(PROGRAM) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    if service.check_config {
         return ExitCode::SUCCESS;
     }
-    match run(config, arguments.announce).await {
+    match run(config, service.announce.as_deref()).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("tabularium-node: {error:#}");
-            ExitCode::from(FAILED)
-        }
+        Err(error) => program::exit(PROGRAM, program::FAILED, error.as_ref()),
     }
 }
 
-async fn run(config: Config, announce: Option<PathBuf>) -> anyhow::Result<()> {
-    let _telemetry = telemetry::start("tabularium-node", &config.telemetry)?;
+async fn run(config: Config, announce: Option<&Path>) -> anyhow::Result<()> {
+    let _telemetry = telemetry::start(PROGRAM, &config.telemetry)?;
     let mut running = server::start(config, Surroundings::of_this_process()?).await?;
     if let Some(path) = announce {
-        running.announcement().write(&path)?;
+        running.announcement().write(path)?;
     }
     running.ready();
     tokio::select! {
