@@ -156,14 +156,18 @@ impl Show<'_> {
         let started = Instant::now();
         let pushed = self.push(&format!("{first}/{REPOSITORY}")).await;
         rows.step("pushed through router 1", pushed, |()| {
-            format!("{} refs in {:.1} s", self.source.ref_count(), started.elapsed().as_secs_f64())
+            format!(
+                "{} in {:.1} s",
+                count_of(self.source.ref_count(), "ref"),
+                started.elapsed().as_secs_f64()
+            )
         })?;
 
         rows.live.now("cloning");
         let started = Instant::now();
         let cloned = self.clone_and_compare(&format!("{second}/{REPOSITORY}"), "clone").await;
         rows.step("cloned through router 2", cloned, |refs| {
-            format!("HEAD and {refs} refs equal, {:.1} s", started.elapsed().as_secs_f64())
+            format!("HEAD and {} equal, {:.1} s", count_of(refs, "ref"), started.elapsed().as_secs_f64())
         })?;
 
         rows.live.now("waiting for the copies");
@@ -177,7 +181,7 @@ impl Show<'_> {
         let url = format!("{mirror_gateway}/{REPOSITORY}");
         let mirrored = self.equal_mirror(&url).await;
         rows.step("mirror site equal", mirrored, |refs| {
-            format!("HEAD and {refs} refs, waited {:.1} s", started.elapsed().as_secs_f64())
+            format!("HEAD and {}, waited {:.1} s", count_of(refs, "ref"), started.elapsed().as_secs_f64())
         })?;
         let refused = self.push_is_refused(&url, &format!("{first}/{REPOSITORY}")).await;
         rows.step("mirror refuses pushes", refused, Clone::clone)?;
@@ -351,7 +355,8 @@ impl Source {
             refs = lines.join("\n");
             branch
         });
-        let description = format!("{why}; {commits} commits, {} refs", refs.lines().count());
+        let description =
+            format!("{why}; {}, {}", count_of(commits, "commit"), count_of(refs.lines().count(), "ref"));
         Ok(Self { directory, description, branch, head, refs, refspecs })
     }
 
@@ -375,6 +380,12 @@ async fn afresh(git: &Git, checkout: &Path, scratch: &Path) -> Result<PathBuf, S
         Ok(directory)
     };
     make.await.map_err(|error: crate::local::git::GitError| error.to_string())
+}
+
+fn count_of(count: impl std::fmt::Display, one: &str) -> String {
+    let count = count.to_string();
+    let ending = if count == "1" { "" } else { "s" };
+    format!("{count} {one}{ending}")
 }
 
 /// A few commits, where there is no repository at all.
@@ -444,7 +455,7 @@ mod tests {
         let second = scratch.path().join("second");
         fs::create_dir(&second).unwrap();
         let source = Source::find(&git, &scratch.path().join("shallow"), &second).await.unwrap();
-        assert!(source.description.contains("afresh; 1 commits, 1 refs"), "{}", source.description);
+        assert!(source.description.contains("afresh; 1 commit, 1 ref"), "{}", source.description);
         git.run(&source.directory, ["push", "--quiet", &url, "main:refs/heads/afresh"]).await.unwrap();
 
         let third = scratch.path().join("third");
