@@ -158,6 +158,11 @@ impl Git {
     ) -> Self {
         let slots = Arc::new(Semaphore::new(slots));
         let writers = Arc::new(Writers::default());
+        let (waiting, stopping) = (Arc::clone(&writers), tasks.stopping());
+        tasks.spawn("abandoned files", async move {
+            // Stopping in the middle of it is harmless: the next process of the node begins anew.
+            stopping.run_until_cancelled(waiting.clear_waiting()).await;
+        });
         Self(Arc::new(Shared { binary, search_path, slots, queue_wait, tasks, metrics, writers }))
     }
 

@@ -25,11 +25,18 @@ pub(crate) struct Writers {
     usages: Mutex<HashMap<PathBuf, Usage>>,
     started: SystemTime,
     cleared: Mutex<HashSet<PathBuf>>,
+    /// Written while it was too early to clear them.
+    waiting: Mutex<HashSet<PathBuf>>,
 }
 
 impl Default for Writers {
     fn default() -> Self {
-        Self { usages: Mutex::default(), started: SystemTime::now(), cleared: Mutex::default() }
+        Self {
+            usages: Mutex::default(),
+            started: SystemTime::now(),
+            cleared: Mutex::default(),
+            waiting: Mutex::default(),
+        }
     }
 }
 
@@ -66,9 +73,22 @@ impl Writers {
             Ok(Ok(_)) if before == self.started => {
                 self.cleared.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
             }
-            Ok(Ok(_)) => {}
+            Ok(Ok(_)) => {
+                self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
+            }
             Ok(Err(error)) => tracing::warn!(%error, path = %path.display(), "clearing abandoned locks"),
             Err(error) => tracing::warn!(%error, "clearing abandoned locks"),
+        }
+    }
+
+    /// Once nothing of an earlier process of the node can be in use any more: clears what was written before that, and
+    /// so was looked at too early.
+    pub(crate) async fn clear_waiting(&self) {
+        let old_enough = self.started + ABANDONED_AFTER + TIMESTAMP_LAG;
+        tokio::time::sleep(old_enough.duration_since(SystemTime::now()).unwrap_or_default()).await;
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        for path in waiting {
+            self.clear_stale(&path).await;
         }
     }
 
@@ -215,6 +235,22 @@ mod tests {
         fs::File::open(&lock).unwrap().set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
         writers.clear_stale(directory.path()).await;
         assert!(!lock.exists());
+    }
+
+    #[tokio::test]
+    async fn what_was_looked_at_too_early_is_looked_at_again() {
+        let directory = repository();
+        let quarantine = directory.path().join("objects/tmp_objdir-incoming-x");
+        // Started so long ago that the wait is short, and not so long that the first look is late enough.
+        let started = SystemTime::now() - ABANDONED_AFTER + Duration::from_millis(500);
+        fs::File::open(&quarantine).unwrap().set_modified(started - Duration::from_millis(100)).unwrap();
+        let writers = Writers { started, ..Writers::default() };
+        let young = directory.path().join("HEAD.lock");
+        writers.clear_stale(directory.path()).await;
+        assert!(quarantine.exists(), "somebody may still use it");
+        writers.clear_waiting().await;
+        assert!(!quarantine.exists());
+        assert!(young.exists(), "it was made since the node started");
     }
 
     #[tokio::test]
