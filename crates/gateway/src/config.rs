@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::Deserialize;
 use tabularium_common::{
-    config::{ConfigDuration, Fault, SecretFile, Validate},
+    config::{ConfigDuration, ConfigError, Fault, SecretFile, Validate},
     grpc::{Address, ListenAddress},
     ids::VirtualStorageName,
     telemetry::TelemetryConfig,
@@ -90,6 +90,14 @@ const fn default_stall_timeout() -> ConfigDuration {
 
 const fn default_drain_seconds() -> u64 {
     30
+}
+
+impl Config {
+    /// Reads every secret that is named and forgets it again, so that a bad one is told before anything is bound.
+    pub fn check_secrets(&self) -> Result<(), ConfigError> {
+        let files = [&self.router_token_file, &self.coordinator_token_file, &self.access_token_file];
+        files.into_iter().flatten().try_for_each(|file| file.read().map(drop))
+    }
 }
 
 impl Validate for Config {

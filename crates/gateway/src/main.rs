@@ -23,6 +23,9 @@ async fn main() -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
+    if let Err(error) = config.check_secrets() {
+        return program::exit(PROGRAM, program::BAD_CONFIG, &error);
+    }
     if service.check_config {
         return ExitCode::SUCCESS;
     }

@@ -125,6 +125,14 @@ async fn a_bad_configuration_ends_with_78_and_says_why() {
         assert_eq!(output.status.code(), Some(78), "{error}");
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
     }
+    // A secret that is not there is a fault of the configuration, checked or run.
+    std::fs::write(&config, format!("access_token_file = \"/no/such/secret\"\n{}", stage.config)).unwrap();
+    for arguments in [&["--check-config"][..], &[]] {
+        let output =
+            Command::new(BINARY).args(arguments).arg("--config").arg(&config).output().await.unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(78) && error.contains("/no/such/secret"), "{error}");
+    }
     std::fs::write(&config, &stage.config).unwrap();
     let output =
         Command::new(BINARY).args(["--check-config", "--config"]).arg(&config).output().await.unwrap();
