@@ -48,6 +48,11 @@ fn coloured(text: impl Into<String>, good: bool) -> Cell {
     Cell::new(text.into()).fg(if good { Color::Green } else { Color::Red })
 }
 
+/// Green or yellow: a copy that is behind will follow by itself.
+fn followed(text: impl Into<String>, up_to_date: bool) -> Cell {
+    Cell::new(text.into()).fg(if up_to_date { Color::Green } else { Color::Yellow })
+}
+
 fn counted(count: i64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
@@ -89,7 +94,7 @@ pub(crate) fn repositories(repositories: &Vec<RepositoryView>) -> String {
             Cell::new(&repository.relative_path),
             Cell::new(&repository.primary),
             Cell::new(repository.generation),
-            coloured(format!("{up_to_date} of {all}"), up_to_date == all),
+            followed(format!("{up_to_date} of {all}"), up_to_date == all),
             Cell::new(since(repository.written_at.as_ref())),
         ];
         if mirrors {
@@ -138,7 +143,7 @@ pub(crate) fn repository(repository: &RepositoryView) -> String {
         table.add_row([
             Cell::new(&replica.storage),
             Cell::new(generation),
-            coloured(state, replica.up_to_date),
+            followed(state, replica.up_to_date),
             Cell::new(role),
         ]);
     }
