@@ -59,6 +59,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
+/// How often a directory that was removed before a file got into it is made again.
+const MOVE_ATTEMPTS: usize = 100;
+
 /// Only fan-out directories and packs hold objects.
 fn holds_objects(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
@@ -73,10 +76,7 @@ fn migrate(from: &Path, to: &Path) -> io::Result<()> {
             continue;
         }
         let target = to.join(entry.file_name());
-        match fs::create_dir(&target) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
+        make_directory(&target)?;
         let mut files: Vec<PathBuf> =
             fs::read_dir(entry.path())?.map(|file| file.map(|file| file.path())).collect::<Result<_, _>>()?;
         // A pack counts from the moment its index is there.
@@ -91,15 +91,40 @@ fn migrate(from: &Path, to: &Path) -> io::Result<()> {
                 continue;
             }
             fs::File::open(&file)?.sync_all()?;
-            fs::rename(&file, &target)?;
+            move_in(&file, &target)?;
         }
-        fs::File::open(&target)?.sync_all()?;
+        match fs::File::open(&target) {
+            // A repack has taken all of it into a pack, which git has synced.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            directory => directory?.sync_all()?,
+        }
         touched = true;
     }
     if touched {
         fs::File::open(to)?.sync_all()?;
     }
     Ok(())
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Renames a file into a fan-out directory, which a concurrent repack removes whenever it finds it empty.
+fn move_in(file: &Path, target: &Path) -> io::Result<()> {
+    for _ in 0..MOVE_ATTEMPTS {
+        match fs::rename(file, target) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            moved => return moved,
+        }
+        if let Some(directory) = target.parent() {
+            make_directory(directory)?;
+        }
+    }
+    fs::rename(file, target)
 }
 
 #[cfg(test)]
@@ -125,5 +150,17 @@ mod tests {
         assert!(
             !to.join("other").exists() && !to.join("content").exists() && !to.join("ab/tmp_obj_x").exists()
         );
+    }
+    #[test]
+    fn a_directory_that_went_away_before_an_object_came_is_made_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("object");
+        fs::write(&file, "1").unwrap();
+        let target = directory.path().join("ab/1");
+        move_in(&file, &target).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"1");
+        assert!(!file.exists());
+        // A file that is not there is still an error, after a bounded number of tries.
+        assert_eq!(move_in(&file, &target).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }
