@@ -63,7 +63,7 @@ pub(crate) struct Revoker {
 }
 
 impl Revoker {
-    /// The receiver yields rows that [`crate::tasks::forget_revocations`] removes.
+    /// The receiver yields rows that a task removes.
     pub(crate) fn new(
         db: Db,
         sessions: Sessions,
