@@ -42,3 +42,11 @@ pub async fn connect(
         .await?;
     Ok((client, receiver))
 }
+
+/// Ends when the connection was given up for good. Only a service that keeps the client may wait for it: when the client
+/// is dropped this never ends.
+pub async fn closed(link: &mut watch::Receiver<Link>) {
+    if link.wait_for(|link| *link == Link::Closed).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

@@ -94,17 +94,10 @@ pub async fn run(
     }
     let ended = tokio::select! {
         stopped = stop => stopped.map_err(RunError::from),
-        () = closed(&mut running.link) => Err(RunError::BusClosed),
+        () = bus::closed(&mut running.link) => Err(RunError::BusClosed),
     };
     running.stop().await;
     ended
-}
-
-async fn closed(link: &mut watch::Receiver<Link>) {
-    if link.wait_for(|link| *link == Link::Closed).await.is_err() {
-        // The connection, and with it the only sender, is kept until the service has stopped.
-        std::future::pending::<()>().await;
-    }
 }
 
 /// Starts every worker. Neither bus nor coordinator need be there yet.
