@@ -82,6 +82,7 @@ impl From<&Repository> for wire::Route {
                 })
                 .collect(),
             home_site: repository.home_site.as_ref().map(ToString::to_string).unwrap_or_default(),
+            ..Self::default()
         }
     }
 }

@@ -95,7 +95,8 @@ impl Verdict {
                 Self { outcome: Outcome::Retried, settlement: Settlement::Nak(delay(retry.delay.as_ref())) }
             }
             Some(Disposition::Parked(_)) => Self { outcome: Outcome::Parked, settlement: Settlement::Term },
-            None => Self::UNKNOWN_ANSWER,
+            // Another round is asked of whoever copies; nobody here does yet.
+            Some(Disposition::AnotherRound(_)) | None => Self::UNKNOWN_ANSWER,
         }
     }
 

@@ -241,6 +241,7 @@ impl Order {
             write_id: self.write_id.clone(),
             router_id: inner.router_id.clone(),
             committed_storages: vec![self.primary.clone()],
+            unvoted: true,
         };
         let call = inner.coordinators.call(
             Some(&self.correlation),

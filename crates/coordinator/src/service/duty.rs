@@ -159,6 +159,7 @@ impl Duties {
             source: Some(self.storage_address(virtual_storage, &source.storage)),
             target: Some(self.storage_address(virtual_storage, &target)),
             generation: source.generation.0,
+            ..wire::ReplicateWork::default()
         };
         Ok(Ok((Work::Replicate(work), Some((source.generation, repository.epoch)))))
     }

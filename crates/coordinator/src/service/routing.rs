@@ -203,6 +203,7 @@ impl RoutingService for Routing {
             additional_replica_path: started.additional.map(String::from).unwrap_or_default(),
             lease_milliseconds: milliseconds(begin.intent.lease),
             assigned_secondaries: started.secondaries.into_iter().map(String::from).collect(),
+            ..wire::BeginWriteResponse::default()
         }))
     }
 
@@ -223,7 +224,10 @@ impl RoutingService for Routing {
             .spawn("commit", async move { writing::commit(&shared, id, &router_id, &storages).await });
         let committed = task.await.map_err(|error| Status::internal(error.to_string()))?;
         let generation = self.counted(WriteStep::Commit, committed)?;
-        Ok(Response::new(wire::CommitWriteResponse { generation: generation.0 }))
+        Ok(Response::new(wire::CommitWriteResponse {
+            generation: generation.0,
+            ..wire::CommitWriteResponse::default()
+        }))
     }
 
     async fn abort_write(

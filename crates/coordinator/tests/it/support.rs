@@ -256,6 +256,7 @@ pub(crate) async fn commit(
         write_id: begun.write_id.clone(),
         router_id: "router".into(),
         committed_storages: storages.iter().map(ToString::to_string).collect(),
+        unvoted: false,
     };
     routing.commit_write(request).await.map(|response| response.into_inner().generation)
 }

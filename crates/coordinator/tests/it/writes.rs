@@ -71,6 +71,7 @@ async fn a_commit_whose_answer_was_lost_is_answered_again_by_any_coordinator() {
         write_id: begun.write_id.clone(),
         router_id: "another".into(),
         committed_storages: vec![route.primary.clone()],
+        unvoted: false,
     };
     assert_eq!(routing.commit_write(stranger).await.unwrap_err().code(), Code::FailedPrecondition);
     assert_eq!(resolve(&mut routing, "a.git").await.unwrap().generation, generation + 1);

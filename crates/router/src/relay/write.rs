@@ -44,6 +44,7 @@ impl Relay {
             unreachable_storages: Vec::new(),
             sync_from_site: call.sync_from_site.clone(),
             correlation_id: call.correlation.to_str().unwrap_or_default().to_owned(),
+            ..BeginWriteRequest::default()
         };
         let mut refused: Vec<String> = Vec::new();
         let mut last = Refusal::NoHealthyNodes;

@@ -179,6 +179,7 @@ impl Coordinator {
                 .map(|(storage, _)| Replica { storage: storage.clone(), generation: 5 })
                 .collect(),
             home_site: String::new(),
+            write_quorum: 0,
         };
         state.routes.insert(relative_path.to_owned(), route);
     }
@@ -310,6 +311,7 @@ impl RoutingService for Coordinator {
             additional_replica_path,
             lease_milliseconds: state.write_lease_milliseconds,
             assigned_secondaries: Vec::new(),
+            participants: Vec::new(),
         }))
     }
 
@@ -322,7 +324,9 @@ impl RoutingService for Coordinator {
         state.commits.push(request.into_inner());
         match &state.commit_failure {
             Some(status) => Err(status.clone()),
-            None => Ok(Response::new(CommitWriteResponse { generation: 6 })),
+            None => {
+                Ok(Response::new(CommitWriteResponse { generation: 6, ..CommitWriteResponse::default() }))
+            }
         }
     }
 
