@@ -31,6 +31,7 @@ impl World {
             source: Some(self.storage("node-1")),
             target: Some(self.storage("node-2")),
             generation: 42,
+            ..ReplicateWork::default()
         })
     }
 
