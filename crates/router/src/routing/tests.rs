@@ -16,6 +16,7 @@ fn route(primary: &str, generation: i64, replicas: &[(&str, i64)]) -> Route {
             .map(|(storage, generation)| Replica { storage: (*storage).into(), generation: *generation })
             .collect(),
         home_site: String::new(),
+        ..Route::default()
     }
 }
 
