@@ -132,6 +132,7 @@ impl routing_service_server::RoutingService for OneRoute {
             epoch: 1,
             replicas: vec![Replica { storage: STORAGE.to_owned(), generation: 1 }],
             home_site: String::new(),
+            ..Route::default()
         };
         Ok(Response::new(ResolveRepositoryResponse { route: Some(route), cacheable: true }))
     }
