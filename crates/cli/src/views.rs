@@ -366,6 +366,7 @@ mod tests {
                 epoch: 1,
                 replicas: vec![replica("node-2", 3), replica("node-1", -1)],
                 home_site: String::new(),
+                ..wire::Route::default()
             }),
             created_at: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 0 }),
             ..wire::RepositoryDetails::default()
