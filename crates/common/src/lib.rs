@@ -7,7 +7,7 @@
 //!   whoever started it.
 //! * [`auth`]: Gitaly's v2 tokens. [`grpc`]: how we listen, dial, and map failures to status codes.
 //! * [`methods`]: the method registry: what every Gitaly RPC does, to which repository, as data.
-//! * [`pktline`]: git's framing. [`duties`]: what travels on the message bus; [`bus`]: the connection to it.
+//! * [`faults`]: crash points for tests. [`pktline`]: git's framing. [`duties`]: what travels on the message bus; [`bus`]: the connection to it.
 //!
 //! It must not know placement, SQL, git processes or HTTP routes. Unit tests sit beside the code:
 //! `cargo nextest run -p tabularium-common`.
@@ -18,6 +18,7 @@ pub mod auth;
 pub mod bus;
 pub mod config;
 pub mod duties;
+pub mod faults;
 pub mod grpc;
 pub mod ids;
 pub mod lifecycle;

@@ -4,7 +4,10 @@ use std::{error::Error, fmt::Write as _, path::PathBuf, process::ExitCode};
 
 use serde::de::DeserializeOwned;
 
-use crate::config::{self, Validate};
+use crate::{
+    config::{self, Validate},
+    faults,
+};
 
 /// The configuration cannot be used (`EX_CONFIG` of sysexits.h).
 pub const BAD_CONFIG: u8 = 78;
@@ -30,6 +33,7 @@ pub struct ServiceArguments {
 impl ServiceArguments {
     /// Reads and checks the configuration. A bad one has been told when the exit code comes back.
     pub fn load<C: DeserializeOwned + Validate>(&self, program: &str) -> Result<C, ExitCode> {
+        faults::prepare(&self.config).map_err(|error| exit(program, BAD_CONFIG, &error))?;
         config::load(&self.config).map_err(|error| exit(program, BAD_CONFIG, &error))
     }
 }

@@ -1,8 +1,10 @@
 //! Starts the cluster in the order in which its parts need each other, and steers it.
 
 use std::{
+    fmt,
     fs::{self, File, OpenOptions, TryLockError},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use futures::future::{join_all, try_join_all};
@@ -71,6 +73,24 @@ pub enum Gateways {
     PerRouter,
 }
 
+/// Puts something between two services: who is told an address (`home/router-1`), whose it is (`home/node-2`), and the
+/// address itself (`host:port`), to the address that is told instead.
+#[derive(Clone)]
+pub struct Detour(Arc<dyn Fn(&str, &str, &str) -> String + Send + Sync>);
+
+impl Detour {
+    /// Asked once for each pair of services, when the first of them is configured.
+    pub fn new(between: impl Fn(&str, &str, &str) -> String + Send + Sync + 'static) -> Self {
+        Self(Arc::new(between))
+    }
+}
+
+impl fmt::Debug for Detour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Detour")
+    }
+}
+
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
@@ -90,6 +110,10 @@ pub struct ClusterOptions {
     pub log_filter: String,
     /// Keys of the coordinators' `[timing]` table, such as `("router_lease", "500ms")`.
     pub timing: Vec<(String, String)>,
+    /// What stands between services, if anything. Only calls go through it; Postgres and NATS are reached directly.
+    pub detour: Option<Detour>,
+    /// Gives every service a directory `faults` where crash points are armed, see `tabularium_common::faults`.
+    pub faults: bool,
 }
 
 impl ClusterOptions {
@@ -104,6 +128,8 @@ impl ClusterOptions {
             durability: Durability::Full,
             log_filter: "info".to_owned(),
             timing: Vec::new(),
+            detour: None,
+            faults: false,
         }
     }
 }
@@ -207,13 +233,19 @@ impl Cluster {
     }
 
     fn service(&self, site: usize, kind: Kind, index: u16, config: toml::Table) -> Service {
-        let short = match kind {
-            Kind::GeoReceiver => kind.name().to_owned(),
-            _ => format!("{}-{}", kind.name(), index + 1),
-        };
+        let name = self.service_name(site, kind, index);
+        let directory = self.options.state.join(&name);
+        let service = Service::new(kind, name, directory, self.binaries.join(kind.binary()), config);
+        if self.options.faults { service.with_faults() } else { service }
+    }
+
+    /// `home/node-1`.
+    fn service_name(&self, site: usize, kind: Kind, index: u16) -> String {
         let site = self.sites[site].name.as_str();
-        let directory = self.options.state.join(site).join(&short);
-        Service::new(kind, format!("{site}/{short}"), directory, self.binaries.join(kind.binary()), config)
+        match kind {
+            Kind::GeoReceiver => format!("{site}/{}", kind.name()),
+            _ => format!("{site}/{}-{}", kind.name(), index + 1),
+        }
     }
 
     fn facts(&self, site: usize) -> SiteFacts<'_> {
@@ -244,8 +276,6 @@ impl Cluster {
     }
 
     fn coordinators(&mut self, site: usize) -> Vec<Service> {
-        let storages: Vec<_> =
-            (0..).map(storage_name).zip(self.addresses(site, Kind::Node, Service::grpc)).collect();
         let subscriber = (site == 0 && self.sites.len() > 1).then_some(MIRROR);
         let home = self.home_url(site);
         let home = home.as_deref().map(|url| HomeSite { name: HOME, url });
@@ -253,6 +283,9 @@ impl Cluster {
             .map(|index| {
                 let grpc = self.port(site, Purpose::Main(Kind::Coordinator), index);
                 let http = self.port(site, Purpose::CoordinatorHttp, index);
+                let name = self.service_name(site, Kind::Coordinator, index);
+                let nodes = self.addresses(site, &name, Kind::Node, Service::grpc);
+                let storages: Vec<_> = (0..).map(storage_name).zip(nodes).collect();
                 let facts = self.facts(site);
                 let timing = &self.options.timing;
                 let config =
@@ -263,9 +296,10 @@ impl Cluster {
     }
 
     fn routers(&mut self, site: usize) -> Vec<Service> {
-        let coordinators = self.addresses(site, Kind::Coordinator, Service::grpc);
         (0..self.sites[site].size.routers)
             .map(|index| {
+                let name = self.service_name(site, Kind::Router, index);
+                let coordinators = self.addresses(site, &name, Kind::Coordinator, Service::grpc);
                 let port = self.port(site, Purpose::Main(Kind::Router), index);
                 // Each prefers another coordinator, so that both are in use.
                 let coordinators = rotated(&coordinators, index);
@@ -276,15 +310,18 @@ impl Cluster {
     }
 
     fn gateways(&mut self, site: usize) -> Vec<Service> {
-        let coordinators = self.addresses(site, Kind::Coordinator, Service::grpc);
-        let routers = self.addresses(site, Kind::Router, Service::grpc);
-        let groups: Vec<Vec<String>> = match self.options.gateways {
-            Gateways::One => vec![routers],
-            Gateways::PerRouter => routers.into_iter().map(|router| vec![router]).collect(),
+        let count = match self.options.gateways {
+            Gateways::One => 1,
+            Gateways::PerRouter => self.sites[site].size.routers,
         };
-        (0..)
-            .zip(groups)
-            .map(|(index, routers)| {
+        (0..count)
+            .map(|index| {
+                let name = self.service_name(site, Kind::Gateway, index);
+                let coordinators = self.addresses(site, &name, Kind::Coordinator, Service::grpc);
+                let mut routers = self.addresses(site, &name, Kind::Router, Service::grpc);
+                if self.options.gateways == Gateways::PerRouter {
+                    routers = vec![routers.swap_remove(usize::from(index))];
+                }
                 let port = self.port(site, Purpose::Main(Kind::Gateway), index);
                 let config = recipe::gateway(&self.facts(site), port, &routers, &coordinators);
                 self.service(site, Kind::Gateway, index, config)
@@ -293,11 +330,9 @@ impl Cluster {
     }
 
     fn replicators(&mut self, site: usize) -> Vec<Service> {
-        let coordinators = self.addresses(site, Kind::Coordinator, Service::grpc);
-        let routers = self.addresses(site, Kind::Router, Service::grpc);
-        let gateway = self.addresses(site, Kind::Gateway, Service::http).into_iter().next();
+        let gateway = self.listening(site, Kind::Gateway, Service::http).into_iter().next();
         let external_url = gateway.map(|address| format!("http://{address}"));
-        let receiver = self.addresses(1, Kind::GeoReceiver, Service::http).into_iter().next();
+        let receiver = self.listening(1, Kind::GeoReceiver, Service::http).into_iter().next();
         let subscriber = receiver.as_deref().filter(|_| site == 0).map(|receiver| Subscriber {
             name: MIRROR,
             receiver,
@@ -307,7 +342,10 @@ impl Cluster {
         let home = home.as_deref().map(|url| HomeSite { name: HOME, url });
         (0..self.sites[site].size.replicators)
             .map(|index| {
+                let name = self.service_name(site, Kind::Replicator, index);
+                let coordinators = self.addresses(site, &name, Kind::Coordinator, Service::grpc);
                 let coordinators = rotated(&coordinators, index);
+                let routers = self.addresses(site, &name, Kind::Router, Service::grpc);
                 let router = rotated(&routers, index).swap_remove(0);
                 let facts = self.facts(site);
                 let peers = recipe::Peers {
@@ -331,13 +369,34 @@ impl Cluster {
 
     /// Where a mirror site fetches from; `None` for the home site itself.
     fn home_url(&self, site: usize) -> Option<String> {
-        let gateway = self.addresses(0, Kind::Gateway, Service::http).into_iter().next();
+        let gateway = self.listening(0, Kind::Gateway, Service::http).into_iter().next();
         gateway.filter(|_| site > 0).map(|address| format!("http://{address}"))
     }
 
-    fn addresses(&self, site: usize, kind: Kind, of: fn(&Service) -> Option<&str>) -> Vec<String> {
+    /// Where the services of one kind listen.
+    fn listening(&self, site: usize, kind: Kind, of: fn(&Service) -> Option<&str>) -> Vec<String> {
+        self.addresses(site, "", kind, of)
+    }
+
+    /// Where `user` reaches the services of one kind: as [`Cluster::listening`], by the detour if there is one.
+    fn addresses(
+        &self,
+        site: usize,
+        user: &str,
+        kind: Kind,
+        of: fn(&Service) -> Option<&str>,
+    ) -> Vec<String> {
         let Some(site) = self.sites.get(site) else { return Vec::new() };
-        self.of_site(site).filter(|service| service.kind == kind).filter_map(of).map(str::to_owned).collect()
+        let services = self.of_site(site).filter(|service| service.kind == kind);
+        let told = |service: &Service| {
+            let address = of(service)?;
+            let Some(Detour(between)) = self.options.detour.as_ref().filter(|_| !user.is_empty()) else {
+                return Some(address.to_owned());
+            };
+            let (scheme, host) = address.split_at(address.find("://").map_or(0, |at| at + "://".len()));
+            Some(format!("{scheme}{}", between(user, &service.name, host)))
+        };
+        services.filter_map(told).collect()
     }
 
     fn of_site<'a>(&'a self, site: &'a Site) -> impl Iterator<Item = &'a Service> {

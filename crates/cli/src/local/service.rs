@@ -10,7 +10,7 @@ use std::{
 
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use tabularium_common::announce::Announcement;
+use tabularium_common::{announce::Announcement, faults};
 use tokio::time::Instant;
 
 use super::{
@@ -98,6 +98,8 @@ pub(crate) struct Service {
     paused: bool,
     /// Length of the log when it was started last.
     log_before: u64,
+    /// Whether it may be struck at crash points.
+    faults: bool,
 }
 
 impl Service {
@@ -120,7 +122,13 @@ impl Service {
             process: None,
             paused: false,
             log_before: 0,
+            faults: false,
         }
+    }
+
+    /// Lets tests strike at its crash points, armed in the directory `faults` beside its log.
+    pub(crate) fn with_faults(self) -> Self {
+        Self { faults: true, ..self }
     }
 
     pub(crate) fn config_path(&self) -> PathBuf {
@@ -193,11 +201,17 @@ impl Service {
             }
             _ => {}
         }
-        let launch = Launch::new(&self.program, self.log())
+        let mut launch = Launch::new(&self.program, self.log())
             .arg("--config")
             .arg(self.config_path())
             .arg("--announce")
             .arg(&announce);
+        if self.faults {
+            let directory = self.directory.join("faults");
+            private_directory(&directory)
+                .map_err(io_error(format!("cannot create {}", directory.display())))?;
+            launch.environment.push((faults::VARIABLE.into(), directory.into()));
+        }
         let process = launch.start().map_err(io_error(format!("cannot start {}", self.name)))?;
         self.paused = false;
         let pid = process.pid();
