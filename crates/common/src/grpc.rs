@@ -41,6 +41,12 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest message taken or sent as a whole; gRPC's own default, which Gitaly's clients rely on.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
+/// The name under which a node's `grpc.health.v1` tells whether one of its storages can be used. It names the file system
+/// too: a node on whose disk another one was put does not know this service.
+pub fn storage_health_service(storage: &str, filesystem_id: &str) -> String {
+    format!("tabularium.storage/{storage}/{filesystem_id}")
+}
+
 /// Where a service is reached: `tcp://host:port` or `unix:/path` (wire reference, section 0.2).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
@@ -108,6 +114,7 @@ impl fmt::Display for Address {
 }
 
 /// A byte stream to or from a peer, over TCP or a socket file.
+#[derive(Debug)]
 pub enum Connection {
     /// TCP, with Nagle's algorithm off.
     Tcp(TcpStream),
@@ -191,10 +198,9 @@ impl Connected for Connection {
     fn connect_info(&self) {}
 }
 
-/// A channel that dials when it is first used and again whenever its connection was lost.
-pub fn channel(address: &Address) -> Channel {
-    // The authority is only text in the requests; the connector below decides where to go.
-    let endpoint = Endpoint::from_static("http://tabularium.invalid")
+/// The settings of a client. The authority is only text in the requests; a connector decides where to go.
+pub(crate) fn endpoint() -> Endpoint {
+    Endpoint::from_static("http://tabularium.invalid")
         .connect_timeout(CONNECT_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -202,9 +208,13 @@ pub fn channel(address: &Address) -> Channel {
         .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true);
+        .keep_alive_while_idle(true)
+}
+
+/// A channel that dials when it is first used and again whenever its connection was lost.
+pub fn channel(address: &Address) -> Channel {
     let address = address.clone();
-    endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+    endpoint().connect_with_connector_lazy(tower::service_fn(move |_| {
         let address = address.clone();
         async move { address.connect().await.map(TokioIo::new) }
     }))

@@ -6,6 +6,7 @@
 //! * [`program`]: the frame of every service's `main`. [`lifecycle`]: one owner for every task, and the order in which a service stops. [`announce`]: where it listens, told to
 //!   whoever started it.
 //! * [`auth`]: Gitaly's v2 tokens. [`grpc`]: how we listen, dial, and map failures to status codes.
+//! * [`multiplex`]: Gitaly's connections that carry RPCs both ways, on which nodes vote.
 //! * [`methods`]: the method registry: what every Gitaly RPC does, to which repository, as data.
 //! * [`faults`]: crash points for tests. [`pktline`]: git's framing. [`duties`]: what travels on the message bus; [`bus`]: the connection to it.
 //!
@@ -23,6 +24,7 @@ pub mod grpc;
 pub mod ids;
 pub mod lifecycle;
 pub mod methods;
+pub mod multiplex;
 pub mod pktline;
 pub mod program;
 pub mod telemetry;

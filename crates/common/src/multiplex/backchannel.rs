@@ -1,0 +1,67 @@
+//! The way back to whoever dialled.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use hyper_util::rt::TokioIo;
+use tonic::transport::Channel;
+
+use super::{VOTE_PING_INTERVAL, VOTE_PING_TIMEOUT, session::Session};
+use crate::grpc;
+
+/// Number of a multiplexed connection in this process, from 1. Gitaly writes 0 where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(u64);
+
+impl ConnectionId {
+    pub(super) fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The number.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The way back to the peer of the connection that a request came over: an extension of the request.
+#[derive(Debug, Clone)]
+pub struct Backchannel {
+    id: ConnectionId,
+    channel: Channel,
+}
+
+impl Backchannel {
+    /// Its stream is opened when it is first used. Calls fail at once when the connection ends, and when the peer leaves
+    /// [`VOTE_PING_INTERVAL`] and [`VOTE_PING_TIMEOUT`] pass without a word; that ends the connection too.
+    pub(super) fn new(session: Session) -> Self {
+        let endpoint = grpc::endpoint()
+            .http2_keep_alive_interval(VOTE_PING_INTERVAL)
+            .keep_alive_timeout(VOTE_PING_TIMEOUT)
+            .keep_alive_while_idle(true);
+        let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+            let session = session.clone();
+            async move { session.open().await.map(|stream| TokioIo::new(stream.holding_session())) }
+        }));
+        Self { id: ConnectionId::next(), channel }
+    }
+
+    /// Number of the connection.
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// For typed clients.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+}
