@@ -117,6 +117,7 @@ impl From<&Snapshot> for wire::Topology {
                         .map(|storage| wire::Storage {
                             name: storage.name.to_string(),
                             address: storage.address.to_string(),
+                            ..wire::Storage::default()
                         })
                         .collect(),
                 })

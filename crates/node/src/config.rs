@@ -4,7 +4,7 @@ use std::{collections::HashSet, ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 use tabularium_common::{
-    config::{Fault, SecretFile, Validate},
+    config::{ConfigDuration, Fault, SecretFile, Validate},
     grpc::ListenAddress,
     ids::StorageName,
     telemetry::TelemetryConfig,
@@ -38,6 +38,9 @@ pub struct Config {
     /// At least one.
     #[serde(default)]
     pub storage: Vec<StorageConfig>,
+    /// How the storages are looked after.
+    #[serde(default)]
+    pub storage_health: StorageHealthConfig,
     /// Logs and traces.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
@@ -52,6 +55,31 @@ pub struct StorageConfig {
     /// Its directory, which must exist: a volume that is not mounted must not look like an empty storage.
     pub path: PathBuf,
 }
+
+/// The `[storage_health]` table.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StorageHealthConfig {
+    /// Pause between two looks at a storage, each of which writes, syncs, reads and removes a small file.
+    pub interval: ConfigDuration,
+    /// A storage that takes longer for it is not served until it is done.
+    pub patience: ConfigDuration,
+    /// A storage with less free space than this is not served.
+    pub minimum_free_mebibytes: u64,
+}
+
+impl Default for StorageHealthConfig {
+    fn default() -> Self {
+        Self {
+            interval: ConfigDuration::from_secs(1),
+            patience: ConfigDuration::from_secs(5),
+            minimum_free_mebibytes: 128,
+        }
+    }
+}
+
+/// Shortest time that a look may be given, or that may lie between two.
+const SHORTEST_HEALTH_TIME: ConfigDuration = ConfigDuration::from_millis(10);
 
 /// What the node takes from the process it runs in.
 #[derive(Debug, Clone)]
@@ -96,6 +124,13 @@ impl Validate for Config {
             if !storage.path.is_dir() {
                 let key = format!("storage.path of {}", storage.name);
                 faults.push(Fault::new(key, storage.path.display(), "a directory that exists"));
+            }
+        }
+        let StorageHealthConfig { interval, patience, .. } = self.storage_health;
+        for (key, length) in [("interval", interval), ("patience", patience)] {
+            if length < SHORTEST_HEALTH_TIME {
+                let allowed = format!("{SHORTEST_HEALTH_TIME} or more");
+                faults.push(Fault::new(format!("storage_health.{key}"), length, allowed));
             }
         }
         if !(MIN_GIT_PROCESSES..=MAX_GIT_PROCESSES).contains(&self.max_git_processes) {

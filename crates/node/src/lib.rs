@@ -10,6 +10,7 @@
 //! it that none outlives its request. Whatever is created is built under `<storage>/+gitaly/tmp`, synced, and renamed
 //! into place.
 //!
+//! * [`storage_health`]: whether each disk can be used, found out by using it.
 //! * [`config`]: the file; `deploy/config/node.toml` is an example.
 //! * [`fetch_proxy`]: the subcommand that git runs instead of `ssh` to fetch from another node.
 //! * [`error`]: codes and texts, word for word Gitaly's.
@@ -33,4 +34,5 @@ mod rpc_log;
 pub mod server;
 mod services;
 mod storage;
+mod storage_health;
 mod whole_requests;

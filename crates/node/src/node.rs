@@ -1,15 +1,20 @@
 //! What every service of the node works with.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use tabularium_common::lifecycle::Tasks;
 
-use crate::{git::Git, keyed_locks::KeyedLocks, storage::Storages};
+use crate::{
+    git::Git, keyed_locks::KeyedLocks, storage::Storages,
+    storage_health::StorageHealth,
+};
 
 /// The node, handed to each service as `Arc<Node>`.
 pub(crate) struct Node {
     /// Where repositories are.
     pub(crate) storages: Storages,
+    /// Whether they can be used.
+    pub(crate) storage_health: Arc<StorageHealth>,
     /// Starts git.
     pub(crate) git: Git,
     /// Owns every task that outlives a handler.

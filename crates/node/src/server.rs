@@ -9,7 +9,7 @@ use tabularium_common::{
     config::ConfigError,
     grpc::{self, Address, ListenAddress, Listener},
     lifecycle::{Readiness, Tasks},
-    methods,
+    methods, multiplex,
 };
 use tabularium_proto::{
     DESCRIPTORS,
@@ -25,6 +25,10 @@ use tabularium_proto::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::{InterceptorLayer, RoutesBuilder};
+use tonic_health::{
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
 use tower::util::MapRequestLayer;
 
 use crate::{
@@ -41,6 +45,7 @@ use crate::{
         upload_pack::UploadPackServer,
     },
     storage::Storages,
+    storage_health::StorageHealth,
     whole_requests,
 };
 
@@ -184,8 +189,14 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         tasks.clone(),
         metrics.clone(),
     );
+    let (health_reporter, _) = tonic_health::server::health_reporter();
+    let storage_health =
+        StorageHealth::start(&storages, &config.storage_health, health_reporter.clone(), &tasks)
+            .await
+            .map_err(|source| ServerError::Storage { name: "threads".to_owned(), source })?;
     let node = Arc::new(Node {
         storages: Storages::new(storages),
+        storage_health,
         git,
         tasks: tasks.clone(),
         fetch_proxy: surroundings.fetch_proxy,
@@ -207,12 +218,14 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
 
     let shutdown = CancellationToken::new();
     let router = grpc::server()
+        .layer(MapRequestLayer::new(multiplex::introduce))
         .layer(RpcLogLayer::new(Arc::new(methods::Registry::read()?), metrics))
         .layer(InterceptorLayer::new(RequireToken(token)))
         .layer(MapRequestLayer::new(whole_requests::guard))
-        .add_routes(routes(&node)?);
+        .add_routes(routes(&node, health_reporter)?);
     let stopping = shutdown.clone().cancelled_owned();
-    let served = tasks.spawn("grpc", router.serve_with_incoming_shutdown(listener, stopping));
+    let incoming = multiplex::Incoming::new(listener, tasks.clone());
+    let served = tasks.spawn("grpc", router.serve_with_incoming_shutdown(incoming, stopping));
     let drain = Duration::from_secs(config.drain_seconds);
     Ok(Running { address, admin, readiness, shutdown, served, tasks, drain, _claims: claims })
 }
@@ -223,10 +236,9 @@ async fn bind(address: &ListenAddress) -> Result<Listener, ServerError> {
 }
 
 /// Every service of the node.
-fn routes(node: &Arc<Node>) -> Result<tonic::service::Routes, ServerError> {
+fn routes(node: &Arc<Node>, health: HealthReporter) -> Result<tonic::service::Routes, ServerError> {
     let mut routes = RoutesBuilder::default();
-    let (_, health) = tonic_health::server::health_reporter();
-    routes.add_service(health);
+    routes.add_service(HealthServer::new(HealthService::from_health_reporter(health)));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)

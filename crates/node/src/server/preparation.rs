@@ -10,7 +10,6 @@ use std::{
 };
 
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
 use tabularium_common::lifecycle::Tasks;
 use tokio::process::Command;
 
@@ -19,11 +18,13 @@ use crate::{
     git::transport,
     server::ServerError,
     storage::{OWN_DIRECTORY, Storage},
+    storage_health::{IDENTITY_FILE, Identity, read_identity},
 };
 
 /// The oldest git whose options and protocol the node relies on.
 const OLDEST_GIT: (u32, u32) = (2, 39);
-const METADATA_FILE: &str = ".gitaly-metadata";
+/// What a new disk may hold already.
+const NEW_DISK: [&str; 2] = [OWN_DIRECTORY, "lost+found"];
 const CLAIM_FILE: &str = "node.lock";
 
 /// Held open and locked as long as the node uses the storage.
@@ -34,11 +35,6 @@ pub(super) struct Claim {
 pub(super) struct Prepared {
     pub(super) storage: Storage,
     pub(super) claim: Claim,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Metadata {
-    gitaly_filesystem_id: String,
 }
 
 /// Claims the storage for this process, gives it its id, and clears what earlier processes left half-done.
@@ -96,26 +92,30 @@ fn claim(own: &Path) -> io::Result<Claim> {
     Ok(Claim { _file: file })
 }
 
-/// The id by which clients tell whether two storages are the same file system (wire reference, section b.9).
+/// The id by which clients tell whether two storages are the same file system (wire reference, section b.9), and
+/// coordinators whether a storage is still the one they know. Made on an empty disk only: data whose identity is lost may
+/// be anybody's, and a new one would hide that.
 fn filesystem_id(root: &Path) -> io::Result<String> {
-    let path = root.join(METADATA_FILE);
-    match fs::read(&path) {
-        Ok(bytes) => {
-            let metadata: Metadata = serde_json::from_slice(&bytes)
-                .map_err(|error| io::Error::other(format!("{METADATA_FILE}: {error}")))?;
-            Ok(metadata.gitaly_filesystem_id)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let metadata = Metadata { gitaly_filesystem_id: uuid::Uuid::new_v4().to_string() };
-            let mut file = tempfile::NamedTempFile::new_in(root.join(OWN_DIRECTORY).join("tmp"))?;
-            file.write_all(&serde_json::to_vec(&metadata).map_err(io::Error::other)?)?;
-            file.as_file().sync_all()?;
-            file.persist(&path)?;
-            File::open(root)?.sync_all()?;
-            Ok(metadata.gitaly_filesystem_id)
-        }
-        Err(error) => Err(error),
+    match read_identity(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        read => return read,
     }
+    for entry in fs::read_dir(root)? {
+        let name = entry?.file_name();
+        if !NEW_DISK.iter().any(|known| name == *known) {
+            return Err(io::Error::other(format!(
+                "it holds data ({}) and no identity file {IDENTITY_FILE}: restore that file, or empty the directory",
+                name.to_string_lossy()
+            )));
+        }
+    }
+    let identity = Identity { gitaly_filesystem_id: uuid::Uuid::new_v4().to_string() };
+    let mut file = tempfile::NamedTempFile::new_in(root.join(OWN_DIRECTORY).join("tmp"))?;
+    file.write_all(&serde_json::to_vec(&identity).map_err(io::Error::other)?)?;
+    file.as_file().sync_all()?;
+    file.persist(root.join(IDENTITY_FILE))?;
+    File::open(root)?.sync_all()?;
+    Ok(identity.gitaly_filesystem_id)
 }
 
 /// The version of the git program, which must be new enough.
@@ -172,5 +172,19 @@ mod tests {
         assert_eq!(storage(&config, &tasks).unwrap().storage.filesystem_id, id);
         tasks.drain(std::time::Duration::from_secs(5)).await.unwrap();
         assert!(!stale.exists());
+    }
+
+    #[tokio::test]
+    async fn data_without_its_identity_is_not_given_a_new_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = StorageConfig { name: "a".parse().unwrap(), path: directory.path().to_owned() };
+        let tasks = Tasks::new();
+        fs::create_dir(directory.path().join("lost+found")).unwrap();
+        let first = storage(&config, &tasks).unwrap();
+        drop(first);
+        fs::create_dir(directory.path().join("@cluster")).unwrap();
+        fs::remove_file(directory.path().join(IDENTITY_FILE)).unwrap();
+        let refused = storage(&config, &tasks).err().unwrap().to_string();
+        assert!(refused.contains("@cluster") && refused.contains(IDENTITY_FILE), "{refused}");
     }
 }

@@ -1,8 +1,7 @@
 //! `gitaly.ServerService`: what this node is and how its disks are doing (wire reference, section b.9).
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::sync::Arc;
 
-use rustix::fs::{statfs, statvfs};
 use tabularium_common::VERSION;
 use tabularium_proto::gitaly::{
     DiskStatisticsRequest, DiskStatisticsResponse, ReadinessCheckRequest, ReadinessCheckResponse,
@@ -12,11 +11,9 @@ use tabularium_proto::gitaly::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::{
-    node::Node,
-    storage::{OWN_DIRECTORY, Storage},
-};
+use crate::{node::Node, storage::Storage, storage_health::Report};
 
+/// Answers from the last look at each disk: one that hangs holds up nobody.
 pub(crate) struct ServerInfoServer(Arc<Node>);
 
 impl ServerInfoServer {
@@ -24,57 +21,14 @@ impl ServerInfoServer {
         Self(node)
     }
 
-    async fn each<T: Send + 'static>(
-        &self,
-        look: impl Fn(&Storage) -> T + Send + 'static,
-    ) -> Result<Vec<T>, Status> {
-        let storages: Vec<Storage> = self.0.storages.iter().cloned().collect();
-        tokio::task::spawn_blocking(move || storages.iter().map(look).collect())
-            .await
-            .map_err(|error| Status::internal(error.to_string()))
+    fn reports(&self) -> impl Iterator<Item = (&Storage, Report)> {
+        let reported = |storage: &Storage| self.0.storage_health.report(&storage.name);
+        self.0.storages.iter().filter_map(move |storage| Some((storage, reported(storage)?)))
     }
 }
 
-/// Names of common file systems, as Gitaly reports them.
-fn file_system_type(root: &Path) -> String {
-    let Ok(found) = statfs(root) else { return "unknown".to_owned() };
-    match found.f_type {
-        0xef53 => "ext2/ext3".to_owned(),
-        0x5846_5342 => "xfs".to_owned(),
-        0x9123_683e => "btrfs".to_owned(),
-        0x0102_1994 => "tmpfs".to_owned(),
-        0x794c_7630 => "overlayfs".to_owned(),
-        0x2fc1_2fc1 => "zfs".to_owned(),
-        0x6969 => "nfs".to_owned(),
-        other => format!("unknown ({other:#x})"),
-    }
-}
-
-/// Whether a file can be created and removed, which a file system that went read-only refuses.
-fn write_test(storage: &Storage) -> io::Result<()> {
-    let directory = storage.root.join(OWN_DIRECTORY);
-    tempfile::Builder::new().prefix("+testWrite").tempfile_in(directory)?.close()
-}
-
-fn status(storage: &Storage) -> server_info_response::StorageStatus {
-    server_info_response::StorageStatus {
-        storage_name: storage.name.clone(),
-        readable: fs::read_dir(&storage.root).is_ok(),
-        writeable: write_test(storage).is_ok(),
-        fs_type: file_system_type(&storage.root),
-        filesystem_id: storage.filesystem_id.clone(),
-        replication_factor: 1,
-    }
-}
-
-fn disk(storage: &Storage) -> io::Result<disk_statistics_response::StorageStatus> {
-    let found = statvfs(&storage.root)?;
-    let bytes = |blocks: u64| i64::try_from(blocks.saturating_mul(found.f_frsize)).unwrap_or(i64::MAX);
-    Ok(disk_statistics_response::StorageStatus {
-        storage_name: storage.name.clone(),
-        available: bytes(found.f_bavail),
-        used: bytes(found.f_blocks.saturating_sub(found.f_bfree)),
-    })
+fn bytes(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 #[tonic::async_trait]
@@ -86,7 +40,17 @@ impl ServerService for ServerInfoServer {
         Ok(Response::new(ServerInfoResponse {
             server_version: VERSION.to_owned(),
             git_version: self.0.git_version.clone(),
-            storage_statuses: self.each(status).await?,
+            storage_statuses: self
+                .reports()
+                .map(|(storage, report)| server_info_response::StorageStatus {
+                    storage_name: storage.name.clone(),
+                    readable: report.readable,
+                    writeable: report.writeable && report.problem.is_none(),
+                    fs_type: report.fs_type,
+                    filesystem_id: storage.filesystem_id.clone(),
+                    replication_factor: 1,
+                })
+                .collect(),
         }))
     }
 
@@ -94,9 +58,14 @@ impl ServerService for ServerInfoServer {
         &self,
         _: Request<DiskStatisticsRequest>,
     ) -> Result<Response<DiskStatisticsResponse>, Status> {
-        let disks: io::Result<Vec<_>> = self.each(disk).await?.into_iter().collect();
-        let storage_statuses =
-            disks.map_err(|error| Status::internal(format!("disk statistics: {error}")))?;
+        let storage_statuses = self
+            .reports()
+            .map(|(storage, report)| disk_statistics_response::StorageStatus {
+                storage_name: storage.name.clone(),
+                available: bytes(report.available),
+                used: bytes(report.used),
+            })
+            .collect();
         Ok(Response::new(DiskStatisticsResponse { storage_statuses }))
     }
 
@@ -105,14 +74,11 @@ impl ServerService for ServerInfoServer {
         _: Request<ReadinessCheckRequest>,
     ) -> Result<Response<ReadinessCheckResponse>, Status> {
         let failed_checks: Vec<_> = self
-            .each(|storage| (storage.name.clone(), write_test(storage)))
-            .await?
-            .into_iter()
-            .filter_map(|(name, tested)| {
-                let error_message = tested.err()?.to_string();
+            .reports()
+            .filter_map(|(storage, report)| {
                 Some(readiness_check_response::failure::Response {
-                    name: format!("storage {name}"),
-                    error_message,
+                    name: format!("storage {}", storage.name),
+                    error_message: report.problem?.to_string(),
                 })
             })
             .collect();

@@ -15,7 +15,7 @@ use tabularium_common::{
     telemetry::TelemetryConfig,
 };
 use tabularium_node::{
-    config::{Config, StorageConfig, Surroundings},
+    config::{Config, StorageConfig, StorageHealthConfig, Surroundings},
     server::{self, Running},
 };
 use tabularium_proto::gitaly::{
@@ -71,6 +71,7 @@ impl TestNode {
             max_git_processes: 16,
             drain_seconds: 10,
             storage: vec![StorageConfig { name: storage.parse().unwrap(), path: root }],
+            storage_health: StorageHealthConfig::default(),
             telemetry: TelemetryConfig::default(),
         };
         change(&mut config);

@@ -39,6 +39,8 @@ pub(crate) struct Node {
     /// Its name.
     pub(crate) storage: Arc<str>,
     address: Address,
+    /// The file system that must be there; empty while no coordinator knows.
+    filesystem_id: RwLock<Arc<str>>,
     healthy: AtomicBool,
     slow_probes: AtomicU8,
     gauge: Gauge,
@@ -52,6 +54,17 @@ impl Node {
     /// Believed to be healthy.
     pub(crate) fn healthy(&self) -> bool {
         self.healthy.load(Ordering::Relaxed)
+    }
+
+    fn filesystem_id(&self) -> Arc<str> {
+        Arc::clone(&self.filesystem_id.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn expect_filesystem(&self, id: &str) {
+        let mut present = self.filesystem_id.write().unwrap_or_else(PoisonError::into_inner);
+        if **present != *id {
+            *present = id.into();
+        }
     }
 
     /// For typed questions of the router's own.
@@ -166,10 +179,12 @@ impl Nodes {
                 let same = known
                     .and_then(|storages| named(storages, &storage.name))
                     .filter(|node| node.address == address);
-                storages.push(match same {
+                let node = match same {
                     Some(node) => Arc::clone(node),
                     None => Arc::new(self.node(&virtual_storage.name, storage.name, address)),
-                });
+                };
+                node.expect_filesystem(&storage.filesystem_id);
+                storages.push(node);
             }
             virtual_storages.insert(virtual_storage.name, storages);
         }
@@ -185,6 +200,7 @@ impl Nodes {
             storage: storage.into(),
             channel: channel(&address),
             address,
+            filesystem_id: RwLock::new("".into()),
             // Until something says otherwise: a router that starts must not blame nodes it has never asked.
             healthy: AtomicBool::new(true),
             slow_probes: AtomicU8::new(0),

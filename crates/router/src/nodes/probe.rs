@@ -1,11 +1,14 @@
 //! Asks every node for its health, once a second, so that a node that is down is avoided before a client finds out, and
-//! one that is back is used again.
+//! one that is back is used again. What is asked for is the health of the very file system that the coordinator knows: a
+//! node that came back with another disk is not used.
 
 use std::sync::Arc;
 
 use futures::future::join_all;
-use tabularium_common::auth::SendToken;
+use tabularium_common::{auth::SendToken, grpc::storage_health_service};
+use tabularium_proto::gitaly::{ServerInfoRequest, server_service_client::ServerServiceClient};
 use tokio::time::{MissedTickBehavior, timeout};
+use tonic::{Code, Status};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -28,14 +31,45 @@ impl Nodes {
 }
 
 async fn probe(node: &Node, token: &SendToken) {
-    let mut client = HealthClient::with_interceptor(node.channel(), token.clone());
-    let check = client.check(HealthCheckRequest { service: String::new() });
-    match timeout(PROBE_TIMEOUT, check).await {
+    match timeout(PROBE_TIMEOUT, check(node, token)).await {
         Err(_) => node.believe_slow(),
         Ok(Err(status)) => node.believe(false, status.message()),
-        Ok(Ok(answer)) => {
-            let serving = answer.into_inner().status() == ServingStatus::Serving;
-            node.believe(serving, "the node says that it is not serving");
+        Ok(Ok(None)) => node.believe(true, ""),
+        Ok(Ok(Some(problem))) => node.believe(false, problem),
+    }
+}
+
+/// What is wrong, if something is.
+async fn check(node: &Node, token: &SendToken) -> Result<Option<&'static str>, Status> {
+    let expected = node.filesystem_id();
+    if !expected.is_empty() {
+        let service = storage_health_service(&node.storage, &expected);
+        match serving(node, token, service).await {
+            // Gitaly knows no such services; neither does a node of ours with another disk.
+            Err(status) if status.code() == Code::NotFound => {
+                if !has_filesystem(node, token, &expected).await? {
+                    return Ok(Some("another file system is in its storage"));
+                }
+            }
+            checked => return checked.map(told),
         }
     }
+    serving(node, token, String::new()).await.map(told)
+}
+
+fn told(serving: bool) -> Option<&'static str> {
+    (!serving).then_some("the node says that it is not serving")
+}
+
+async fn serving(node: &Node, token: &SendToken, service: String) -> Result<bool, Status> {
+    let mut client = HealthClient::with_interceptor(node.channel(), token.clone());
+    let answer = client.check(HealthCheckRequest { service }).await?;
+    Ok(answer.get_ref().status() == ServingStatus::Serving)
+}
+
+async fn has_filesystem(node: &Node, token: &SendToken, expected: &str) -> Result<bool, Status> {
+    let mut client = ServerServiceClient::with_interceptor(node.channel(), token.clone());
+    let info = client.server_info(ServerInfoRequest {}).await?.into_inner();
+    let mut statuses = info.storage_statuses.iter();
+    Ok(statuses.any(|status| *status.storage_name == *node.storage && status.filesystem_id == expected))
 }

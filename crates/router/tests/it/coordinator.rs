@@ -218,7 +218,7 @@ fn topology(state: &State) -> Topology {
     let storages = state
         .storages
         .iter()
-        .map(|(name, address)| Storage { name: name.clone(), address: address.clone() })
+        .map(|(name, address)| Storage { name: name.clone(), address: address.clone(), ..Storage::default() })
         .collect();
     Topology {
         site: "here".into(),
