@@ -132,7 +132,7 @@ pub async fn run(
     let router_id = uuid::Uuid::new_v4().to_string();
     let workers = config.worker_count();
     let coordinators = Coordinators::new(&config.coordinators, &coordinator_token);
-    let nodes = Arc::new(Nodes::new(workers, background.clone(), Arc::clone(&metrics)));
+    let nodes = Arc::new(Nodes::new(workers, TypedServices::default(), background.clone(), Arc::clone(&metrics)));
     let routes = Arc::new(Routes::new(coordinators.clone(), Arc::clone(&metrics)));
     let writes = Writes::new(coordinators.clone(), router_id.clone(), serving.clone(), Arc::clone(&metrics));
     let (health, typed) = typed_services(&nodes, &routes, &node_token)?;

@@ -3,6 +3,7 @@
 //! The opinion comes from real traffic (a connection that cannot be opened) and from a probe every second. It is this
 //! router's own, and only steers: a coordinator decides what is true.
 
+mod multiplexed;
 mod pool;
 mod probe;
 
@@ -21,13 +22,15 @@ use tabularium_common::{
     lifecycle::Tasks,
 };
 use tabularium_proto::coordinator::Topology;
-use tonic::transport::Channel;
+use tonic::{service::Routes, transport::Channel};
 
 use crate::{
     body::Spliced,
     limits::SLOW_PROBES,
     metrics::{Metrics, StorageLabels},
 };
+use multiplexed::Multiplexed;
+pub(crate) use multiplexed::{OutgoingWrite, WriteBody};
 use pool::Pool;
 pub(crate) use pool::{SendError, Traffic};
 
@@ -46,6 +49,8 @@ pub(crate) struct Node {
     gauge: Gauge,
     /// One pool per worker: a request never changes threads.
     pools: Box<[Pool]>,
+    /// The same for writes.
+    multiplexed: Box<[Multiplexed]>,
     /// For what the router asks for itself.
     channel: Channel,
 }
@@ -82,6 +87,24 @@ impl Node {
         let sent = self.pools[worker].send(&self.address, traffic, request).await;
         if let Err(SendError::Unsent { problem, .. }) = &sent {
             self.believe(false, problem);
+        }
+        sent
+    }
+
+    /// Sends a write to this node, which votes on the way back of the same connection. A node that cannot be dialled, or
+    /// whose connection broke, counts as down from here on.
+    pub(crate) async fn send_write(
+        &self,
+        worker: usize,
+        request: OutgoingWrite,
+    ) -> Result<http::Response<Incoming>, SendError<OutgoingWrite>> {
+        let sent = self.multiplexed[worker].send(&self.address, request).await;
+        match &sent {
+            Err(SendError::Unsent { problem, .. }) => self.believe(false, problem),
+            Err(SendError::Lost(error)) if pool::is_connection_lost(error) => {
+                self.believe(false, "its connection broke");
+            }
+            _ => {}
         }
         sent
     }
@@ -148,14 +171,16 @@ pub(crate) fn is_healthy(storages: &Storages, storage: &str) -> bool {
 pub(crate) struct Nodes {
     directory: RwLock<Arc<Directory>>,
     workers: usize,
+    /// What nodes are served on the way back.
+    votes: Routes,
     tasks: Tasks,
     metrics: Arc<Metrics>,
 }
 
 impl Nodes {
-    /// None known yet. `tasks` owns the connections.
-    pub(crate) fn new(workers: usize, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
-        Self { directory: RwLock::default(), workers, tasks, metrics }
+    /// None known yet. `votes` is what nodes are served while they are at a write; `tasks` owns the connections.
+    pub(crate) fn new(workers: usize, votes: Routes, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
+        Self { directory: RwLock::default(), workers, votes, tasks, metrics }
     }
 
     /// What is known now.
@@ -206,6 +231,9 @@ impl Nodes {
             slow_probes: AtomicU8::new(0),
             gauge,
             pools: (0..self.workers).map(|_| Pool::new(self.tasks.clone())).collect(),
+            multiplexed: (0..self.workers)
+                .map(|_| Multiplexed::new(self.votes.clone(), self.tasks.clone()))
+                .collect(),
         }
     }
 }

@@ -3,11 +3,17 @@
 //! Unary calls share one connection, where they also share system calls; streams spread over others, so that a clone
 //! does not stand in the way of a lookup.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    future::Future,
+    io,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
+use bytes::Bytes;
+use http_body::Body;
 use hyper::{
     body::Incoming,
     client::conn::http2::{Builder, SendRequest},
@@ -20,7 +26,7 @@ use tabularium_common::{
     },
     lifecycle::Tasks,
 };
-use tokio::io::BufReader;
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 
 use super::Outgoing;
 use crate::{
@@ -30,8 +36,6 @@ use crate::{
         STREAM_WINDOW_BYTES,
     },
 };
-
-type Sender = SendRequest<Spliced<Incoming>>;
 
 /// Which connection a request takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,12 +48,12 @@ pub(crate) enum Traffic {
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SendError {
+pub(crate) enum SendError<R = Outgoing> {
     /// Not a byte of the request reached the wire. It is handed back.
     #[error("{problem}")]
     Unsent {
         /// As it was given.
-        request: Box<Outgoing>,
+        request: Box<R>,
         /// For the log.
         problem: String,
     },
@@ -61,26 +65,84 @@ pub(crate) enum SendError {
     Lost(hyper::Error),
 }
 
-#[derive(Default)]
-struct Slot {
-    open: Mutex<Option<Sender>>,
+/// The place of one connection.
+pub(super) struct Slot<B> {
+    open: Mutex<Option<SendRequest<B>>>,
     /// One dials, the others wait for it.
     dialling: tokio::sync::Mutex<()>,
 }
 
-impl Slot {
-    fn open(&self) -> Option<Sender> {
+impl<B> Default for Slot<B> {
+    fn default() -> Self {
+        Self { open: Mutex::default(), dialling: tokio::sync::Mutex::default() }
+    }
+}
+
+impl<B> Slot<B>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn open(&self) -> Option<SendRequest<B>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.as_ref().is_some_and(SendRequest::is_closed) {
             *open = None;
         }
         open.clone()
     }
+
+    /// Sends over the open connection, or over a new one when there is none or it closes before it takes the request.
+    pub(super) async fn send<IO>(
+        &self,
+        tasks: &Tasks,
+        dial: impl Future<Output = io::Result<IO>>,
+        mut request: http::Request<B>,
+    ) -> Result<http::Response<Incoming>, SendError<http::Request<B>>>
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        if let Some(sender) = self.open() {
+            match try_send(sender, request).await {
+                Err(SendError::Unsent { request: unsent, .. }) => request = *unsent,
+                sent => return sent,
+            }
+        }
+        match self.dial(tasks, dial).await {
+            Ok(sender) => try_send(sender, request).await,
+            Err(error) => Err(SendError::Unsent { request: Box::new(request), problem: error.to_string() }),
+        }
+    }
+
+    async fn dial<IO>(
+        &self,
+        tasks: &Tasks,
+        dial: impl Future<Output = io::Result<IO>>,
+    ) -> io::Result<SendRequest<B>>
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let _turn = self.dialling.lock().await;
+        if let Some(sender) = self.open() {
+            return Ok(sender);
+        }
+        let handshake = builder().handshake(TokioIo::new(dial.await?));
+        let (sender, driver) = tokio::time::timeout(CONNECT_TIMEOUT, handshake)
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+            .map_err(io::Error::other)?;
+        tasks.spawn("node connection", async move {
+            if let Err(error) = driver.await {
+                tracing::debug!(%error, "node connection ended");
+            }
+        });
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender.clone());
+        Ok(sender)
+    }
 }
 
 pub(super) struct Pool {
-    unary: Slot,
-    streams: [Slot; STREAM_CONNECTIONS],
+    unary: Slot<Spliced<Incoming>>,
+    streams: [Slot<Spliced<Incoming>>; STREAM_CONNECTIONS],
     next: AtomicUsize,
     tasks: Tasks,
 }
@@ -90,55 +152,34 @@ impl Pool {
         Self { unary: Slot::default(), streams: Default::default(), next: AtomicUsize::new(0), tasks }
     }
 
-    fn slot(&self, traffic: Traffic) -> &Slot {
+    fn slot(&self, traffic: Traffic) -> &Slot<Spliced<Incoming>> {
         match traffic {
             Traffic::Unary => &self.unary,
             Traffic::Stream => &self.streams[self.next.fetch_add(1, Ordering::Relaxed) % STREAM_CONNECTIONS],
         }
     }
 
-    /// Sends over an open connection, or over a new one when there is none or it closes before it takes the request.
+    /// See [`Slot::send`].
     pub(super) async fn send(
         &self,
         address: &Address,
         traffic: Traffic,
-        mut request: Outgoing,
+        request: Outgoing,
     ) -> Result<http::Response<Incoming>, SendError> {
-        let slot = self.slot(traffic);
-        if let Some(sender) = slot.open() {
-            match try_send(sender, request).await {
-                Err(SendError::Unsent { request: unsent, .. }) => request = *unsent,
-                sent => return sent,
-            }
-        }
-        match self.dial(slot, address).await {
-            Ok(sender) => try_send(sender, request).await,
-            Err(error) => Err(SendError::Unsent { request: Box::new(request), problem: error.to_string() }),
-        }
-    }
-
-    async fn dial(&self, slot: &Slot, address: &Address) -> std::io::Result<Sender> {
-        let _turn = slot.dialling.lock().await;
-        if let Some(sender) = slot.open() {
-            return Ok(sender);
-        }
-        let connection = BufReader::with_capacity(SOCKET_BUFFER_BYTES, address.connect().await?);
-        let handshake = builder().handshake(TokioIo::new(connection));
-        let (sender, driver) = tokio::time::timeout(CONNECT_TIMEOUT, handshake)
-            .await
-            .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
-            .map_err(std::io::Error::other)?;
-        self.tasks.spawn("node connection", async move {
-            if let Err(error) = driver.await {
-                tracing::debug!(%error, "node connection ended");
-            }
-        });
-        *slot.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender.clone());
-        Ok(sender)
+        let dial =
+            async { Ok(BufReader::with_capacity(SOCKET_BUFFER_BYTES, address.connect().await?)) };
+        self.slot(traffic).send(&self.tasks, dial, request).await
     }
 }
 
-async fn try_send(mut sender: Sender, request: Outgoing) -> Result<http::Response<Incoming>, SendError> {
+async fn try_send<B>(
+    mut sender: SendRequest<B>,
+    request: http::Request<B>,
+) -> Result<http::Response<Incoming>, SendError<http::Request<B>>>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     sender.try_send_request(request).await.map_err(|mut error| match error.take_message() {
         Some(request) => SendError::Unsent { request: Box::new(request), problem: error.error().to_string() },
         None if is_refused(error.error()) => SendError::Refused,
@@ -146,10 +187,19 @@ async fn try_send(mut sender: Sender, request: Outgoing) -> Result<http::Respons
     })
 }
 
+fn http2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    std::error::Error::source(error).and_then(|source| source.downcast_ref())
+}
+
 /// `REFUSED_STREAM`: HTTP/2 promises that the request was not acted on.
 fn is_refused(error: &hyper::Error) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
-    source.is_some_and(|error| error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    let error = http2_error(error);
+    error.is_some_and(|error| error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
+}
+
+/// The connection broke, and not only the one stream.
+pub(super) fn is_connection_lost(error: &hyper::Error) -> bool {
+    error.is_closed() || http2_error(error).is_some_and(h2::Error::is_io)
 }
 
 fn builder() -> Builder<TokioExecutor> {
