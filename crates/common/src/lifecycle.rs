@@ -82,8 +82,12 @@ impl Tasks {
         if tokio::time::timeout(deadline, self.tracker.wait()).await.is_ok() {
             return Ok(());
         }
-        let names = self.running.lock().unwrap_or_else(PoisonError::into_inner).values().copied().collect();
-        Err(DrainError { names })
+        Err(DrainError { names: self.running() })
+    }
+
+    /// The names of those that run; one entry per task.
+    pub fn running(&self) -> Vec<&'static str> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).values().copied().collect()
     }
 }
 

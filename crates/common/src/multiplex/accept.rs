@@ -87,6 +87,16 @@ pub enum Served {
     Multiplexed(Box<Stream>, Backchannel),
 }
 
+impl Served {
+    /// The way back, on a multiplexed connection.
+    pub fn backchannel(&self) -> Option<&Backchannel> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Multiplexed(_, backchannel) => Some(backchannel),
+        }
+    }
+}
+
 /// What kind of connection a request came over; tonic makes it an extension of the request. See [`introduce`].
 #[derive(Debug, Clone)]
 pub struct Origin(Option<Backchannel>);
@@ -94,10 +104,7 @@ pub struct Origin(Option<Backchannel>);
 impl Connected for Served {
     type ConnectInfo = Origin;
     fn connect_info(&self) -> Origin {
-        match self {
-            Self::Plain(_) => Origin(None),
-            Self::Multiplexed(_, backchannel) => Origin(Some(backchannel.clone())),
-        }
+        Origin(self.backchannel().cloned())
     }
 }
 
