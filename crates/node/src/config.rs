@@ -15,6 +15,9 @@ const MIN_GIT_PROCESSES: usize = 2;
 /// Most git processes that may be configured. Beyond it the machine, not the limit, decides.
 const MAX_GIT_PROCESSES: usize = 4096;
 
+/// The file name of the program that git runs as its hooks.
+const HOOK_PROGRAM: &str = "tabularium-hook";
+
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,6 +35,10 @@ pub struct Config {
     /// Git processes at once, at least 2, because some calls need two that work together. More wait up to ten seconds and are then refused with `RESOURCE_EXHAUSTED`.
     #[serde(default = "default_max_git_processes")]
     pub max_git_processes: usize,
+    /// The program that git runs as its hooks in writes that several replicas decide about together. Absent:
+    /// `tabularium-hook` beside the node's own program.
+    #[serde(default)]
+    pub hook_program: Option<PathBuf>,
     /// How long running calls may take to finish after SIGTERM, in seconds.
     #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
@@ -86,6 +93,8 @@ const SHORTEST_HEALTH_TIME: ConfigDuration = ConfigDuration::from_millis(10);
 pub struct Surroundings {
     /// The node's own program; git runs `<program> fetch-proxy` to fetch from another node.
     pub fetch_proxy: PathBuf,
+    /// What git runs as its hooks, unless the configuration names another program.
+    pub hook_program: PathBuf,
     /// Where git and what git starts are looked up.
     pub search_path: OsString,
 }
@@ -94,7 +103,9 @@ impl Surroundings {
     /// Of this process.
     pub fn of_this_process() -> std::io::Result<Self> {
         let search_path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-        Ok(Self { fetch_proxy: std::env::current_exe()?, search_path })
+        let fetch_proxy = std::env::current_exe()?;
+        let hook_program = fetch_proxy.with_file_name(HOOK_PROGRAM);
+        Ok(Self { fetch_proxy, hook_program, search_path })
     }
 }
 

@@ -5,8 +5,8 @@ use std::{path::PathBuf, sync::Arc};
 use tabularium_common::lifecycle::Tasks;
 
 use crate::{
-    git::Git, keyed_locks::KeyedLocks, storage::Storages,
-    storage_health::StorageHealth,
+    git::Git, hooks::Hooks, keyed_locks::KeyedLocks, storage::Storages,
+    storage_health::StorageHealth, votes::Sections,
 };
 
 /// The node, handed to each service as `Arc<Node>`.
@@ -19,6 +19,10 @@ pub(crate) struct Node {
     pub(crate) git: Git,
     /// Owns every task that outlives a handler.
     pub(crate) tasks: Tasks,
+    /// Answers git's hooks.
+    pub(crate) hooks: Hooks,
+    /// Changes that are being decided and made.
+    pub(crate) sections: Arc<Sections>,
     /// The program that git runs instead of `ssh` to fetch from another node: `<this> fetch-proxy`.
     pub(crate) fetch_proxy: PathBuf,
     /// What `git --version` says, without the words.

@@ -46,6 +46,7 @@ use crate::{
     },
     storage::Storages,
     storage_health::StorageHealth,
+    votes::Sections,
     whole_requests,
 };
 
@@ -67,6 +68,14 @@ pub enum ServerError {
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
+    },
+    /// The program for git's hooks cannot be used.
+    #[error("hook program {}: {source}", path.display())]
+    Hooks {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// A storage cannot be used.
     #[error("storage {name}: {source}")]
@@ -194,8 +203,13 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         StorageHealth::start(&storages, &config.storage_health, health_reporter.clone(), &tasks)
             .await
             .map_err(|source| ServerError::Storage { name: "threads".to_owned(), source })?;
+    let sections = Arc::new(Sections::default());
+    let hook_program = config.hook_program.as_ref().unwrap_or(&surroundings.hook_program);
+    let hooks = preparation::hooks(hook_program, &storages, &sections, &tasks)?;
     let node = Arc::new(Node {
         storages: Storages::new(storages),
+        hooks,
+        sections,
         storage_health,
         git,
         tasks: tasks.clone(),

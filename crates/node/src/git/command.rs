@@ -15,11 +15,10 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use rustix::process::{Pid, Signal, kill_process_group};
 use tabularium_common::lifecycle::Tasks;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    process::{Child, ChildStdin, ChildStdout, Command},
+    process::{ChildStdin, ChildStdout, Command},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
     time::timeout,
@@ -28,10 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::GitError,
-    git::{
-        durable,
-        leftovers::{WriterGuard, Writers},
-    },
+    git::{durable, leftovers::Writers, reaper::Running},
+    hooks::Session,
     metrics::Metrics,
     storage::RepositoryPath,
 };
@@ -44,14 +41,8 @@ pub(crate) const STDERR_TAIL_BYTES: usize = 64 * 1024;
 pub(crate) const MAX_CAPTURED_BYTES: usize = 32 * 1024 * 1024;
 /// How long a request waits for a process slot.
 pub(crate) const QUEUE_WAIT: Duration = Duration::from_secs(10);
-/// Between SIGTERM and SIGKILL.
-const TERMINATE_GRACE: Duration = Duration::from_secs(3);
 /// How long the standard error of an ended process is still read; a stray grandchild may hold it open.
 const STDERR_GRACE: Duration = Duration::from_secs(1);
-/// How long a killed process counts as writing after it was reaped. Longer than the coarsest file time stamp, so that
-/// what it left can be told from what a later process makes.
-const SETTLE: Duration = Duration::from_millis(50);
-
 /// Gitaly's settings for every git command.
 const SETTINGS: &[&str] = &[
     "gc.auto=0",
@@ -218,6 +209,7 @@ impl Git {
             subcommand,
             directory: None,
             slot: None,
+            session: None,
             building: false,
             quarantined: false,
             writes: true,
@@ -248,6 +240,7 @@ pub(crate) struct GitCommand {
     subcommand: &'static str,
     directory: Option<PathBuf>,
     slot: Option<Slot>,
+    session: Option<Arc<Session>>,
     /// The repository is none yet: nobody else knows it, and it goes with the node.
     building: bool,
     /// What it writes is no part of the repository yet.
@@ -300,6 +293,12 @@ impl GitCommand {
     /// Runs in room that has been taken before.
     pub(crate) fn slot(mut self, slot: &Slot) -> Self {
         self.slot = Some(slot.clone());
+        self
+    }
+
+    /// The session lives as long as the process, and says when it may be killed.
+    pub(crate) fn attended_by(mut self, session: Arc<Session>) -> Self {
+        self.session = Some(session);
         self
     }
 
@@ -377,7 +376,7 @@ impl GitCommand {
             stderr,
             buffer: BytesMut::new(),
             touches,
-            running: Some(Running { child, slot, writer }),
+            running: Some(Running { child, slot, writer, session: self.session }),
             stopping: shared.tasks.stopping(),
             git: self.git.clone(),
         })
@@ -416,12 +415,6 @@ async fn tail(mut stderr: impl tokio::io::AsyncRead + Unpin) -> Vec<u8> {
             }
         }
     }
-}
-
-struct Running {
-    child: Child,
-    slot: Slot,
-    writer: Option<WriterGuard>,
 }
 
 /// A process that has been started. Dropped before it ended, it is killed with its whole group and reaped.
@@ -524,54 +517,12 @@ impl GitProcess {
 
 impl Drop for GitProcess {
     fn drop(&mut self) {
-        let Some(running) = self.running.take() else { return };
-        self.git.0.metrics.git_killed();
-        if let Some(group) = group_of(&running.child) {
-            signal(group, Signal::TERM);
-        }
-        // Without a runtime the process ends: then `kill_on_drop` has to do.
-        if tokio::runtime::Handle::try_current().is_ok() {
-            let git = self.git.clone();
-            let stderr = self.stderr.take();
-            self.git.0.tasks.spawn("git reaper", async move { reap(&git, running, stderr).await });
+        if let Some(running) = self.running.take() {
+            self.git.0.metrics.git_killed();
+            let metrics = self.git.0.metrics.clone();
+            running.kill(&self.git.0.tasks, metrics, self.stdout.take(), self.stderr.take());
         }
     }
-}
-
-fn group_of(child: &Child) -> Option<Pid> {
-    child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
-}
-
-fn signal(group: Pid, signal: Signal) {
-    match kill_process_group(group, signal) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-        Err(error) => tracing::warn!(%error, "a git process group could not be signalled"),
-    }
-}
-
-async fn reap(git: &Git, mut running: Running, stderr: Option<JoinHandle<Vec<u8>>>) {
-    let group = group_of(&running.child);
-    let ended = timeout(TERMINATE_GRACE, running.child.wait()).await;
-    // Also after a polite end: the leader may have left children behind.
-    if let Some(group) = group {
-        signal(group, Signal::KILL);
-    }
-    let ended = match ended {
-        Ok(ended) => ended,
-        Err(_) => running.child.wait().await,
-    };
-    if let Err(error) = ended {
-        tracing::warn!(%error, "a killed git process could not be reaped");
-    }
-    if let Some(stderr) = stderr {
-        stderr.abort();
-    }
-    git.0.metrics.git_ended();
-    if let Some(writer) = running.writer.take() {
-        tokio::time::sleep(SETTLE).await;
-        writer.killed().await;
-    }
-    drop(running.slot);
 }
 
 #[cfg(test)]

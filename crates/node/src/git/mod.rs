@@ -7,6 +7,7 @@ pub(crate) mod leftovers;
 pub(crate) mod lines;
 pub(crate) mod objects;
 pub(crate) mod quarantine;
+mod reaper;
 pub(crate) mod references;
 pub(crate) mod revision;
 pub(crate) mod transport;

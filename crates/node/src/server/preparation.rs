@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::Stdio,
+    sync::Arc,
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -16,9 +17,11 @@ use tokio::process::Command;
 use crate::{
     config::StorageConfig,
     git::transport,
+    hooks::Hooks,
     server::ServerError,
     storage::{OWN_DIRECTORY, Storage},
     storage_health::{IDENTITY_FILE, Identity, read_identity},
+    votes::Sections,
 };
 
 /// The oldest git whose options and protocol the node relies on.
@@ -74,6 +77,25 @@ fn write_hooks(storage: &Storage) -> io::Result<()> {
         file.persist(storage.hooks().join(name))?;
     }
     Ok(())
+}
+
+/// Serves git's hooks from the first storage, which no other process uses.
+pub(super) fn hooks(
+    program: &Path,
+    storages: &[Storage],
+    sections: &Arc<Sections>,
+    tasks: &Tasks,
+) -> Result<Hooks, ServerError> {
+    let failed = |source| ServerError::Hooks { path: program.to_owned(), source };
+    let place = storages.first().map(|storage| storage.root.join(OWN_DIRECTORY).join("run"));
+    let place = place.ok_or_else(|| failed(io::Error::other("there is no storage to serve hooks from")))?;
+    // Git looks for it from within repositories.
+    let program = program.canonicalize().map_err(failed)?;
+    let mode = program.metadata().map_err(failed)?.permissions().mode();
+    if mode & 0o111 == 0 {
+        return Err(failed(io::ErrorKind::PermissionDenied.into()));
+    }
+    Hooks::start(&place, &program, Arc::clone(sections), tasks).map_err(failed)
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -13,8 +13,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     git::{Exit, GitCommand, transport, transport::Choices},
+    hooks::Session,
     node::Node,
-    services::streams::{self, ResponseStream},
+    services::streams::{self, Ending, ResponseStream},
+    votes::Voter,
 };
 
 pub(crate) struct SmartHttpServer(Arc<Node>);
@@ -89,6 +91,7 @@ impl SmartHttpService for SmartHttpServer {
         &self,
         request: Request<Streaming<PostReceivePackRequest>>,
     ) -> Result<Response<ResponseStream<PostReceivePackResponse>>, Status> {
+        let voter = Voter::of(request.metadata(), request.extensions())?;
         let mut messages = request.into_inner();
         let first = messages.message().await?.unwrap_or_default();
         check_first(&first)?;
@@ -106,21 +109,38 @@ impl SmartHttpService for SmartHttpServer {
             .env("GL_REPOSITORY", &first.gl_repository)
             .env("GL_PROJECT_PATH", &project)
             .env("GL_PROTOCOL", "http");
+        let session = self.0.hooks.session(&voter, &repository);
+        let command = match &session {
+            Some(session) => session.attend(command),
+            None => command,
+        };
         let mut process = command.spawn(true).await?;
         let stdin = process.take_stdin().ok_or_else(|| Status::internal("no pipe to git"))?;
         let fed =
             streams::feed(messages, Bytes::new(), |message: PostReceivePackRequest| message.data, stdin);
         let pump = self.0.tasks.spawn("receive-pack input", fed).into();
-        let ended = |exit: Exit, stderr: Vec<u8>| {
-            if exit.success() {
-                return Ok(Vec::new());
-            }
-            tracing::info!(%exit, stderr = %String::from_utf8_lossy(&stderr), "receive-pack failed");
-            Err(Status::failed_precondition(format!("waiting for receive-pack: {exit}")))
+        let ended = |exit: Exit, stderr: Vec<u8>| -> Ending<PostReceivePackResponse> {
+            Box::pin(push_ended(session, exit, stderr))
         };
         let wrap = |data| PostReceivePackResponse { data };
-        Ok(Response::new(streams::relay(Vec::new(), process, Some(pump), wrap, ended)))
+        Ok(Response::new(streams::relay_to_end(Vec::new(), process, Some(pump), wrap, ended)))
     }
+}
+
+/// What a push amounts to, once git has ended and the last vote is in.
+async fn push_ended<T>(session: Option<Arc<Session>>, exit: Exit, stderr: Vec<u8>) -> Result<Vec<T>, Status> {
+    if exit.success() {
+        if let Some(session) = session {
+            session.last_word().await?;
+        }
+        return Ok(Vec::new());
+    }
+    tracing::info!(%exit, stderr = %String::from_utf8_lossy(&stderr), "receive-pack failed");
+    // Git ends that way when a vote forbids it to move references.
+    Err(match session.and_then(|session| session.failure()) {
+        Some(error) => error.into(),
+        None => Status::failed_precondition(format!("waiting for receive-pack: {exit}")),
+    })
 }
 
 fn advertisement(request: &InfoRefsRequest) -> Choices<'_> {

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, io, pin::Pin};
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, future::BoxFuture};
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt as _},
     sync::mpsc,
@@ -60,6 +60,9 @@ pub(crate) async fn feed<M>(
     }
 }
 
+/// What the end of a process amounts to: the last items, or a failure.
+pub(crate) type Ending<T> = BoxFuture<'static, Result<Vec<T>, Status>>;
+
 struct Relay<T, F> {
     ready: VecDeque<T>,
     process: Option<(GitProcess, F)>,
@@ -69,7 +72,7 @@ struct Relay<T, F> {
 
 impl<T, F> Relay<T, F>
 where
-    F: FnOnce(Exit, Vec<u8>) -> Result<Vec<T>, Status>,
+    F: FnOnce(Exit, Vec<u8>) -> Ending<T>,
 {
     async fn next(&mut self) -> Result<Option<T>, Status> {
         loop {
@@ -93,7 +96,7 @@ where
             }
             if let Some((process, ended)) = self.process.take() {
                 let (exit, stderr) = process.finish().await?;
-                self.ready.extend(ended(exit, stderr)?);
+                self.ready.extend(ended(exit, stderr).await?);
             }
         }
     }
@@ -111,6 +114,22 @@ pub(crate) fn relay<T, F>(
 where
     T: Send + 'static,
     F: FnOnce(Exit, Vec<u8>) -> Result<Vec<T>, Status> + Send + 'static,
+{
+    let ended = |exit, stderr| -> Ending<T> { Box::pin(std::future::ready(ended(exit, stderr))) };
+    relay_to_end(leading, process, pump, wrap, ended)
+}
+
+/// The same, with an end that takes its time.
+pub(crate) fn relay_to_end<T, F>(
+    leading: Vec<T>,
+    process: GitProcess,
+    pump: Option<Pump>,
+    wrap: fn(Bytes) -> T,
+    ended: F,
+) -> ResponseStream<T>
+where
+    T: Send + 'static,
+    F: FnOnce(Exit, Vec<u8>) -> Ending<T> + Send + 'static,
 {
     let relay = Relay { ready: leading.into(), process: Some((process, ended)), pump, wrap };
     Box::pin(futures::stream::unfold(Some(relay), |relay| async move {

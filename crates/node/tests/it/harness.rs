@@ -22,13 +22,52 @@ use tabularium_proto::gitaly::{
     self, CreateRepositoryRequest, Repository, repository_service_client::RepositoryServiceClient,
 };
 use tempfile::TempDir;
-use tonic::{service::interceptor::InterceptedService, transport::Channel};
+use tonic::{
+    metadata::AsciiMetadataValue,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::Channel,
+};
 
 pub(crate) const TOKEN: &str = "node secret";
 /// How long a test waits for what must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(crate) type Client = InterceptedService<Channel, SendToken>;
+pub(crate) type Client = InterceptedService<Channel, Caller>;
+
+/// Signs calls, and says which transaction they belong to.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    token: SendToken,
+    transaction: Option<AsciiMetadataValue>,
+}
+
+impl Caller {
+    /// One whom no node knows.
+    pub(crate) fn nobody() -> Self {
+        Self { token: SendToken(None), transaction: None }
+    }
+
+    /// One with the nodes' secret.
+    pub(crate) fn known() -> Self {
+        Self { token: SendToken(Some(SecretString::from(TOKEN.to_owned()))), transaction: None }
+    }
+
+    /// Whose calls a node votes on.
+    pub(crate) fn in_transaction(self, id: u64, node: &str, primary: bool) -> Self {
+        let json = format!(r#"{{"id":{id},"node":"{node}","primary":{primary}}}"#);
+        Self { transaction: Some(STANDARD.encode(json).parse().unwrap()), ..self }
+    }
+}
+
+impl Interceptor for Caller {
+    fn call(&mut self, request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        let mut request = self.token.call(request)?;
+        if let Some(transaction) = &self.transaction {
+            request.metadata_mut().insert("gitaly-reference-transaction", transaction.clone());
+        }
+        Ok(request)
+    }
+}
 
 pub(crate) struct TestNode {
     running: Option<Running>,
@@ -69,6 +108,7 @@ impl TestNode {
             token_file: Some(SecretFile(token_file)),
             git: std::env::var_os("TEST_GIT").map_or_else(|| "git".into(), PathBuf::from),
             max_git_processes: 16,
+            hook_program: None,
             drain_seconds: 10,
             storage: vec![StorageConfig { name: storage.parse().unwrap(), path: root }],
             storage_health: StorageHealthConfig::default(),
@@ -77,6 +117,7 @@ impl TestNode {
         change(&mut config);
         let surroundings = Surroundings {
             fetch_proxy: env!("CARGO_BIN_EXE_tabularium-node").into(),
+            hook_program: env!("CARGO_BIN_EXE_tabularium-hook").into(),
             search_path: std::env::var_os("PATH").unwrap(),
         };
         let running = server::start(config, surroundings).await.unwrap();
@@ -101,8 +142,7 @@ impl TestNode {
     }
 
     pub(crate) fn channel(&self) -> Client {
-        let token = SendToken(Some(SecretString::from(TOKEN.to_owned())));
-        InterceptedService::new(grpc::channel(&self.address), token)
+        InterceptedService::new(grpc::channel(&self.address), Caller::known())
     }
 
     pub(crate) fn repositories(&self) -> RepositoryServiceClient<Client> {

@@ -18,3 +18,4 @@ mod seed;
 mod server;
 mod transport;
 mod upkeep;
+mod voting;

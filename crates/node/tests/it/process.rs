@@ -11,7 +11,6 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tabularium_common::{
     announce::Announcement,
-    auth::SendToken,
     grpc::{self, Address},
 };
 use tabularium_proto::gitaly::{
@@ -21,7 +20,7 @@ use tonic::service::interceptor::InterceptedService;
 
 use crate::{
     bridge,
-    harness::{eventually, git, git_async},
+    harness::{Caller, eventually, git, git_async},
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tabularium-node");
@@ -111,7 +110,7 @@ async fn a_large_push_and_clone_do_not_grow_the_node() {
     let child = command.spawn().unwrap();
     eventually("announced", async || Announcement::read(&announce).unwrap().is_some()).await;
     let address: Address = Announcement::read(&announce).unwrap().unwrap().grpc.unwrap().parse().unwrap();
-    let client = InterceptedService::new(grpc::channel(&address), SendToken(None));
+    let client = InterceptedService::new(grpc::channel(&address), Caller::nobody());
     let repository =
         Repository { storage_name: "a".into(), relative_path: "a.git".into(), ..Repository::default() };
     let create = CreateRepositoryRequest { repository: Some(repository), ..Default::default() };

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A work tree with one commit that holds a file of `size` bytes which do not compress.
-fn work_tree(size: usize) -> tempfile::TempDir {
+pub(crate) fn work_tree(size: usize) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     git(directory.path(), &["init", "--quiet", "--initial-branch=main", "."]);
     let mut content = Vec::with_capacity(size);
@@ -255,7 +255,7 @@ async fn malformed_pushes_are_refused() {
 }
 
 /// Ids of processes whose command line names `path`.
-fn processes(path: &Path) -> Vec<u32> {
+pub(crate) fn processes(path: &Path) -> Vec<u32> {
     let needle = path.to_str().unwrap().as_bytes().to_vec();
     let entries = fs::read_dir("/proc").unwrap().flatten();
     entries
@@ -267,7 +267,7 @@ fn processes(path: &Path) -> Vec<u32> {
         .collect()
 }
 
-fn leftovers(repository: &Path) -> Vec<String> {
+pub(crate) fn leftovers(repository: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut directories = vec![repository.to_owned()];
     while let Some(directory) = directories.pop() {

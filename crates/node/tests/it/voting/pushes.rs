@@ -1,0 +1,194 @@
+//! Pushes: the votes that git's hooks cast.
+
+use std::{fs, path::Path, process::Output, time::Instant};
+
+use sha1::{Digest as _, Sha1};
+use tabularium_proto::gitaly::vote_transaction_request::Phase;
+
+use super::router::{Answer, Router};
+use crate::{
+    bridge,
+    harness::{PATIENCE, TestNode, eventually, git, git_command},
+    operations::hook,
+    transport::{leftovers, processes, work_tree},
+};
+
+const POINTS: [&str; 3] =
+    ["synchronize pre-receive hook", "synchronize update hook", "synchronize post-receive hook"];
+
+async fn push(url: &str, work: &Path, arguments: &[&str]) -> Output {
+    let mut command = git_command(work);
+    command.args(["push", url]).args(arguments);
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+fn words(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn references(node: &TestNode) -> String {
+    git(&node.path("a.git"), &["for-each-ref", "--format=%(refname)"])
+}
+
+/// A node with an empty `a.git`, and where to push it as part of a transaction.
+async fn target(router: &Router, primary: bool) -> (TestNode, String) {
+    let node = TestNode::start().await;
+    node.create("a.git").await;
+    let url = bridge::serve_from(router.client(&node, primary), &node.storage, None).await;
+    (node, format!("{url}/a.git"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_of_one_reference_is_six_votes() {
+    let router = Router::agreeing();
+    let (node, url) = target(&router, true).await;
+    let work = work_tree(1000);
+    // Of the branch that HEAD stands for git lists HEAD too.
+    let pushed = push(&url, work.path(), &["main:side"]).await;
+    assert!(pushed.status.success(), "{}", words(&pushed));
+    let id = git(work.path(), &["rev-parse", "main"]);
+    let update = format!("{} {id} refs/heads/side\n", "0".repeat(40));
+    let cast: Vec<_> = router.votes(&node).into_iter().map(|vote| (vote.phase, vote.ballot)).collect();
+    let about = |text: &str| Sha1::digest(text).to_vec();
+    let expected = [
+        (Phase::SynchronizedPhase, about(POINTS[0])),
+        (Phase::SynchronizedPhase, about(POINTS[1])),
+        (Phase::PreparedPhase, about(&update)),
+        (Phase::CommittedPhase, about(&update)),
+        (Phase::SynchronizedPhase, about(POINTS[2])),
+        (Phase::CommittedPhase, vec![0; 20]),
+    ];
+    assert_eq!(cast, expected);
+    assert_eq!(git(&node.path("a.git"), &["rev-parse", "side"]), id);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn references_are_voted_on_one_by_one_unless_they_move_together() {
+    let work = work_tree(1000);
+    let refspecs = ["main:a", "main:b", "main:c"];
+    for (options, expected) in [(&[][..], "SSPCSPCSPCS0"), (&["--atomic"][..], "SSSSPCS0")] {
+        let router = Router::agreeing();
+        let (node, url) = target(&router, true).await;
+        let pushed = push(&url, work.path(), &[options, &refspecs].concat()).await;
+        assert!(pushed.status.success(), "{}", words(&pushed));
+        assert_eq!(router.phases(&node), expected, "{options:?}");
+        assert_eq!(references(&node), "refs/heads/a\nrefs/heads/b\nrefs/heads/c");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_count_once_also_when_the_reference_is_packed() {
+    let router = Router::agreeing();
+    let (node, url) = target(&router, true).await;
+    let work = work_tree(1000);
+    assert!(push(&url, work.path(), &["main:loose", "main:packed"]).await.status.success());
+    let path = node.path("a.git");
+    git(&path, &["pack-refs", "--all"]);
+    git(&path, &["update-ref", "refs/heads/loose", "refs/heads/packed"]);
+    for name in ["loose", "packed"] {
+        let before = router.phases(&node).len();
+        let deleted = push(&url, work.path(), &["--delete", name]).await;
+        assert!(deleted.status.success(), "{}", words(&deleted));
+        assert_eq!(&router.phases(&node)[before..], "SSPCS0", "{name}");
+    }
+    assert_eq!(references(&node), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_without_a_transaction_casts_no_votes() {
+    let router = Router::agreeing();
+    let (node, _) = target(&router, true).await;
+    let url = format!("{}/a.git", bridge::serve(&node, None).await);
+    assert!(push(&url, work_tree(1000).path(), &["main"]).await.status.success());
+    assert_eq!(router.phases(&node), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_of_the_primary_refuses_for_all() {
+    let router = Router::agreeing();
+    let (node, url) = target(&router, true).await;
+    hook(&node, "pre-receive", "cat >&2; echo not today; exit 3");
+    let pushed = push(&url, work_tree(1000).path(), &["main"]).await;
+    let said = words(&pushed);
+    assert!(!pushed.status.success() && said.contains("remote: not today"), "{said}");
+    assert!(said.contains("refs/heads/main") && said.contains("pre-receive hook declined"), "{said}");
+    assert_eq!((router.stops(), router.phases(&node).as_str(), references(&node).as_str()), (1, "0", ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn own_hooks_run_on_the_primary_only() {
+    let work = work_tree(1000);
+    for (primary, seen) in [(true, "pre-receive update post-receive "), (false, "")] {
+        let router = Router::agreeing();
+        let (node, url) = target(&router, primary).await;
+        let record = node.root().join("seen");
+        for name in ["pre-receive", "update", "post-receive"] {
+            let script =
+                format!("env | grep -q TABULARIUM && exit 1; printf '%s ' {name} >> {}", record.display());
+            hook(&node, name, &script);
+        }
+        let pushed = push(&url, work.path(), &["main"]).await;
+        assert!(pushed.status.success(), "{}", words(&pushed));
+        assert_eq!(fs::read_to_string(&record).unwrap_or_default(), seen);
+        assert_eq!(router.phases(&node), "SSPCS0");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn post_receive_runs_when_the_vote_on_it_is_answered() {
+    let decided = |vote: &super::router::Vote| {
+        if vote.ballot == Sha1::digest(POINTS[2]).to_vec() { Answer::Abort } else { Answer::Commit }
+    };
+    let router = Router::deciding(decided);
+    let (node, url) = target(&router, true).await;
+    let record = node.root().join("seen");
+    hook(&node, "post-receive", &format!("touch {}", record.display()));
+    let pushed = push(&url, work_tree(1000).path(), &["main"]).await;
+    assert!(!pushed.status.success(), "the request fails: {}", words(&pushed));
+    // The reference has moved; what follows from it is not set off.
+    assert_eq!((references(&node).as_str(), router.phases(&node).as_str()), ("refs/heads/main", "SSPCS"));
+    assert!(!record.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_reference_moves_against_the_votes() {
+    for answer in [Answer::Abort, Answer::Stop] {
+        for phase in [Phase::SynchronizedPhase, Phase::PreparedPhase] {
+            let router =
+                Router::deciding(move |vote| if vote.phase == phase { answer } else { Answer::Commit });
+            let (node, url) = target(&router, false).await;
+            let pushed = push(&url, work_tree(1000).path(), &["main:a", "main:b"]).await;
+            assert!(!pushed.status.success(), "{answer:?} {phase:?}");
+            assert_eq!(references(&node), "", "{answer:?} {phase:?}");
+            assert_eq!(leftovers(&node.path("a.git")), Vec::<String>::new(), "{answer:?} {phase:?}");
+            node.stop().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_ends_when_its_router_dies() {
+    for phase in [Phase::SynchronizedPhase, Phase::PreparedPhase] {
+        let router =
+            Router::deciding(move |vote| if vote.phase == phase { Answer::Silence } else { Answer::Commit });
+        let (node, url) = target(&router, false).await;
+        let work = work_tree(1000);
+        let path = node.path("a.git");
+        let pushing = push(&url, work.path(), &["main"]);
+        let dying = async {
+            eventually("a vote is pending", async || {
+                router.votes(&node).last().is_some_and(|vote| vote.phase == phase)
+            })
+            .await;
+            router.die().await;
+            Instant::now()
+        };
+        let (pushed, died) = tokio::join!(pushing, dying);
+        assert!(!pushed.status.success() && died.elapsed() < PATIENCE);
+        eventually("git is gone", async || processes(&path).is_empty()).await;
+        eventually("no lock is left", async || leftovers(&path).is_empty()).await;
+        assert_eq!(references(&node), "");
+        node.stop().await;
+    }
+}
