@@ -24,13 +24,16 @@ use crate::{
     db::{self, DatabaseSettings, Db, DbError, geo_log, storages},
     health::Health,
     http,
+    inspection::Inspector,
     metrics::Metrics,
+    queue::Queues,
     repository::RevokedRoute,
     revocation::{Identity, Revoker},
     service,
     sessions::Sessions,
     tasks,
     topology::{Snapshot, Topology},
+    writing::RepositoryIds,
 };
 
 /// How long a database may take to say that it is there.
@@ -89,6 +92,10 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// Rung when there may be something in the outbox.
     pub(crate) bell: Notify,
+    pub(crate) inspector: Inspector,
+    pub(crate) repository_ids: RepositoryIds,
+    /// Who waits for which write ticket.
+    pub(crate) queues: Queues,
     pub(crate) link: watch::Receiver<Link>,
     pub(crate) tasks: Tasks,
 }
@@ -218,10 +225,13 @@ impl Coordinator {
             sessions,
             identity,
             revoker,
-            health: Health::new(to_nodes),
+            health: Health::new(to_nodes.clone()),
             topology,
             metrics,
             bell: Notify::new(),
+            inspector: Inspector::new(to_nodes),
+            repository_ids: RepositoryIds::default(),
+            queues: Queues::default(),
             link,
             tasks: Tasks::new(),
         });
@@ -269,10 +279,10 @@ impl Coordinator {
 }
 
 /// Writes the configured storages to the database and reads back all there are.
-async fn store_topology(config: &Config, db: &Db) -> Result<Vec<storages::Storage>, DbError> {
+async fn store_topology(config: &Config, db: &Db) -> Result<Vec<storages::StoredStorage>, DbError> {
     for virtual_storage in &config.virtual_storages {
-        let factor = virtual_storage.default_replication_factor;
-        db.retrying(|| storages::virtual_storage_upsert(db.pool(), &virtual_storage.name, factor)).await?;
+        let (factor, quorum) = (virtual_storage.default_replication_factor, virtual_storage.write_quorum);
+        db.retrying(|| storages::virtual_storage_upsert(db.pool(), &virtual_storage.name, factor, quorum)).await?;
         for storage in &virtual_storage.storages {
             let storage = storages::Storage {
                 virtual_storage: virtual_storage.name.clone(),

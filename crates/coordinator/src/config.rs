@@ -11,6 +11,8 @@ use tabularium_common::{
     telemetry::TelemetryConfig,
 };
 
+use crate::{quorum::QuorumPolicy, repair_config::RepairConfig};
+
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,6 +60,9 @@ pub struct Config {
     /// How long things may take.
     #[serde(default)]
     pub timing: Timing,
+    /// How replicas that are behind are brought up to date.
+    #[serde(default)]
+    pub repair: RepairConfig,
     /// How long a stop may wait for what is running, in seconds.
     #[serde(default = "default_drain")]
     pub drain_seconds: u64,
@@ -75,6 +80,9 @@ pub struct VirtualStorageConfig {
     /// How many storages hold a new repository; 0: all of them.
     #[serde(default)]
     pub default_replication_factor: u16,
+    /// How many of the storages that hold a repository must have a write before it is acknowledged.
+    #[serde(default)]
+    pub write_quorum: QuorumPolicy,
     /// Its storages.
     #[serde(rename = "storage", default)]
     pub storages: Vec<StorageConfig>,
@@ -118,8 +126,13 @@ pub struct Timing {
     /// How long other coordinators take this one for alive after its last sign. A coordinator that died delays a commit
     /// by at most this. At least twice `router_lease`.
     pub coordinator_lease: ConfigDuration,
-    /// How long the intent of a write stands without being renewed.
+    /// How long the intent of a write stands without being renewed. Longer than a node waits for the word of a router that
+    /// is silent.
     pub write_lease: ConfigDuration,
+    /// How long a write waits at most for the one before it.
+    pub ticket_wait: ConfigDuration,
+    /// How long a node may take to say what it holds when a write in doubt is settled; one that takes longer counts as lost.
+    pub settle_patience: ConfigDuration,
     /// How often expired intents are looked for.
     pub sweep_interval: ConfigDuration,
     /// How long after a write in doubt was settled its storage is looked at again. Longer than a node that was cut off
@@ -148,6 +161,12 @@ pub struct Timing {
     /// How long events stay in the geo log while no site subscribes, and how long a subscriber that no configuration
     /// names any more still holds them. What every subscriber was told of is removed at once.
     pub keep_geo_log: ConfigDuration,
+    /// How often replicas that are to move are looked at.
+    pub movement_interval: ConfigDuration,
+    /// How many replicas may come to, or leave, one storage at a time.
+    pub moves_per_storage: u32,
+    /// How long the files of a replica that was given up stay: reads that began before may still use them.
+    pub replica_removal_grace: ConfigDuration,
     /// How long to wait for Postgres at start before giving up.
     pub database_start: ConfigDuration,
 }
@@ -158,7 +177,9 @@ impl Default for Timing {
             router_lease: ConfigDuration::from_secs(2),
             coordinator_lease: ConfigDuration::from_secs(4),
             write_lease: ConfigDuration::from_secs(4),
-            sweep_interval: ConfigDuration::from_millis(500),
+            ticket_wait: ConfigDuration::from_secs(10),
+            settle_patience: ConfigDuration::from_millis(500),
+            sweep_interval: ConfigDuration::from_millis(250),
             settle_again_after: ConfigDuration::from_secs(60),
             sync_lease: ConfigDuration::from_secs(300),
             probe_interval: ConfigDuration::from_secs(1),
@@ -171,6 +192,9 @@ impl Default for Timing {
             parked_after: 10,
             keep_done_duties: ConfigDuration::from_secs(600),
             keep_geo_log: ConfigDuration::from_secs(7 * 24 * 3600),
+            movement_interval: ConfigDuration::from_secs(1),
+            moves_per_storage: 8,
+            replica_removal_grace: ConfigDuration::from_secs(60),
             database_start: ConfigDuration::from_secs(60),
         }
     }
@@ -181,6 +205,8 @@ impl Timing {
         let lengths = [
             ("router_lease", self.router_lease),
             ("write_lease", self.write_lease),
+            ("ticket_wait", self.ticket_wait),
+            ("settle_patience", self.settle_patience),
             ("sweep_interval", self.sweep_interval),
             ("settle_again_after", self.settle_again_after),
             ("sync_lease", self.sync_lease),
@@ -192,6 +218,7 @@ impl Timing {
             ("retry_delay", self.retry_delay),
             ("max_retry_delay", self.max_retry_delay),
             ("keep_geo_log", self.keep_geo_log),
+            ("movement_interval", self.movement_interval),
         ];
         let shortest = ConfigDuration::from_millis(10);
         let mut faults: Vec<Fault> = lengths
@@ -273,6 +300,7 @@ impl Validate for Config {
     fn faults(&self) -> Vec<Fault> {
         let mut faults = self.telemetry.faults();
         faults.extend(self.timing.faults());
+        faults.extend(self.repair.faults());
         if !is_identifier(&self.database_schema) {
             faults.push(Fault::new(
                 "database_schema",

@@ -3,7 +3,7 @@
 use tabularium_common::ids::SiteName;
 use tonic::Status;
 
-use crate::{db::DbError, metrics::WriteResult};
+use crate::{db::DbError, metrics::WriteResult, queue::NoTurn};
 
 /// A repository's name that cannot be one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,8 +57,22 @@ pub(crate) enum WriteError {
     NotOpen { id: String },
     #[error("the primary {primary} is not among the storages that committed")]
     WithoutPrimary { primary: String },
+    #[error("another write holds the repository; try again")]
+    Busy,
+    #[error("the nodes were asked by a route that does not hold any more")]
+    StaleRoute,
+    #[error("{committed} of {quorum} replicas that must have the write are up to date with it")]
+    TooFewCommitted { committed: usize, quorum: usize },
+    #[error("{able} of {quorum} storages that must take part can be reached")]
+    TooFewStorages { able: usize, quorum: usize },
     #[error(transparent)]
     Database(#[from] DbError),
+}
+
+impl From<NoTurn> for WriteError {
+    fn from(_: NoTurn) -> Self {
+        Self::Busy
+    }
 }
 
 impl WriteError {
@@ -81,7 +95,11 @@ impl From<WriteError> for Status {
             | WriteError::Mirror { .. }
             | WriteError::NotAMirror { .. }
             | WriteError::UnknownHomeSite { .. }
+            | WriteError::TooFewCommitted { .. }
+            | WriteError::TooFewStorages { .. }
             | WriteError::NotOpen { .. } => Self::failed_precondition(text),
+            WriteError::Busy => Self::unavailable(text),
+            WriteError::StaleRoute => Self::aborted(text),
             WriteError::NoHealthyNode => Self::internal(text),
             WriteError::Database(error) => error.into(),
         }

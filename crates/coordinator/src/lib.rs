@@ -10,7 +10,8 @@
 //! * What routers cache is registered in [`leases`] (pure) and [`sessions`]; before a commit that made a cached route wrong
 //!   is answered, [`revocation`] takes it back everywhere.
 //! * A write owes copies and notifications: rows of the outbox ([`db::outbox`]), told to the message bus by the relay among
-//!   the [`tasks`], done by replicators, who report to `service::duty`.
+//!   the [`tasks`], done by replicators, who report to `service::duty`. A copy goes in rounds until nothing was written
+//!   meanwhile, if need be while nobody writes: [`repair`], decided by the pure [`duties`].
 //! * Operators look in through `service::operator` and [`http`].
 //!
 //! Unit and property tests are beside the code; `tests/it` runs coordinators against real Postgres and NATS:
@@ -24,9 +25,15 @@ mod error;
 mod failover;
 mod health;
 mod http;
+mod inspection;
 mod leases;
 mod metrics;
+mod movement;
 mod placement;
+mod queue;
+mod quorum;
+mod repair;
+mod repair_config;
 mod repository;
 mod revocation;
 mod service;
@@ -42,6 +49,8 @@ pub use app::{Coordinator, RunError, migrate, ping};
 pub use config::{
     Config, DatabaseUrl, HomeSiteConfig, StorageConfig, SubscriberConfig, Timing, VirtualStorageConfig,
 };
+pub use quorum::{QuorumPolicy, UnknownPolicy};
+pub use repair_config::RepairConfig;
 use tabularium_common::lifecycle::stop_signal;
 
 /// Serves until SIGTERM or SIGINT.

@@ -7,6 +7,8 @@ use tabularium_common::ids::{
 };
 use tabularium_proto::coordinator as wire;
 
+use crate::quorum::QuorumPolicy;
+
 /// The name by which clients know a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct RepositoryKey {
@@ -46,6 +48,7 @@ pub(crate) struct Repository {
     pub(crate) generation: Generation,
     pub(crate) epoch: Epoch,
     pub(crate) home_site: Option<SiteName>,
+    pub(crate) write_quorum: QuorumPolicy,
     pub(crate) replicas: Vec<Replica>,
 }
 
@@ -56,6 +59,11 @@ impl Repository {
             .iter()
             .filter(|replica| replica.generation == self.generation)
             .map(|replica| &replica.storage)
+    }
+
+    /// How many replicas must have a write before it is acknowledged.
+    pub(crate) fn quorum(&self) -> usize {
+        self.write_quorum.of(self.replicas.len())
     }
 
     /// The copy on `storage`.
@@ -82,7 +90,7 @@ impl From<&Repository> for wire::Route {
                 })
                 .collect(),
             home_site: repository.home_site.as_ref().map(ToString::to_string).unwrap_or_default(),
-            ..Self::default()
+            write_quorum: u32::try_from(repository.quorum()).unwrap_or(u32::MAX),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Everything that is in Postgres, one file per noun; no other module has SQL.
 //!
-//! Stored: virtual storages and storages, repositories with their replicas (the truth about who has what), intents of
-//! writes under way, the outbox of duties, the geo log with each subscriber's position, the registry of mirrors, who
+//! Stored: virtual storages and storages, repositories with their replicas (the truth about who has what), the intent of
+//! the write under way in each repository, the outbox of duties, the geo log with each subscriber's position, the registry of mirrors, who
 //! coordinates and which routers they serve, and route revocations that are owed.
 //!
 //! Deliberately not stored: the health of nodes (each coordinator has its own opinion, in memory), which router caches
@@ -11,15 +11,21 @@
 //! its row; locks are taken in the order repository, intent, replica, duty. A statement that decides by what it reads
 //! takes its snapshot after the lock or decides by columns of the locked rows.
 
+pub(crate) mod commits;
+pub(crate) mod assignments;
 pub(crate) mod coordinators;
+pub(crate) mod ended_writes;
+pub(crate) mod copies;
 pub(crate) mod geo_log;
 pub(crate) mod geo_registry;
+pub(crate) mod history;
 pub(crate) mod outbox;
 pub(crate) mod replicas;
 pub(crate) mod repositories;
 pub(crate) mod revocations;
 pub(crate) mod routers;
 pub(crate) mod storages;
+pub(crate) mod tickets;
 pub(crate) mod writes;
 
 use std::{str::FromStr, time::Duration};
@@ -38,6 +44,9 @@ const LOCK_TIMEOUT: &str = "2s";
 const IDLE_IN_TRANSACTION_TIMEOUT: &str = "10s";
 /// How long a caller waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a caller in a hurry waits before it asks whether the database is there at all, and how long for that answer.
+const PROMPT: Duration = Duration::from_millis(500);
+const THERE: Duration = Duration::from_millis(300);
 /// A pooled connection that lay idle this long is tried before it is used; a busy one is not, which saves a round trip.
 const TRY_AFTER_IDLE: Duration = Duration::from_secs(1);
 /// How often a transaction is run at most when the server ends it for the sake of another.
@@ -179,6 +188,36 @@ impl Db {
                 result => return result.map_err(DbError::from),
             }
         }
+    }
+
+    /// As [`Db::retrying`], for callers that would rather hear that the database is gone than wait for it: when the work
+    /// takes long, the database is asked whether it is there, and the work is given up when it is not. It may be done
+    /// nevertheless, once the database is back.
+    pub(crate) async fn promptly<T, F, Fut>(&self, work: F) -> Result<T, DbError>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, sqlx::Error>>,
+    {
+        let mut working = std::pin::pin!(self.retrying(work));
+        loop {
+            match tokio::time::timeout(PROMPT, &mut working).await {
+                Ok(done) => return done,
+                Err(_) if self.is_there().await => {}
+                Err(_) => {
+                    return Err(DbError::Unavailable(std::io::Error::from(std::io::ErrorKind::TimedOut).into()));
+                }
+            }
+        }
+    }
+
+    /// Asks on a connection of its own: the pool's may all be waiting.
+    async fn is_there(&self) -> bool {
+        let asking = async {
+            let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
+            connection.ping().await?;
+            connection.close().await
+        };
+        matches!(tokio::time::timeout(THERE, asking).await, Ok(Ok(())))
     }
 
     /// Closes every connection.

@@ -7,18 +7,29 @@ use tabularium_common::ids::{
 use time::OffsetDateTime;
 
 use super::{is_duplicate, parsed};
-use crate::repository::{Replica, Repository, RepositoryKey, RevokedRoute};
+use crate::{
+    quorum::QuorumPolicy,
+    repository::{Replica, Repository, RepositoryKey, RevokedRoute},
+};
+
+/// What the row of a [`Repository`] itself says, from `repositories r`.
+macro_rules! repository_values {
+    () => {
+        "r.id, r.virtual_storage, r.relative_path, r.replica_path, r.primary_storage, r.generation, r.epoch, r.home_site"
+    };
+}
+pub(super) use repository_values;
 
 /// What a [`Repository`] is made of, from `repositories r`.
 macro_rules! repository_columns {
     () => {
-        "r.id, r.virtual_storage, r.relative_path, r.replica_path, r.primary_storage, r.generation, r.epoch,
-         r.home_site,
+        "r.id, r.virtual_storage, r.relative_path, r.replica_path, r.primary_storage, r.generation, r.epoch, r.home_site,
+         coalesce(r.write_quorum, (SELECT v.write_quorum FROM virtual_storages v WHERE v.name = r.virtual_storage))
+             AS write_quorum,
          ARRAY(SELECT p.storage FROM replicas p WHERE p.repository_id = r.id ORDER BY p.storage) AS storages,
          ARRAY(SELECT p.generation FROM replicas p WHERE p.repository_id = r.id ORDER BY p.storage) AS generations"
     };
 }
-pub(super) use repository_columns;
 
 const REPOSITORY_RESOLVE: &str = concat!(
     "SELECT ",
@@ -37,10 +48,14 @@ const REPOSITORY_LOCK_ID: &str = "SELECT id FROM repositories WHERE id = $1 FOR 
 const REPOSITORY_READ: &str =
     concat!("SELECT ", repository_columns!(), " FROM repositories r WHERE r.id = $1");
 
-const REPOSITORY_RESERVE_ID: &str = "SELECT nextval('repository_id')";
+const REPOSITORY_RESERVE_IDS: &str = "SELECT nextval('repository_id') FROM generate_series(1, $1)";
 
 const REPOSITORY_MOVE_PRIMARY: &str =
     "UPDATE repositories SET primary_storage = $2, epoch = epoch + 1 WHERE id = $1 RETURNING epoch";
+
+const REPOSITORY_SET_WRITE_QUORUM: &str = "
+    UPDATE repositories SET write_quorum = $3
+    WHERE virtual_storage = $1 AND relative_path = $2 AND state = 'ready' RETURNING id";
 
 const REPOSITORY_REMOVE: &str = "
     WITH gone AS (
@@ -125,6 +140,7 @@ pub(super) struct RepositoryRow {
     generation: i64,
     epoch: i64,
     home_site: Option<String>,
+    write_quorum: String,
     storages: Vec<String>,
     generations: Vec<i64>,
 }
@@ -151,6 +167,7 @@ impl TryFrom<RepositoryRow> for Repository {
             generation: Generation(row.generation),
             epoch: Epoch(row.epoch),
             home_site: row.home_site.as_deref().map(parsed::<SiteName>).transpose()?,
+            write_quorum: parsed(&row.write_quorum)?,
             replicas,
         })
     }
@@ -249,10 +266,10 @@ async fn read_locked(
     connection: &mut PgConnection,
     id: Option<i64>,
 ) -> Result<Option<Repository>, sqlx::Error> {
-    let Some(id) = id else { return Ok(None) };
-    let row: Option<RepositoryRow> =
-        sqlx::query_as(REPOSITORY_READ).bind(id).fetch_optional(connection).await?;
-    row.map(Repository::try_from).transpose()
+    match id {
+        Some(id) => repository_read(connection, RepositoryId(id)).await,
+        None => Ok(None),
+    }
 }
 
 /// Locks the repository of that name against every change and reads it.
@@ -277,9 +294,23 @@ pub(crate) async fn repository_lock_id(
     read_locked(connection, id).await
 }
 
-/// A number that no repository has or had.
-pub(crate) async fn repository_reserve_id(pool: &PgPool) -> Result<RepositoryId, sqlx::Error> {
-    sqlx::query_scalar(REPOSITORY_RESERVE_ID).fetch_one(pool).await.map(RepositoryId)
+/// Numbers that no repository has or had.
+pub(crate) async fn repository_reserve_ids(
+    pool: &PgPool,
+    count: i32,
+) -> Result<Vec<RepositoryId>, sqlx::Error> {
+    let ids: Vec<i64> = sqlx::query_scalar(REPOSITORY_RESERVE_IDS).bind(count).fetch_all(pool).await?;
+    Ok(ids.into_iter().map(RepositoryId).collect())
+}
+
+/// The repository of that id, complete or not, not locked.
+pub(crate) async fn repository_read(
+    executor: impl PgExecutor<'_>,
+    id: RepositoryId,
+) -> Result<Option<Repository>, sqlx::Error> {
+    let row: Option<RepositoryRow> =
+        sqlx::query_as(REPOSITORY_READ).bind(id.0).fetch_optional(executor).await?;
+    row.map(Repository::try_from).transpose()
 }
 
 /// Makes another replica the primary and raises the epoch. The caller holds the repository's lock.
@@ -294,6 +325,22 @@ pub(crate) async fn repository_move_primary_in_txn(
         .fetch_one(connection)
         .await
         .map(Epoch)
+}
+
+/// Gives a repository a write quorum of its own, or `None`: as its virtual storage says. False: there is none of that
+/// name. Routes cached before name the old quorum; what is committed is judged by the new one.
+pub(crate) async fn repository_set_write_quorum(
+    pool: &PgPool,
+    key: &RepositoryKey,
+    policy: Option<QuorumPolicy>,
+) -> Result<bool, sqlx::Error> {
+    let found: Option<i64> = sqlx::query_scalar(REPOSITORY_SET_WRITE_QUORUM)
+        .bind(key.virtual_storage.as_str())
+        .bind(key.relative_path.as_str())
+        .bind(policy.map(QuorumPolicy::as_str))
+        .fetch_optional(pool)
+        .await?;
+    Ok(found.is_some())
 }
 
 /// Forgets a repository with its intents, owes the removal of its replicas, tells the geo log.

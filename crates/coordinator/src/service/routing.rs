@@ -3,24 +3,32 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
-use tabularium_common::ids::SiteName;
+use tabularium_common::ids::{Epoch, RepositoryId, SiteName};
 use tabularium_proto::coordinator::{
     self as wire, abort_write_request::Outcome, routing_service_server::RoutingService, session_request,
     session_response,
 };
+use tokio::sync::oneshot;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
 use uuid::Uuid;
 
 use super::{argument, correlation_id, key, storages};
 use crate::{
     app::Shared,
-    db::{DbError, repositories, writes},
+    db::{
+        DbError,
+        commits::Report,
+        ended_writes::Word,
+        repositories,
+        writes::{self, Asked, Terms},
+    },
     error::{NameError, WriteError},
     leases::SessionId,
     metrics::{WriteResult, WriteStep},
     repository::Repository,
-    writing::{self, Begin, Doubt, Kind},
+    writing::{self, Begin, Doubt, Kind, Started},
 };
 
 /// Longest router id and method name kept, in bytes.
@@ -47,6 +55,16 @@ fn bounded<T>(what: &str, list: &[T]) -> Result<(), Status> {
         )));
     }
     Ok(())
+}
+
+fn asked(nodes: &wire::AskedNodes) -> Result<Asked, Status> {
+    bounded("storages", &nodes.storages)?;
+    Ok(Asked {
+        repository_id: RepositoryId(nodes.repository_id),
+        epoch: Epoch(nodes.epoch),
+        primary: argument("primary", &nodes.primary)?,
+        storages: storages(&nodes.storages)?,
+    })
 }
 
 fn milliseconds(duration: Duration) -> u32 {
@@ -110,12 +128,19 @@ impl Routing {
             "" => None,
             site => Some(argument::<SiteName>("sync_from_site", site)?),
         };
+        let asked = request.asked_nodes.as_ref().map(asked).transpose()?;
+        // A router that does not say how long it waits is one that does not count votes.
+        let votes = request.wait_milliseconds > 0 || asked.is_some();
+        let wait = match request.wait_milliseconds {
+            0 => self.0.config.timing.ticket_wait.0,
+            wait => Duration::from_millis(wait.into()),
+        };
         Ok(Begin {
             key: key(request.name.as_ref())?,
             kind,
             additional,
-            unreachable: storages(&request.unreachable_storages)?,
-            sync_from_site,
+            terms: Terms { sync_from_site, unreachable: storages(&request.unreachable_storages)?, votes, asked },
+            wait,
             intent: writes::Intent {
                 id: Uuid::now_v7(),
                 router_id: text("router_id", request.router_id)?,
@@ -124,6 +149,28 @@ impl Routing {
                 lease: self.0.config.timing.write_lease.0,
             },
         })
+    }
+}
+
+impl Routing {
+    /// Begins a write on behalf of a caller that may hang up: then it stops waiting, and what it has begun is given up.
+    async fn begin_for_caller(&self, begin: Begin) -> Result<Result<Started, WriteError>, Status> {
+        let (answer, answered) = oneshot::channel();
+        let shared = Arc::clone(&self.0);
+        let (id, router_id) = (begin.intent.id, begin.intent.router_id.clone());
+        let hung_up = CancellationToken::new();
+        let waiting = hung_up.clone().drop_guard();
+        self.0.tasks.spawn("begin", async move {
+            let begun = writing::begin(&shared, &begin, &hung_up).await;
+            if let Err(Ok(_)) = answer.send(begun)
+                && let Err(error) = writing::discard(&shared, id, &router_id).await
+            {
+                tracing::debug!(write_id = %id, %error, "a write that nobody waited for is left to run out");
+            }
+        });
+        let begun = answered.await.map_err(|_| Status::internal("beginning the write failed"));
+        waiting.disarm();
+        begun
     }
 }
 
@@ -195,15 +242,16 @@ impl RoutingService for Routing {
             given.to_owned()
         };
         let begin = self.parse_begin(request, correlation_id)?;
-        let begun = writing::begin(&self.0, &begin).await;
+        let (write_id, lease) = (begin.intent.id, begin.intent.lease);
+        let begun = self.begin_for_caller(begin).await?;
         let started = self.counted(WriteStep::Begin, begun)?;
         Ok(Response::new(wire::BeginWriteResponse {
-            write_id: begin.intent.id.to_string(),
+            write_id: write_id.to_string(),
             route: Some((&started.repository).into()),
             additional_replica_path: started.additional.map(String::from).unwrap_or_default(),
-            lease_milliseconds: milliseconds(begin.intent.lease),
+            lease_milliseconds: milliseconds(lease),
             assigned_secondaries: started.secondaries.into_iter().map(String::from).collect(),
-            ..wire::BeginWriteResponse::default()
+            participants: started.participants.into_iter().map(String::from).collect(),
         }))
     }
 
@@ -217,16 +265,24 @@ impl RoutingService for Routing {
         let storages = storages(&request.committed_storages)?;
         // Not bound to the caller: a commit whose router hangs up must still revoke what it made wrong.
         let shared = Arc::clone(&self.0);
-        let router_id = request.router_id;
-        let task = self
-            .0
-            .tasks
-            .spawn("commit", async move { writing::commit(&shared, id, &router_id, &storages).await });
+        let (router_id, unvoted) = (request.router_id, request.unvoted);
+        let task = self.0.tasks.spawn("commit", async move {
+            let report = Report {
+                id,
+                router_id: &router_id,
+                storages: &storages,
+                unvoted,
+                word: Word::Router,
+                doubtful: false,
+            };
+            writing::commit(&shared, &report).await
+        });
         let committed = task.await.map_err(|error| Status::internal(error.to_string()))?;
-        let generation = self.counted(WriteStep::Commit, committed)?;
+        let recorded = self.counted(WriteStep::Commit, committed)?;
         Ok(Response::new(wire::CommitWriteResponse {
-            generation: generation.0,
-            ..wire::CommitWriteResponse::default()
+            generation: recorded.generation.0,
+            primary: recorded.primary.to_string(),
+            epoch: recorded.epoch.0,
         }))
     }
 
@@ -238,14 +294,13 @@ impl RoutingService for Routing {
         bounded("storages", &request.unreachable_storages)?;
         let id: Uuid = argument("write_id", &request.write_id)?;
         let outcome = request.outcome();
-        let unreachable = storages(&request.unreachable_storages)?;
         let router_id = request.router_id;
         let shared = Arc::clone(&self.0);
         let task = self.0.tasks.spawn("abort", async move {
             match outcome {
                 Outcome::NotApplied => writing::discard(&shared, id, &router_id).await,
                 Outcome::InDoubt => {
-                    writing::settle(&shared, id, &Doubt::Reported { router_id, unreachable }).await
+                    writing::settle(&shared, id, &Doubt::Reported { router_id }).await
                 }
                 Outcome::Unspecified => Err(WriteError::Argument("outcome is not set".to_owned())),
             }

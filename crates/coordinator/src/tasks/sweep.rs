@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::pause;
 use crate::{
     app::Shared,
-    db::{DbError, revocations, writes},
+    db::{DbError, ended_writes, revocations, writes},
     leases::with_drift,
     writing::{self, Doubt},
 };
@@ -22,12 +22,19 @@ const AT_ONCE: usize = 8;
 pub(super) fn start(shared: &Arc<Shared>) {
     let writes = Arc::clone(shared);
     shared.tasks.spawn("sweep-writes", async move {
-        let mut settle_from = Instant::now();
+        let lease = writes.config.timing.write_lease.0;
+        // While we were not running, routers may have had nobody to renew their writes with; they get the time to do it now.
+        let mut settle_from = Instant::now() + lease;
+        let mut awake = Instant::now();
         while pause(&writes, writes.config.timing.sweep_interval.0).await {
+            if awake.elapsed() > lease / 2 {
+                settle_from = Instant::now() + lease;
+            }
+            awake = Instant::now();
             if let Err(error) = settle_expired(&writes, settle_from).await {
                 tracing::debug!(%error, "expired writes are not settled");
-                // While the database was away nobody could renew; routers get the time to do it now.
-                settle_from = Instant::now() + writes.config.timing.write_lease.0;
+                // Neither could they while the database was away.
+                settle_from = Instant::now() + lease;
             }
             if let Err(error) = reconsider_settled(&writes).await {
                 tracing::debug!(%error, "settled writes are not looked at again");
@@ -46,7 +53,7 @@ pub(super) fn start(shared: &Arc<Shared>) {
 
 async fn settle_expired(shared: &Arc<Shared>, from: Instant) -> Result<(), DbError> {
     let db = &shared.db;
-    let expired = db.retrying(|| writes::write_list_expired(db.pool(), BATCH)).await?;
+    let expired = db.retrying(|| writes::write_list_expired(db.pool(), BATCH, writing::PAUSE)).await?;
     if Instant::now() < from {
         return Ok(());
     }
@@ -63,10 +70,10 @@ async fn settle_expired(shared: &Arc<Shared>, from: Instant) -> Result<(), DbErr
 /// A node that was cut off from its router may have gone on for a while with a write that was settled.
 async fn reconsider_settled(shared: &Arc<Shared>) -> Result<(), DbError> {
     let (db, age) = (&shared.db, shared.config.timing.settle_again_after.0);
-    let doubtful = db.retrying(|| writes::write_list_doubtful(db.pool(), age, BATCH)).await?;
+    let doubtful = db.retrying(|| ended_writes::ended_write_list_doubtful(db.pool(), age, BATCH)).await?;
     futures::stream::iter(doubtful)
         .for_each_concurrent(AT_ONCE, |id| async move {
-            if let Err(error) = writing::reconsider(shared, id, false).await {
+            if let Err(error) = writing::look_again(shared, id).await {
                 tracing::warn!(write_id = %id, %error, "settled write is not looked at again");
             }
         })

@@ -1,0 +1,151 @@
+//! Asking storages what they hold of a repository, when it is not known how far a write got there.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::future::join_all;
+use tabularium_common::{
+    auth::SendToken,
+    grpc::{Address, channel},
+    ids::{ReplicaPath, StorageName, VirtualStorageName},
+};
+use tabularium_proto::{
+    gitaly::{
+        self, CalculateChecksumRequest, FindDefaultBranchNameRequest, ref_service_client::RefServiceClient,
+        repository_service_client::RepositoryServiceClient,
+    },
+    node::{QuiesceRequest, replica_service_client::ReplicaServiceClient},
+};
+use tokio::time::timeout;
+use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
+
+use crate::{settlement::Held, topology::Snapshot};
+
+/// What storages answered; one that did not is not among them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Inspection {
+    pub(crate) answers: BTreeMap<StorageName, Held>,
+    /// Nothing is being changed there any more. Otherwise a node could not say so, and is to be looked at again.
+    pub(crate) quiet: bool,
+}
+
+/// Connections to nodes for questions about replicas.
+pub(crate) struct Inspector {
+    token: SendToken,
+    channels: Mutex<HashMap<Address, Channel>>,
+}
+
+type NodeChannel = InterceptedService<Channel, SendToken>;
+
+enum Answer {
+    Held(Held),
+    /// The node is not one of ours.
+    Unimplemented,
+    None,
+}
+
+impl Inspector {
+    pub(crate) fn new(token: SendToken) -> Self {
+        Self { token, channels: Mutex::default() }
+    }
+
+    fn channel(&self, address: &Address) -> NodeChannel {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let channel = channels.entry(address.clone()).or_insert_with(|| channel(address)).clone();
+        InterceptedService::new(channel, self.token.clone())
+    }
+
+    /// Asks all at once; whoever has not answered within `patience` has not answered. When one of them cannot say that
+    /// nothing is being changed there, all are asked in Gitaly's words, so that their answers can be compared.
+    pub(crate) async fn inspect(
+        &self,
+        topology: &Snapshot,
+        virtual_storage: &VirtualStorageName,
+        replica_path: &ReplicaPath,
+        storages: &[StorageName],
+        patience: Duration,
+    ) -> Inspection {
+        let nodes: Vec<(&StorageName, NodeChannel)> = storages
+            .iter()
+            .filter_map(|storage| {
+                Some((storage, self.channel(topology.address(virtual_storage, storage)?)))
+            })
+            .collect();
+        let asked = |storage: &StorageName| gitaly::Repository {
+            storage_name: storage.to_string(),
+            relative_path: replica_path.to_string(),
+            ..gitaly::Repository::default()
+        };
+        let quiesced = join_all(nodes.iter().map(|(storage, channel)| async {
+            let asking = quiesce(channel.clone(), asked(storage), patience);
+            (*storage, timeout(patience, asking).await.unwrap_or(Answer::None))
+        }))
+        .await;
+        if !quiesced.iter().any(|(_, answer)| matches!(answer, Answer::Unimplemented)) {
+            return Inspection { answers: held(quiesced), quiet: true };
+        }
+        let compared = join_all(nodes.iter().map(|(storage, channel)| async {
+            let asking = checksum(channel.clone(), asked(storage));
+            (*storage, timeout(patience, asking).await.unwrap_or(Answer::None))
+        }))
+        .await;
+        Inspection { answers: held(compared), quiet: false }
+    }
+}
+
+fn held(answers: Vec<(&StorageName, Answer)>) -> BTreeMap<StorageName, Held> {
+    answers
+        .into_iter()
+        .filter_map(|(storage, answer)| match answer {
+            Answer::Held(held) => Some((storage.clone(), held)),
+            Answer::Unimplemented | Answer::None => None,
+        })
+        .collect()
+}
+
+async fn quiesce(channel: NodeChannel, repository: gitaly::Repository, patience: Duration) -> Answer {
+    let storage = repository.storage_name.clone();
+    // The node is to answer that it cannot before we stop listening.
+    let patience = patience.saturating_sub(patience / 5);
+    let request = QuiesceRequest {
+        repository: Some(repository),
+        patience_milliseconds: u32::try_from(patience.as_millis()).unwrap_or(u32::MAX),
+    };
+    match ReplicaServiceClient::new(channel).quiesce(request).await.map(tonic::Response::into_inner) {
+        Ok(answer) if answer.exists => Answer::Held(Held::Digest(answer.digest.to_vec())),
+        Ok(_) => Answer::Held(Held::Nothing),
+        Err(status) if status.code() == Code::Unimplemented => Answer::Unimplemented,
+        Err(status) => unanswered(&storage, &status),
+    }
+}
+
+/// All that Gitaly says of a repository's content: a checksum of its references, and where HEAD points.
+async fn checksum(channel: NodeChannel, repository: gitaly::Repository) -> Answer {
+    let storage = repository.storage_name.clone();
+    let asking = async {
+        let request = CalculateChecksumRequest { repository: Some(repository.clone()) };
+        let checksum = RepositoryServiceClient::new(channel.clone()).calculate_checksum(request).await?;
+        let request = FindDefaultBranchNameRequest {
+            repository: Some(repository),
+            ..FindDefaultBranchNameRequest::default()
+        };
+        let head = RefServiceClient::new(channel).find_default_branch_name(request).await?;
+        let mut digest = checksum.into_inner().checksum.into_bytes();
+        digest.push(0);
+        digest.extend(head.into_inner().name);
+        Ok::<_, Status>(digest)
+    };
+    match asking.await {
+        Ok(digest) => Answer::Held(Held::Digest(digest)),
+        Err(status) if status.code() == Code::NotFound => Answer::Held(Held::Nothing),
+        Err(status) => unanswered(&storage, &status),
+    }
+}
+
+fn unanswered(storage: &str, status: &Status) -> Answer {
+    tracing::info!(storage, code = %status.code(), message = status.message(), "a replica does not say what it holds");
+    Answer::None
+}
