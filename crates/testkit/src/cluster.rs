@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tabularium_cli::local::{
+    LocalError,
     cluster::{Cluster, ClusterOptions, HOME},
     postgres::Durability,
     record::SiteRecord,
@@ -52,6 +53,11 @@ impl TestCluster {
         adjust(&mut options);
         let cluster = Cluster::start(options, &|_| {}).await.unwrap_or_else(|error| panic!("{error}"));
         Self { cluster, _directory: directory }
+    }
+
+    /// Stops everything in an orderly way.
+    pub async fn stop(self) -> Result<(), LocalError> {
+        self.cluster.stop().await
     }
 
     /// Where everything of the home site is.

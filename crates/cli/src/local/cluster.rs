@@ -71,6 +71,8 @@ pub enum Gateways {
     One,
     /// One per router: what enters at gateway 1 goes through router 1.
     PerRouter,
+    /// That many, each over all routers of its site.
+    Several(u16),
 }
 
 /// Puts something between two services: who is told an address (`home/router-1`), whose it is (`home/node-2`), and the
@@ -313,6 +315,7 @@ impl Cluster {
         let count = match self.options.gateways {
             Gateways::One => 1,
             Gateways::PerRouter => self.sites[site].size.routers,
+            Gateways::Several(count) => count,
         };
         (0..count)
             .map(|index| {

@@ -81,7 +81,8 @@ impl OneRoute {
     }
 
     fn topology(&self) -> Topology {
-        let storage = Storage { name: STORAGE.to_owned(), address: self.address.clone(), ..Storage::default() };
+        let storage =
+            Storage { name: STORAGE.to_owned(), address: self.address.clone(), ..Storage::default() };
         Topology {
             site: "bench".to_owned(),
             virtual_storages: vec![VirtualStorage {

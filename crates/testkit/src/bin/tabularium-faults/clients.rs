@@ -1,0 +1,290 @@
+//! Clients that push and list without end, each in its own way.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Result;
+use rand::{Rng as _, RngCore as _, SeedableRng as _, rngs::StdRng};
+use tabularium_cli::local::git::Git;
+use tabularium_common::lifecycle::Tasks;
+
+use crate::{
+    history::{self, Event, Outcome, Recorder, Value},
+    push::{self, Wish},
+};
+
+/// After an answer that was an error, so that a cluster that is down is not also stormed.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
+/// Between two pushes to cold repositories by one client.
+const COLD_PAUSE: Duration = Duration::from_millis(700);
+/// Between two reads by one client.
+const READ_PAUSE: Duration = Duration::from_millis(60);
+/// Now and then a push brings a file of this size that does not compress, so that it is under way for a while.
+const LARGE_BYTES: usize = 2 << 20;
+
+/// A repository that clients write to. They share one object store, so that no push waits for a fetch.
+pub(crate) struct Tested {
+    pub(crate) path: String,
+    pub(crate) hot: bool,
+    store: PathBuf,
+    tree: String,
+    /// What each ref was when it was last heard of. Only a guess: the server compares.
+    known: Mutex<BTreeMap<String, String>>,
+}
+
+impl Tested {
+    pub(crate) async fn new(git: &Git, directory: &Path, path: &str, hot: bool) -> Result<Self> {
+        let store = directory.join(path);
+        push::local(git, directory, &["init", "--quiet", "--bare", path], b"").await?;
+        let tree = push::local(git, &store, &["mktree"], b"").await?;
+        Ok(Self { path: path.to_owned(), hot, store, tree, known: Mutex::default() })
+    }
+
+    fn known(&self, reference: &str) -> Value {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(reference).cloned()
+    }
+
+    fn learn(&self, reference: &str, value: &Value) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match value {
+            Some(value) => known.insert(reference.to_owned(), value.clone()),
+            None => known.remove(reference),
+        };
+    }
+}
+
+/// What all clients share.
+pub(crate) struct Clients {
+    pub(crate) git: Git,
+    /// `http://host:port` each.
+    pub(crate) gateways: Vec<String>,
+    pub(crate) repositories: Vec<Tested>,
+    pub(crate) recorder: Arc<Recorder>,
+    commits: AtomicU64,
+}
+
+impl Clients {
+    pub(crate) fn new(
+        git: Git,
+        gateways: Vec<String>,
+        repositories: Vec<Tested>,
+        recorder: Arc<Recorder>,
+    ) -> Self {
+        Self { git, gateways, repositories, recorder, commits: AtomicU64::new(0) }
+    }
+
+    /// Starts `writers` for hot repositories, half as many for cold ones, and as many readers. They end when told to,
+    /// after the push that they are at.
+    pub(crate) fn start(self: &Arc<Self>, writers: u64, seed: u64) -> Tasks {
+        let tasks = Tasks::new();
+        let mut next_seed = seed;
+        let mut random = || {
+            next_seed = next_seed.wrapping_add(1);
+            StdRng::seed_from_u64(next_seed)
+        };
+        for number in 0..writers {
+            let client = Client::new(self, format!("writer-{number}"), random());
+            tasks.spawn("writer", client.write_hot(number, tasks.stopping()));
+        }
+        for number in 0..writers.div_ceil(2) {
+            let client = Client::new(self, format!("cold-{number}"), random());
+            tasks.spawn("cold writer", client.write_cold(tasks.stopping()));
+            let client = Client::new(self, format!("reader-{number}"), random());
+            tasks.spawn("reader", client.read_all(tasks.stopping()));
+        }
+        tasks
+    }
+}
+
+struct Client {
+    shared: Arc<Clients>,
+    name: String,
+    random: StdRng,
+}
+
+/// What a client tells when it cannot go on: the session is worth nothing then.
+fn give_up(name: &str, error: &anyhow::Error) {
+    tracing::error!(client = name, "{error:#}");
+}
+
+type Stopping = tokio_util::sync::CancellationToken;
+
+impl Client {
+    fn new(shared: &Arc<Clients>, name: String, random: StdRng) -> Self {
+        Self { shared: Arc::clone(shared), name, random }
+    }
+
+    async fn write_hot(mut self, number: u64, stopping: Stopping) {
+        let shared = Arc::clone(&self.shared);
+        let hot: Vec<_> = shared.repositories.iter().filter(|repository| repository.hot).collect();
+        let repository = hot[usize::try_from(number).unwrap_or(0) % hot.len()];
+        while !stopping.is_cancelled() {
+            if let Err(error) = self.write(repository).await {
+                return give_up(&self.name, &error);
+            }
+        }
+    }
+
+    async fn write_cold(mut self, stopping: Stopping) {
+        let shared = Arc::clone(&self.shared);
+        let cold: Vec<_> = shared.repositories.iter().filter(|repository| !repository.hot).collect();
+        while !stopping.is_cancelled() {
+            let repository = cold[self.random.random_range(0..cold.len())];
+            if let Err(error) = self.write(repository).await {
+                return give_up(&self.name, &error);
+            }
+            tokio::time::sleep(COLD_PAUSE).await;
+        }
+    }
+
+    async fn read_all(mut self, stopping: Stopping) {
+        let shared = Arc::clone(&self.shared);
+        while !stopping.is_cancelled() {
+            let repository = &shared.repositories[self.random.random_range(0..shared.repositories.len())];
+            match self.read(repository).await {
+                Ok(true) => tokio::time::sleep(READ_PAUSE).await,
+                Ok(false) => tokio::time::sleep(AFTER_ERROR).await,
+                Err(error) => return give_up(&self.name, &error),
+            }
+        }
+    }
+
+    fn gateway(&mut self) -> usize {
+        self.random.random_range(0..self.shared.gateways.len())
+    }
+
+    /// One push of a kind that chance chooses, and a look when it was not done.
+    async fn write(&mut self, repository: &Tested) -> Result<()> {
+        let (name, kind) = (self.name.clone(), self.random.random());
+        let own = |branch: &str| format!("refs/heads/{name}/{branch}");
+        let (wishes, atomic) = match kind {
+            0_u8..=99 => (vec![self.wish(repository, own("main"), true).await?], false),
+            // Everybody's: of those who push at once one wins.
+            100..=149 => (vec![self.wish(repository, "refs/heads/shared".into(), false).await?], false),
+            150..=174 => (vec![self.rewrite(repository, "refs/heads/rewritten".into()).await?], false),
+            175..=199 => (vec![self.come_and_go(repository, own("topic")).await?], false),
+            // Both halves are new, or one of them competes.
+            200..=229 => {
+                let one = self.wish(repository, own("left"), true).await?;
+                (vec![one, self.wish(repository, own("right"), true).await?], true)
+            }
+            _ => {
+                let one = self.wish(repository, own("release"), true).await?;
+                (vec![one, self.wish(repository, "refs/heads/shared".into(), false).await?], true)
+            }
+        };
+        self.push(repository, &wishes, atomic).await
+    }
+
+    async fn push(&mut self, repository: &Tested, wishes: &[Wish], atomic: bool) -> Result<()> {
+        let gateway = self.gateway();
+        let url = format!("{}/{}", self.shared.gateways[gateway], repository.path);
+        let invoked = self.shared.recorder.now();
+        let answer = push::push(&self.shared.git, &repository.store, &url, wishes, atomic).await?;
+        let done = answer.updates.iter().all(|update| update.outcome == Outcome::Acknowledged);
+        for update in answer.updates.iter().filter(|update| update.outcome == Outcome::Acknowledged) {
+            repository.learn(&update.reference, &update.new);
+        }
+        let failed = answer.error.is_some();
+        self.shared.recorder.record(&Event::Write(history::Write {
+            client: self.name.clone(),
+            gateway,
+            repository: repository.path.clone(),
+            invoked,
+            completed: self.shared.recorder.now(),
+            atomic,
+            updates: answer.updates,
+            error: answer.error,
+            said: answer.said,
+        }))?;
+        if failed {
+            tokio::time::sleep(AFTER_ERROR).await;
+        }
+        if !done {
+            // What is there now decides what is pushed next. When that cannot be read either, the guess stays.
+            self.read(repository).await?;
+        }
+        Ok(())
+    }
+
+    /// Answers whether it succeeded.
+    async fn read(&mut self, repository: &Tested) -> Result<bool> {
+        let gateway = self.gateway();
+        let url = format!("{}/{}", self.shared.gateways[gateway], repository.path);
+        let invoked = self.shared.recorder.now();
+        let answer = push::list(&self.shared.git, &repository.store, &url).await?;
+        let completed = self.shared.recorder.now();
+        let (refs, said) = match answer {
+            Ok(refs) => {
+                *repository.known.lock().unwrap_or_else(PoisonError::into_inner) = refs.clone();
+                (Some(refs), String::new())
+            }
+            Err(said) => (None, said),
+        };
+        let succeeded = refs.is_some();
+        self.shared.recorder.record(&Event::Read(history::Read {
+            client: self.name.clone(),
+            gateway,
+            repository: repository.path.clone(),
+            invoked,
+            completed,
+            refs,
+            said,
+        }))?;
+        Ok(succeeded)
+    }
+
+    /// A commit on top of what is known.
+    async fn wish(&mut self, repository: &Tested, reference: String, lease: bool) -> Result<Wish> {
+        let old = repository.known(&reference);
+        let new = Some(self.commit(repository, old.as_deref()).await?);
+        Ok(Wish { reference, old, new, lease })
+    }
+
+    /// Another history in place of what is known.
+    async fn rewrite(&mut self, repository: &Tested, reference: String) -> Result<Wish> {
+        let old = repository.known(&reference);
+        Ok(Wish { reference, old, new: Some(self.commit(repository, None).await?), lease: true })
+    }
+
+    /// Creates the branch when it is not there, deletes it when it is.
+    async fn come_and_go(&mut self, repository: &Tested, reference: String) -> Result<Wish> {
+        match repository.known(&reference) {
+            None => self.wish(repository, reference, true).await,
+            old => Ok(Wish { reference, old, new: None, lease: true }),
+        }
+    }
+
+    /// A commit that nobody else makes.
+    async fn commit(&mut self, repository: &Tested, parent: Option<&str>) -> Result<String> {
+        let number = self.shared.commits.fetch_add(1, Ordering::Relaxed);
+        let tree = if self.random.random_ratio(1, 40) {
+            self.large_tree(repository).await?
+        } else {
+            repository.tree.clone()
+        };
+        let message = format!("{} {number}", self.name);
+        let mut arguments = vec!["commit-tree", "-m", &message];
+        if let Some(parent) = parent {
+            arguments.extend(["-p", parent]);
+        }
+        arguments.push(&tree);
+        push::local(&self.shared.git, &repository.store, &arguments, b"").await
+    }
+
+    async fn large_tree(&mut self, repository: &Tested) -> Result<String> {
+        let mut content = vec![0; LARGE_BYTES];
+        self.random.fill_bytes(&mut content);
+        let git = &self.shared.git;
+        let blob = push::local(git, &repository.store, &["hash-object", "-w", "--stdin"], &content).await?;
+        push::local(git, &repository.store, &["mktree"], format!("100644 blob {blob}\tlarge\n").as_bytes())
+            .await
+    }
+}

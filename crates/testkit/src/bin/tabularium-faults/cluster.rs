@@ -1,0 +1,299 @@
+//! The cluster under test, with everything in place that a fault needs: a relay on every call between services, disks
+//! that can be filled, directories where crash points are armed.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use tabularium_common::faults::{CrashPoint, SafetyStep};
+use tabularium_testkit::{
+    cluster::{
+        TestCluster,
+        local_cluster::{ClusterOptions, Detour, Gateways, HOME},
+        service::{Kind, State},
+    },
+    proxy::{Fault, FaultProxy},
+};
+
+/// Room of a disk that can be filled; plenty for a session.
+const DISK_MEBIBYTES: u64 = 768;
+const BALLAST: &str = "ballast";
+/// Gateways, each over all routers.
+const GATEWAYS: u16 = 2;
+
+/// Who calls, and who is called: `router-1`, `node-2`.
+type Between = (String, String);
+
+/// The relays between services.
+#[derive(Clone, Default)]
+pub(crate) struct Links(Arc<Mutex<BTreeMap<Between, FaultProxy>>>);
+
+impl Links {
+    fn detour(&self) -> Detour {
+        let links = self.clone();
+        Detour::new(move |user, owner, address| {
+            let between = (short(user).to_owned(), short(owner).to_owned());
+            let mut links = links.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let proxy = links.entry(between).or_insert_with(|| FaultProxy::start_now(address));
+            proxy.address().to_string()
+        })
+    }
+
+    /// Does something to every relay between such callers and such called. A prefix chooses: `router` is every router.
+    pub(crate) fn each(&self, user: &str, owner: &str, mut act: impl FnMut(&FaultProxy)) {
+        let links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let chosen = links.iter().filter(|((from, to), _)| from.starts_with(user) && to.starts_with(owner));
+        chosen.for_each(|(_, proxy)| act(proxy));
+    }
+
+    pub(crate) fn heal(&self) {
+        self.each("", "", |proxy| proxy.set(Fault::None));
+    }
+}
+
+/// `node-1` of `home/node-1`.
+fn short(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
+}
+
+/// How large it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) nodes: u16,
+    pub(crate) routers: u16,
+    pub(crate) coordinators: u16,
+}
+
+/// The cluster.
+pub(crate) struct Site {
+    pub(crate) test: TestCluster,
+    pub(crate) links: Links,
+    /// Whether nodes have disks of their own, which can be filled.
+    pub(crate) own_disks: bool,
+    mounts: Mounts,
+}
+
+impl Site {
+    /// Starts it. Panics when it does not start, as all of the test kit does.
+    pub(crate) async fn start(size: Size) -> Self {
+        let links = Links::default();
+        let mut mounts = Mounts::default();
+        let test = TestCluster::start(|options: &mut ClusterOptions| {
+            options.mirror = None;
+            options.gateways = Gateways::Several(GATEWAYS);
+            options.home.nodes = size.nodes;
+            options.home.routers = size.routers;
+            options.home.coordinators = size.coordinators;
+            options.detour = Some(links.detour());
+            options.faults = true;
+            for node in 1..=size.nodes {
+                mounts.add(options.state.join(HOME).join(format!("node-{node}/storage")));
+            }
+        })
+        .await;
+        let own_disks = mounts.0.len() == usize::from(size.nodes);
+        Self { test, links, own_disks, mounts }
+    }
+
+    /// Names of the processes of one kind: `node-1`.
+    pub(crate) fn names(&self, kind: Kind) -> Vec<String> {
+        self.test.home().of(kind).map(|process| short(&process.name).to_owned()).collect()
+    }
+
+    /// The storage that takes the writes of a repository now.
+    pub(crate) async fn primary(&self, relative_path: &str) -> Result<String> {
+        let details = self.test.details(relative_path).await.context("details")?;
+        Ok(details.route.context("no route")?.primary)
+    }
+
+    /// SIGKILL to the process alone: what it started lives on until it notices.
+    pub(crate) fn kill_alone(&self, name: &str) -> Result<()> {
+        let home = self.test.home();
+        let process = home.processes.iter().find(|process| short(&process.name) == name);
+        let pid = process.with_context(|| format!("no process {name}"))?.pid;
+        let pid = Pid::from_raw(i32::try_from(pid)?).context("it does not run")?;
+        match kill_process(pid, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// SIGKILL to the process and its group.
+    pub(crate) fn kill(&mut self, name: &str) -> Result<()> {
+        Ok(self.test.cluster.kill(&full(name))?)
+    }
+
+    pub(crate) fn pause(&mut self, name: &str) -> Result<()> {
+        Ok(self.test.cluster.pause(&full(name))?)
+    }
+
+    pub(crate) fn resume(&mut self, name: &str) -> Result<()> {
+        Ok(self.test.cluster.resume(&full(name))?)
+    }
+
+    /// Starts whatever does not run, what others need first, and resumes what is paused.
+    pub(crate) async fn run_all(&mut self) -> Result<()> {
+        const ORDER: [&str; 7] =
+            ["postgres", "nats", "node", "coordinator", "router", "gateway", "replicator"];
+        let mut states = self.test.cluster.states();
+        let rank = |name: &str| ORDER.iter().position(|kind| short(name).starts_with(kind));
+        states.sort_by_key(|(name, _)| rank(name));
+        for (name, state) in states {
+            match state {
+                State::Running => {}
+                State::Paused => self.test.cluster.resume(&name)?,
+                State::Stopped | State::Ended { .. } => self.restart(&name).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A process that starts while others are away may need a second try.
+    async fn restart(&mut self, name: &str) -> Result<()> {
+        const TRIES: u32 = 3;
+        let mut last = Ok(());
+        for _ in 0..TRIES {
+            last = self.test.cluster.restart(name).await;
+            match &last {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::warn!(name, %error, "not started again; once more"),
+            }
+        }
+        Ok(last?)
+    }
+
+    /// Whether a process ended by itself.
+    pub(crate) fn ended(&mut self, name: &str) -> bool {
+        let mut states = self.test.cluster.states().into_iter();
+        states.any(|(found, state)| short(&found) == name && matches!(state, State::Ended { .. }))
+    }
+
+    pub(crate) async fn restart_nats_empty(&mut self) -> Result<()> {
+        Ok(self.test.cluster.restart_nats_empty(HOME).await?)
+    }
+
+    /// Arms a crash point in one process.
+    pub(crate) fn arm(&self, name: &str, point: CrashPoint) -> Result<()> {
+        Ok(fs::write(self.faults(name).join(point.name()), "")?)
+    }
+
+    /// Answers whether it was still armed.
+    pub(crate) fn disarm(&self, name: &str, point: CrashPoint) -> Result<bool> {
+        match fs::remove_file(self.faults(name).join(point.name())) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Leaves a safety step out in every process that has it.
+    pub(crate) fn switch_off(&self, step: SafetyStep) -> Result<()> {
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.name() == step.service()) {
+            for name in self.names(kind) {
+                fs::write(self.faults(&name).join(step.name()), "")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn faults(&self, name: &str) -> PathBuf {
+        self.test.cluster.state_directory().join(full(name)).join("faults")
+    }
+
+    fn storage(&self, node: &str) -> PathBuf {
+        self.test.cluster.state_directory().join(full(node)).join("storage")
+    }
+
+    /// Where every replica of a repository is.
+    pub(crate) fn replicas(&self, replica_path: &str) -> Vec<(String, PathBuf)> {
+        let nodes = self.names(Kind::Node).into_iter();
+        nodes.map(|node| (node.clone(), self.storage(&node).join(replica_path))).collect()
+    }
+
+    /// The storage roots.
+    pub(crate) fn storages(&self) -> Vec<PathBuf> {
+        self.names(Kind::Node).iter().map(|node| self.storage(node)).collect()
+    }
+
+    /// Takes all the room on a node's disk.
+    pub(crate) fn fill(&self, node: &str) -> Result<()> {
+        let block = vec![0; 1 << 20];
+        let mut ballast = File::create(self.storage(node).join(BALLAST))?;
+        for part in [&block[..], &block[..4096]] {
+            // Ends when the disk says that it is full: that is what is wanted.
+            while ballast.write_all(part).is_ok() {}
+        }
+        Ok(())
+    }
+
+    /// Gives it back.
+    pub(crate) fn empty(&self, node: &str) -> Result<()> {
+        Ok(fs::remove_file(self.storage(node).join(BALLAST))?)
+    }
+
+    /// Copies every log into a directory.
+    pub(crate) fn keep_logs(&self, directory: &Path) -> Result<()> {
+        fs::create_dir_all(directory)?;
+        let state = self.test.cluster.state_directory();
+        for process in &self.test.home().processes {
+            let name = format!("{}.log", short(&process.name));
+            fs::copy(&process.log, directory.join(name)).with_context(|| process.name.clone())?;
+        }
+        for (file, name) in [("postgres/postgres.log", "postgres.log"), ("home/nats/nats.log", "nats.log")] {
+            fs::copy(state.join(file), directory.join(name)).with_context(|| file.to_owned())?;
+        }
+        Ok(())
+    }
+
+    /// Stops everything in an orderly way.
+    pub(crate) async fn stop(self) -> Result<()> {
+        let Self { test, mounts, links, .. } = self;
+        let stopped = test.stop().await;
+        drop((mounts, links));
+        Ok(stopped?)
+    }
+}
+
+fn full(name: &str) -> String {
+    if name == "postgres" { name.to_owned() } else { format!("{HOME}/{name}") }
+}
+
+/// File systems in memory, for root only; `script/faults` sees to it that they vanish with this process.
+#[derive(Default)]
+struct Mounts(Vec<PathBuf>);
+
+impl Mounts {
+    fn add(&mut self, place: PathBuf) {
+        match mount(&place) {
+            Ok(()) => self.0.push(place),
+            Err(error) => tracing::warn!(place = %place.display(), "no disk of its own: {error:#}"),
+        }
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        for place in &self.0 {
+            let status = Command::new("umount").arg("--lazy").arg(place).status();
+            if !status.is_ok_and(|status| status.success()) {
+                tracing::warn!(place = %place.display(), "cannot be unmounted");
+            }
+        }
+    }
+}
+
+fn mount(place: &Path) -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "only root may mount");
+    fs::create_dir_all(place)?;
+    let options = format!("size={DISK_MEBIBYTES}m,mode=0700");
+    let output = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(place).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}

@@ -1,0 +1,337 @@
+//! Does harm, one or two things at a time, in an order that the seed decides; takes each back, and goes on.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use tabularium_common::faults::CrashPoint;
+use tabularium_testkit::{
+    cluster::service::Kind as Service,
+    proxy::{Direction, Fault as Relay},
+};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    cluster::Site,
+    history::{Event, Fault, Micros, Recorder},
+};
+
+/// Between two faults, and what counts as the time of the one before: the cluster notices that it is over.
+const REST: Duration = Duration::from_secs(4);
+/// How long a crash point may wait for somebody to come by.
+const CRASH_PATIENCE: Duration = Duration::from_secs(6);
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How much slower a slow link answers.
+const DELAY: Duration = Duration::from_millis(200);
+
+/// What may be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Harm {
+    /// `kill -9` of the node that takes a hot repository's writes; its children live on.
+    KillPrimary,
+    /// `kill -9` of a node with all its children.
+    KillNode,
+    Kill(Service),
+    /// SIGSTOP.
+    StopPrimary,
+    Stop(Service),
+    /// Everything that calls a node: cut, refused, swallowed, swallowed one way, delayed.
+    Link(Callee, Trouble),
+    NatsRestart,
+    NatsEmpty,
+    NatsDown,
+    PostgresRestart,
+    PostgresDown,
+    /// No room on the disks of so many nodes.
+    DiskFull(usize),
+    Crash(CrashPoint),
+}
+
+/// Whose connections suffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Callee {
+    Node,
+    Coordinator,
+    Router,
+}
+
+/// What happens to connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    Cut,
+    Swallow,
+    SwallowRequests,
+    SwallowAnswers,
+    Delay,
+}
+
+impl Trouble {
+    const ALL: [Self; 5] =
+        [Self::Cut, Self::Swallow, Self::SwallowRequests, Self::SwallowAnswers, Self::Delay];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cut => "cut",
+            Self::Swallow => "swallow",
+            Self::SwallowRequests => "swallow-requests",
+            Self::SwallowAnswers => "swallow-answers",
+            Self::Delay => "delay",
+        }
+    }
+}
+
+impl Callee {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Coordinator => "coordinator",
+            Self::Router => "router",
+        }
+    }
+
+    fn service(self) -> Service {
+        match self {
+            Self::Node => Service::Node,
+            Self::Coordinator => Service::Coordinator,
+            Self::Router => Service::Router,
+        }
+    }
+}
+
+impl Harm {
+    /// Everything, each as often as it is worth looking at.
+    pub(crate) fn all() -> Vec<Self> {
+        use Harm::{
+            Crash, DiskFull, Kill, KillNode, KillPrimary, Link, NatsDown, NatsEmpty, NatsRestart,
+            PostgresDown, PostgresRestart, Stop, StopPrimary,
+        };
+        let mut all = vec![
+            KillPrimary,
+            KillPrimary,
+            KillNode,
+            Kill(Service::Router),
+            Kill(Service::Router),
+            Kill(Service::Coordinator),
+            Kill(Service::Coordinator),
+            Kill(Service::Replicator),
+            StopPrimary,
+            StopPrimary,
+            Stop(Service::Node),
+            Stop(Service::Router),
+            Stop(Service::Coordinator),
+            Stop(Service::Replicator),
+            NatsRestart,
+            NatsEmpty,
+            NatsDown,
+            PostgresRestart,
+            PostgresDown,
+            DiskFull(1),
+            DiskFull(2),
+        ];
+        for callee in [Callee::Node, Callee::Coordinator] {
+            all.extend(Trouble::ALL.map(|trouble| Link(callee, trouble)));
+        }
+        all.push(Link(Callee::Router, Trouble::Cut));
+        all.push(Link(Callee::Router, Trouble::Delay));
+        all.extend(CrashPoint::ALL.iter().map(|point| Crash(*point)));
+        all
+    }
+
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::KillPrimary => "kill-primary".into(),
+            Self::KillNode => "kill-node".into(),
+            Self::Kill(kind) => format!("kill-{}", kind.name()),
+            Self::StopPrimary => "stop-primary".into(),
+            Self::Stop(kind) => format!("stop-{}", kind.name()),
+            Self::Link(callee, trouble) => format!("{}-{}", trouble.name(), callee.name()),
+            Self::NatsRestart => "nats-restart".into(),
+            Self::NatsEmpty => "nats-empty".into(),
+            Self::NatsDown => "nats-down".into(),
+            Self::PostgresRestart => "postgres-restart".into(),
+            Self::PostgresDown => "postgres-down".into(),
+            Self::DiskFull(count) => format!("disk-full-{count}"),
+            Self::Crash(point) => format!("crash-{}", point.name()),
+        }
+    }
+}
+
+/// What has been done and is to be taken back.
+struct Done {
+    harm: Harm,
+    target: String,
+    begun: Micros,
+    disks: Vec<String>,
+}
+
+/// Who does it.
+pub(crate) struct Nemesis {
+    pub(crate) site: Site,
+    recorder: Arc<Recorder>,
+    random: StdRng,
+    /// Repositories whose primaries are worth killing.
+    hot: Vec<String>,
+    /// What is still to be done before anything is done again.
+    deck: Vec<Harm>,
+    harms: Vec<Harm>,
+}
+
+impl Nemesis {
+    pub(crate) fn new(
+        site: Site,
+        recorder: Arc<Recorder>,
+        seed: u64,
+        hot: Vec<String>,
+        only: &[String],
+    ) -> Self {
+        let chosen = |harm: &Harm| only.is_empty() || only.contains(&harm.name());
+        let possible = |harm: &Harm| site.own_disks || !matches!(harm, Harm::DiskFull(_));
+        let harms = Harm::all().into_iter().filter(chosen).filter(possible).collect();
+        Self { site, recorder, random: StdRng::seed_from_u64(seed), hot, deck: Vec::new(), harms }
+    }
+
+    /// Goes on until the time is over, then leaves everything as it found it.
+    pub(crate) async fn rage(&mut self, end: Instant) -> Result<()> {
+        while Instant::now() < end && !self.harms.is_empty() {
+            let mut harms = vec![self.next()];
+            if self.random.random_ratio(1, 4) && self.harms.len() > 1 {
+                harms.push(self.next());
+            }
+            let mut done = Vec::new();
+            for harm in harms {
+                if let Some(one) = self.harm(harm).await.with_context(|| harm.name())? {
+                    tracing::info!(harm = harm.name(), target = one.target, "harm");
+                    done.push(one);
+                }
+            }
+            if done.is_empty() {
+                continue;
+            }
+            let held = self.random.random_range(1_500..7_000);
+            sleep(Duration::from_millis(held)).await;
+            self.heal(&done).await?;
+            sleep(REST).await;
+            for one in done {
+                self.recorder.record(&Event::Fault(Fault {
+                    kind: one.harm.name(),
+                    target: one.target,
+                    begun: one.begun,
+                    healed: self.recorder.now(),
+                }))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every kind comes before any comes again.
+    fn next(&mut self) -> Harm {
+        if self.deck.is_empty() {
+            self.deck.clone_from(&self.harms);
+        }
+        let index = self.random.random_range(0..self.deck.len());
+        self.deck.swap_remove(index)
+    }
+
+    fn any(&mut self, kind: Service) -> Result<String> {
+        let names = self.site.names(kind);
+        names.choose(&mut self.random).cloned().with_context(|| format!("no {}", kind.name()))
+    }
+
+    async fn primary(&mut self) -> Result<Option<String>> {
+        let path = self.hot.choose(&mut self.random).cloned().context("no repository")?;
+        // Nobody answers while the database is away; then there is nothing to aim at.
+        Ok(self.site.primary(&path).await.ok())
+    }
+
+    /// Nothing when there was nothing to do it to.
+    async fn harm(&mut self, harm: Harm) -> Result<Option<Done>> {
+        let mut done = Done { harm, target: String::new(), begun: self.recorder.now(), disks: Vec::new() };
+        done.target = match harm {
+            Harm::KillPrimary | Harm::StopPrimary => match self.primary().await? {
+                Some(primary) => primary,
+                None => return Ok(None),
+            },
+            Harm::KillNode => self.any(Service::Node)?,
+            Harm::Kill(kind) | Harm::Stop(kind) => self.any(kind)?,
+            Harm::Link(callee, _) => self.any(callee.service())?,
+            Harm::NatsRestart | Harm::NatsEmpty | Harm::NatsDown => "nats".to_owned(),
+            Harm::PostgresRestart | Harm::PostgresDown => "postgres".to_owned(),
+            Harm::DiskFull(_) | Harm::Crash(_) => String::new(),
+        };
+        done.begun = self.recorder.now();
+        match harm {
+            Harm::KillPrimary => self.site.kill_alone(&done.target)?,
+            Harm::KillNode | Harm::Kill(_) | Harm::NatsDown | Harm::PostgresDown => {
+                self.site.kill(&done.target)?
+            }
+            Harm::StopPrimary | Harm::Stop(_) => self.site.pause(&done.target)?,
+            Harm::Link(callee, trouble) => self.trouble(callee, trouble, &mut done.target),
+            Harm::NatsRestart | Harm::PostgresRestart => {
+                self.site.kill(&done.target)?;
+                self.site.run_all().await?;
+            }
+            Harm::NatsEmpty => self.site.restart_nats_empty().await?,
+            Harm::DiskFull(count) => {
+                let nodes = self.site.names(Service::Node);
+                done.disks = nodes.choose_multiple(&mut self.random, count).cloned().collect();
+                for node in &done.disks {
+                    self.site.fill(node)?;
+                }
+                done.target = done.disks.join("+");
+            }
+            Harm::Crash(point) => match self.crash(point).await? {
+                Some(struck) => (done.target, done.begun) = struck,
+                None => return Ok(None),
+            },
+        }
+        Ok(Some(done))
+    }
+
+    /// Half of the time all callers suffer, else one of them, so that they see different worlds.
+    fn trouble(&mut self, callee: Callee, trouble: Trouble, target: &mut String) {
+        let callers = match callee {
+            Callee::Node => ["coordinator-1", "coordinator-2", "", ""],
+            Callee::Coordinator => ["router-1", "router-2", "router", ""],
+            Callee::Router => ["gateway-1", "gateway-2", "", ""],
+        };
+        let caller = callers[self.random.random_range(0..callers.len())];
+        self.site.links.each(caller, target, |proxy| match trouble {
+            Trouble::Cut => proxy.cut(),
+            Trouble::Swallow => proxy.set(Relay::BlackHole),
+            Trouble::SwallowRequests => proxy.set_one_way(Direction::Up, Relay::BlackHole),
+            Trouble::SwallowAnswers => proxy.set_one_way(Direction::Down, Relay::BlackHole),
+            Trouble::Delay => proxy.set(Relay::Delay(DELAY)),
+        });
+        if !caller.is_empty() {
+            *target = format!("{caller} to {target}");
+        }
+    }
+
+    /// Arms the point everywhere; answers who was struck, and when.
+    async fn crash(&mut self, point: CrashPoint) -> Result<Option<(String, Micros)>> {
+        let kind = Service::ALL.into_iter().find(|kind| kind.name() == point.service());
+        let names = self.site.names(kind.context("no such service")?);
+        let target = names.choose(&mut self.random).cloned().context("no process")?;
+        self.site.arm(&target, point)?;
+        let end = Instant::now() + CRASH_PATIENCE;
+        while !self.site.ended(&target) {
+            if Instant::now() > end && self.site.disarm(&target, point)? {
+                tracing::warn!(point = point.name(), target, "nobody came by");
+                return Ok(None);
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+        Ok(Some((target, self.recorder.now())))
+    }
+
+    async fn heal(&mut self, done: &[Done]) -> Result<()> {
+        self.site.links.heal();
+        for node in done.iter().flat_map(|one| &one.disks) {
+            self.site.empty(node)?;
+        }
+        for one in done.iter().filter(|one| matches!(one.harm, Harm::StopPrimary | Harm::Stop(_))) {
+            self.site.resume(&one.target)?;
+        }
+        self.site.run_all().await
+    }
+}

@@ -1,0 +1,114 @@
+//! One session, from an empty cluster to the verdict.
+
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use tabularium_cli::local::git::Git;
+use tabularium_common::faults::SafetyStep;
+use tabularium_testkit::cluster::service::Kind;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    checker::{self, Violation},
+    clients::{Clients, Tested},
+    cluster::{Site, Size},
+    healed,
+    history::{Event, Finding, History, Recorder, Session},
+    nemesis::Nemesis,
+    report::Report,
+};
+
+const HOT_REPOSITORIES: usize = 2;
+const COLD_REPOSITORIES: usize = 8;
+/// Before the first fault and after the last: what a fault costs is seen beside what there is without one.
+const QUIET: Duration = Duration::from_secs(5);
+/// How long the last operations may take.
+const DRAIN: Duration = Duration::from_secs(90);
+
+/// What kind of session.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) seed: u64,
+    pub(crate) seconds: u64,
+    pub(crate) nodes: u16,
+    pub(crate) writers: u64,
+    pub(crate) only: Vec<String>,
+    pub(crate) off: Option<SafetyStep>,
+    pub(crate) directory: PathBuf,
+}
+
+/// Runs it, prints the report, and answers what was broken.
+pub(crate) async fn run(options: &Options) -> Result<Vec<Violation>> {
+    fs::create_dir_all(&options.directory)?;
+    println!(
+        "seed {}, {} nodes, {} s: {}",
+        options.seed,
+        options.nodes,
+        options.seconds,
+        options.directory.display()
+    );
+    let recorder = Arc::new(Recorder::new(&options.directory)?);
+    let (seed, seconds, nodes) = (options.seed, options.seconds, options.nodes);
+    recorder.record(&Event::Session(Session { seed, seconds, nodes }))?;
+
+    let site = Site::start(Size { nodes, routers: 2, coordinators: 2 }).await;
+    if !site.own_disks {
+        println!("SKIPPED: disks are not filled, because file systems cannot be mounted here (run as root)");
+    }
+    if let Some(step) = options.off {
+        site.switch_off(step)?;
+    }
+    let work = tempfile::Builder::new().prefix("tabularium-faults-").tempdir_in("/tmp")?;
+    let git = Git::new(&work.path().join("home"))?;
+    let mut repositories = Vec::new();
+    for number in 0..HOT_REPOSITORIES + COLD_REPOSITORIES {
+        let hot = number < HOT_REPOSITORIES;
+        let path = format!("{}-{number}.git", if hot { "hot" } else { "cold" });
+        site.test.create(&path).await;
+        repositories.push(Tested::new(&git, work.path(), &path, hot).await?);
+    }
+    let paths: Vec<_> = repositories.iter().map(|repository| repository.path.clone()).collect();
+    let gateways = site.test.home().urls(Kind::Gateway);
+    let clients = Clients::new(git.clone(), gateways, repositories, Arc::clone(&recorder));
+    let running = Arc::new(clients).start(options.writers, seed);
+
+    sleep(QUIET).await;
+    let hot = paths[..HOT_REPOSITORIES].to_vec();
+    let mut nemesis = Nemesis::new(site, Arc::clone(&recorder), seed, hot, &options.only);
+    let raged = nemesis.rage(Instant::now() + Duration::from_secs(seconds)).await;
+    let site = nemesis.site;
+    if raged.is_err() {
+        site.keep_logs(&options.directory.join("logs"))?;
+    }
+    raged.with_context(|| format!("logs: {}", options.directory.display()))?;
+    sleep(QUIET).await;
+    running.drain(DRAIN).await.context("clients")?;
+
+    let converged = healed::inspect(&site, &git, &paths, &recorder).await?;
+    println!("all replicas equal after {:.1} s", converged.as_secs_f64());
+    site.keep_logs(&options.directory.join("logs"))?;
+    let errors = died(&options.directory)?;
+    for error in errors {
+        recorder.record(&Event::Finding(Finding { what: "died".into(), detail: error }))?;
+    }
+    site.stop().await?;
+
+    let history = History::read(&options.directory)?;
+    ensure!(!history.writes.is_empty(), "no client wrote anything");
+    let violations = checker::check(&history);
+    print!("{}", Report::new(&history, &violations));
+    Ok(violations)
+}
+
+/// Panics, by the services' own words.
+fn died(directory: &std::path::Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory.join("logs"))? {
+        let path = entry?.path();
+        let text = fs::read(&path)?;
+        let text = String::from_utf8_lossy(&text);
+        let panics = text.lines().filter(|line| line.contains("panicked at"));
+        found.extend(panics.map(|line| format!("{}: {line}", path.display())));
+    }
+    Ok(found)
+}
