@@ -1,11 +1,12 @@
 //! Reference transactions through `git update-ref --stdin`.
 //!
-//! Queueing changes touches nothing. [`Transaction::commit`] locks all references, checks what they are, and moves them
-//! together; it runs in a task of its own, so that a client that hangs up cannot leave it half way.
+//! Queueing changes touches nothing. [`Transaction::commit`] locks all references, checks what they are, votes, and moves
+//! them together; it runs in a task of its own, so that a client that hangs up cannot leave it half way. Git runs no hooks
+//! here: the votes are cast between its answers.
 
-use std::{io, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
-use tabularium_common::lifecycle::Tasks;
+use sha1::{Digest as _, Sha1};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     process::{ChildStdin, ChildStdout},
@@ -13,7 +14,12 @@ use tokio::{
 };
 
 use super::{Git, GitProcess, Slot};
-use crate::{error::GitError, storage::RepositoryPath};
+use crate::{
+    error::GitError,
+    node::Node,
+    storage::RepositoryPath,
+    votes::{Phase, Sections, VoteError, Voter},
+};
 
 /// How long locking and checking references may take. Git itself waits for a lock for a second, for packed references
 /// ten; the rest is for transactions of a hundred thousand references, each with a file that is synced.
@@ -88,6 +94,9 @@ pub(crate) enum UpdateRefError {
         /// As given.
         reference: String,
     },
+    /// The replicas do not move it. After the second vote, it has moved here all the same.
+    #[error(transparent)]
+    Vote(#[from] VoteError),
     /// Anything else.
     #[error(transparent)]
     Git(#[from] GitError),
@@ -98,6 +107,9 @@ pub(crate) struct Transaction {
     process: GitProcess,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
+    replica: PathBuf,
+    /// Of everything that was queued, as it is voted on.
+    subject: Sha1,
 }
 
 fn broken(source: io::Error) -> UpdateRefError {
@@ -129,7 +141,9 @@ impl Transaction {
         let (Some(stdin), Some(stdout)) = (process.take_stdin(), process.take_stdout()) else {
             return Err(broken(io::Error::other("pipes are missing")));
         };
-        let mut transaction = Self { process, stdin, stdout: BufReader::new(stdout) };
+        let stdout = BufReader::new(stdout);
+        let (replica, subject) = (repository.path.clone(), Sha1::new());
+        let mut transaction = Self { process, stdin, stdout, replica, subject };
         transaction.stdin.write_all(b"start\0").await.map_err(broken)?;
         Ok(transaction)
     }
@@ -145,6 +159,9 @@ impl Transaction {
             Expected::Any => "",
             Expected::Value(value) => value,
         };
+        let known = if old.is_empty() { "0".repeat(new.len()) } else { old.to_owned() };
+        let subject = [known.as_bytes(), b" ", new.as_bytes(), b" ", reference, b"\n"];
+        subject.into_iter().for_each(|part| self.subject.update(part));
         let line = [b"update ", reference, b"\0", new.as_bytes(), b"\0", old.as_bytes(), b"\0"].concat();
         // A process that has given up closes its end; why, is told when the transaction is committed.
         match self.stdin.write_all(&line).await {
@@ -155,6 +172,8 @@ impl Transaction {
 
     /// Queues the deletion of a reference that need not exist.
     pub(crate) async fn delete(&mut self, reference: &[u8]) -> Result<(), UpdateRefError> {
+        self.subject.update(reference);
+        self.subject.update(b"\n");
         let line = [b"delete ", reference, b"\0\0"].concat();
         match self.stdin.write_all(&line).await {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -162,37 +181,66 @@ impl Transaction {
         }
     }
 
-    /// Locks, checks and moves everything that was queued, or nothing.
-    pub(crate) async fn commit(self, tasks: &Tasks) -> Result<(), UpdateRefError> {
-        match tasks.spawn("reference transaction", self.prepare_and_commit()).await {
+    /// Locks, checks, votes on and moves everything that was queued, or nothing.
+    pub(crate) async fn commit(self, node: &Node, voter: &Voter) -> Result<(), UpdateRefError> {
+        let work = self.prepare_and_commit(Arc::clone(&node.sections), voter.clone());
+        match node.tasks.spawn("reference transaction", work).await {
             Ok(result) => result,
             Err(error) => Err(broken(io::Error::other(error))),
         }
     }
 
-    async fn prepare_and_commit(mut self) -> Result<(), UpdateRefError> {
-        for (request, answer, deadline) in [
-            ("", "start: ok", PREPARE_DEADLINE),
-            ("prepare\0", "prepare: ok", PREPARE_DEADLINE),
-            ("commit\0", "commit: ok", COMMIT_DEADLINE),
-        ] {
-            // A failed write means that git has ended; the missing answer below leads to its reason.
-            let _ = self.stdin.write_all(request.as_bytes()).await;
-            let mut line = String::new();
-            let read = timeout(deadline, self.stdout.read_line(&mut line)).await;
-            read.map_err(io::Error::from).and_then(|read| read).map_err(broken)?;
-            if line.trim_end() != answer {
+    async fn prepare_and_commit(
+        mut self,
+        sections: Arc<Sections>,
+        voter: Voter,
+    ) -> Result<(), UpdateRefError> {
+        for (request, answer) in [("", "start: ok"), ("prepare\0", "prepare: ok")] {
+            if !self.asked(request, answer, PREPARE_DEADLINE).await? {
                 return Err(self.refusal().await);
             }
+        }
+        let ballot = self.subject.clone().finalize().into();
+        let section = sections.enter(&self.replica).await;
+        if let Err(error) = voter.vote(Phase::Prepared, ballot).await {
+            self.give_up().await?;
+            return Err(error.into());
+        }
+        if !self.asked("commit\0", "commit: ok", COMMIT_DEADLINE).await? {
+            return Err(self.refusal().await);
         }
         let Self { process, stdin, .. } = self;
         drop(stdin);
         let (exit, stderr) = process.finish().await?;
-        if exit.success() {
-            return Ok(());
+        if !exit.success() {
+            // References have moved: `commit: ok` was the word. What git says after that is worth a line, not a failure.
+            tracing::warn!(%exit, stderr = %String::from_utf8_lossy(&stderr), "git update-ref after its commit");
         }
-        // References have moved: `commit: ok` was the word. What git says after that is worth a line, not a failure.
-        tracing::warn!(%exit, stderr = %String::from_utf8_lossy(&stderr), "git update-ref after its commit");
+        drop(section);
+        Ok(voter.vote(Phase::Committed, ballot).await?)
+    }
+
+    /// Whether git answers a request as it should.
+    async fn asked(
+        &mut self,
+        request: &str,
+        answer: &str,
+        deadline: Duration,
+    ) -> Result<bool, UpdateRefError> {
+        // A failed write means that git has ended; the missing answer below leads to its reason.
+        let _ = self.stdin.write_all(request.as_bytes()).await;
+        let mut line = String::new();
+        let read = timeout(deadline, self.stdout.read_line(&mut line)).await;
+        read.map_err(io::Error::from).and_then(|read| read).map_err(broken)?;
+        Ok(line.trim_end() == answer)
+    }
+
+    /// No reference is locked any more when this returns.
+    async fn give_up(mut self) -> Result<(), UpdateRefError> {
+        self.asked("abort\0", "abort: ok", PREPARE_DEADLINE).await?;
+        let Self { process, stdin, .. } = self;
+        drop(stdin);
+        process.finish().await?;
         Ok(())
     }
 

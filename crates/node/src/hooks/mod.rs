@@ -33,7 +33,7 @@ use crate::{
     votes::{Sections, Voter},
 };
 
-pub(crate) use session::Session;
+pub(crate) use session::{Session, synchronization_point};
 use wire::Frame;
 
 /// The names under which git looks for hooks.

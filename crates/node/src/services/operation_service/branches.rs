@@ -18,11 +18,13 @@ use crate::{
         revision::{self, ObjectHash},
     },
     node::Node,
+    votes::Voter,
 };
 
 pub(super) async fn create(
     node: &Arc<Node>,
     request: UserCreateBranchRequest,
+    voter: &Voter,
 ) -> Result<Response<UserCreateBranchResponse>, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
     let refuse = |text: &str| Err(Status::invalid_argument(text));
@@ -48,7 +50,7 @@ pub(super) async fn create(
         new: commit.id.clone(),
     };
     let sent = request.repository.clone().unwrap_or_default();
-    let requester = Requester { repository: &sent, user };
+    let requester = Requester { repository: &sent, user, voter };
     match update(node, &repository, requester, None, &change).await {
         Ok(()) => {
             let branch = Branch { name: request.branch_name, target_commit: Some(commit) };
@@ -68,6 +70,7 @@ pub(super) async fn create(
 pub(super) async fn update_branch(
     node: &Arc<Node>,
     request: UserUpdateBranchRequest,
+    voter: &Voter,
 ) -> Result<Response<UserUpdateBranchResponse>, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
     let refuse = |text: &str| Err(Status::invalid_argument(text));
@@ -91,7 +94,7 @@ pub(super) async fn update_branch(
         old: parse("oldrev", &request.oldrev)?,
     };
     let sent = request.repository.clone().unwrap_or_default();
-    let requester = Requester { repository: &sent, user };
+    let requester = Requester { repository: &sent, user, voter };
     match update(node, &repository, requester, None, &change).await {
         Ok(()) => Ok(Response::new(UserUpdateBranchResponse { pre_receive_error: String::new() })),
         Err(UpdateError::Hook(refusal)) => {
@@ -109,6 +112,7 @@ pub(super) async fn update_branch(
 pub(super) async fn delete(
     node: &Arc<Node>,
     request: UserDeleteBranchRequest,
+    voter: &Voter,
 ) -> Result<Response<UserDeleteBranchResponse>, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
     if request.branch_name.is_empty() {
@@ -128,7 +132,7 @@ pub(super) async fn delete(
     };
     let change = Change { reference, old, new: hash.zero() };
     let sent = request.repository.clone().unwrap_or_default();
-    let requester = Requester { repository: &sent, user };
+    let requester = Requester { repository: &sent, user, voter };
     let (code, text, error) = match update(node, &repository, requester, None, &change).await {
         Ok(()) => return Ok(Response::new(UserDeleteBranchResponse {})),
         Err(UpdateError::Hook(refusal)) => (

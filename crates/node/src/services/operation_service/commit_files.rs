@@ -30,6 +30,7 @@ use crate::{
     },
     node::Node,
     storage::RepositoryPath,
+    votes::Voter,
 };
 
 /// Most changes in one commit.
@@ -54,11 +55,13 @@ struct Job {
     target: Option<String>,
     /// What the commit is made on.
     parent: Option<String>,
+    voter: Voter,
 }
 
 pub(super) async fn commit_files(
     node: &Arc<Node>,
     mut requests: Streaming<UserCommitFilesRequest>,
+    voter: &Voter,
 ) -> Result<Response<UserCommitFilesResponse>, Status> {
     let first = requests.message().await?.and_then(|request| request.user_commit_files_request_payload);
     let Some(Payload::Header(header)) = first else {
@@ -71,7 +74,8 @@ pub(super) async fn commit_files(
     let target = references::read(&node.git, &repository, &reference).await?;
     let parent = parent_commit(node, &repository, &header, target.clone()).await?;
     let quarantine = Quarantine::create(node, &repository)?;
-    let job = Job { node: Arc::clone(node), repository, quarantine, header, hash, target, parent };
+    let voter = voter.clone();
+    let job = Job { node: Arc::clone(node), repository, quarantine, header, hash, target, parent, voter };
 
     let actions = job.receive(&mut requests).await?;
     let tree = job.write_tree(&actions).await?;
@@ -286,7 +290,7 @@ impl Job {
         reference: Vec<u8>,
         commit_id: String,
     ) -> Result<Response<UserCommitFilesResponse>, Status> {
-        let Self { node, repository, quarantine, header, hash, target, parent } = self;
+        let Self { node, repository, quarantine, header, hash, target, parent, voter } = self;
         let repo_created = !references::has_branches(&node.git, &repository).await?;
         let old = match expected_old(&node, &repository, hash, &header.expected_old_oid).await? {
             Some(expected) => expected,
@@ -299,7 +303,7 @@ impl Job {
         let branch_created = is_zero(&old);
         let change = Change { reference, old, new: commit_id.clone() };
         let (sent, user) = (header.repository.unwrap_or_default(), header.user.unwrap_or_default());
-        let requester = Requester { repository: &sent, user: &user };
+        let requester = Requester { repository: &sent, user: &user, voter: &voter };
         match update(&node, &repository, requester, Some(quarantine), &change).await {
             Ok(()) => Ok(Response::new(UserCommitFilesResponse {
                 branch_update: Some(OperationBranchUpdate { commit_id, repo_created, branch_created }),

@@ -21,6 +21,7 @@ use tokio::{
 use crate::{
     error::GitError,
     git::{Git, transport::CUSTOM_HOOKS},
+    hooks::synchronization_point,
     storage::RepositoryPath,
 };
 
@@ -47,6 +48,11 @@ impl Hook {
             Self::Update => "update",
             Self::PostReceive => "post-receive",
         }
+    }
+
+    /// What is voted on when it has agreed.
+    pub(super) fn synchronization_point(self) -> String {
+        synchronization_point(self.name())
     }
 
     fn kind(self) -> HookType {

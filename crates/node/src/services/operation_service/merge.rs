@@ -25,6 +25,7 @@ use crate::{
     node::Node,
     services::listing::Messages,
     storage::RepositoryPath,
+    votes::Voter,
 };
 
 /// How long a client may think about a merge it was shown. Its quarantine is kept that long.
@@ -55,6 +56,7 @@ pub(super) fn check(request: &UserMergeBranchRequest) -> Result<(), Status> {
 pub(super) async fn merge(
     node: Arc<Node>,
     repository: RepositoryPath,
+    voter: Voter,
     first: UserMergeBranchRequest,
     mut requests: Streaming<UserMergeBranchRequest>,
     messages: Messages<UserMergeBranchResponse>,
@@ -92,7 +94,7 @@ pub(super) async fn merge(
     }
     let change = Change { reference, old: ours, new: commit_id.clone() };
     let sent = first.repository.clone().unwrap_or_default();
-    let requester = Requester { repository: &sent, user: &user };
+    let requester = Requester { repository: &sent, user: &user, voter: &voter };
     match update(&node, &repository, requester, Some(quarantine), &change).await {
         Ok(()) => {
             let update = OperationBranchUpdate { commit_id, repo_created: false, branch_created: false };

@@ -25,7 +25,7 @@ use tabularium_proto::gitaly::{
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{listing, streams::ResponseStream};
-use crate::node::Node;
+use crate::{node::Node, votes::Voter};
 
 /// The service.
 pub(crate) struct OperationServer(Arc<Node>);
@@ -43,55 +43,62 @@ impl OperationService for OperationServer {
         &self,
         request: Request<UserCreateBranchRequest>,
     ) -> Result<Response<UserCreateBranchResponse>, Status> {
-        branches::create(&self.0, request.into_inner()).await
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        branches::create(&self.0, request.into_inner(), &voter).await
     }
 
     async fn user_update_branch(
         &self,
         request: Request<UserUpdateBranchRequest>,
     ) -> Result<Response<UserUpdateBranchResponse>, Status> {
-        branches::update_branch(&self.0, request.into_inner()).await
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        branches::update_branch(&self.0, request.into_inner(), &voter).await
     }
 
     async fn user_delete_branch(
         &self,
         request: Request<UserDeleteBranchRequest>,
     ) -> Result<Response<UserDeleteBranchResponse>, Status> {
-        branches::delete(&self.0, request.into_inner()).await
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        branches::delete(&self.0, request.into_inner(), &voter).await
     }
 
     async fn user_create_tag(
         &self,
         request: Request<UserCreateTagRequest>,
     ) -> Result<Response<UserCreateTagResponse>, Status> {
-        tags::create(&self.0, request.into_inner()).await
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        tags::create(&self.0, request.into_inner(), &voter).await
     }
 
     async fn user_delete_tag(
         &self,
         request: Request<UserDeleteTagRequest>,
     ) -> Result<Response<UserDeleteTagResponse>, Status> {
-        tags::delete(&self.0, request.into_inner()).await
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        tags::delete(&self.0, request.into_inner(), &voter).await
     }
 
     async fn user_commit_files(
         &self,
         request: Request<Streaming<UserCommitFilesRequest>>,
     ) -> Result<Response<UserCommitFilesResponse>, Status> {
-        commit_files::commit_files(&self.0, request.into_inner()).await
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        commit_files::commit_files(&self.0, request.into_inner(), &voter).await
     }
 
     async fn user_merge_branch(
         &self,
         request: Request<Streaming<UserMergeBranchRequest>>,
     ) -> Result<Response<ResponseStream<UserMergeBranchResponse>>, Status> {
+        let voter = Voter::of(request.metadata(), request.extensions())?;
         let mut requests = request.into_inner();
         let first = requests.message().await?.ok_or_else(|| Status::internal("EOF"))?;
         let repository = self.0.storages.open(first.repository.as_ref())?;
         merge::check(&first)?;
         let node = Arc::clone(&self.0);
         Ok(listing::stream(&self.0.tasks, "UserMergeBranch", |messages| {
-            merge::merge(node, repository, first, requests, messages)
+            merge::merge(node, repository, voter, first, requests, messages)
         }))
     }
 }

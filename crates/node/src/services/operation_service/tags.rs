@@ -23,6 +23,7 @@ use crate::{
     },
     node::Node,
     storage::RepositoryPath,
+    votes::Voter,
 };
 
 fn detailed(code: Code, text: &str, error: Error) -> Status {
@@ -51,6 +52,7 @@ fn check(request: &UserCreateTagRequest) -> Result<(), Status> {
 pub(super) async fn create(
     node: &Arc<Node>,
     request: UserCreateTagRequest,
+    voter: &Voter,
 ) -> Result<Response<UserCreateTagResponse>, Status> {
     check(&request)?;
     let repository = node.storages.open(request.repository.as_ref())?;
@@ -65,7 +67,7 @@ pub(super) async fn create(
     }
     let change = Change { reference, old: ObjectHash::of(&repository).await?.zero(), new: id };
     let sent = request.repository.clone().unwrap_or_default();
-    let requester = Requester { repository: &sent, user: &user };
+    let requester = Requester { repository: &sent, user: &user, voter };
     match update(node, &repository, requester, Some(quarantine), &change).await {
         Ok(()) => Ok(Response::new(UserCreateTagResponse { tag: Some(tag) })),
         Err(UpdateError::Hook(refusal)) => {
@@ -150,6 +152,7 @@ async fn write_tag(
 pub(super) async fn delete(
     node: &Arc<Node>,
     request: UserDeleteTagRequest,
+    voter: &Voter,
 ) -> Result<Response<UserDeleteTagResponse>, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
     if request.tag_name.is_empty() {
@@ -167,7 +170,7 @@ pub(super) async fn delete(
     };
     let change = Change { reference, old, new: hash.zero() };
     let sent = request.repository.clone().unwrap_or_default();
-    let requester = Requester { repository: &sent, user };
+    let requester = Requester { repository: &sent, user, voter };
     match update(node, &repository, requester, None, &change).await {
         Ok(()) => Ok(Response::new(UserDeleteTagResponse { pre_receive_error: String::new() })),
         Err(UpdateError::Hook(refusal)) => {

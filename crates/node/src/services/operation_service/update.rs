@@ -1,5 +1,5 @@
 //! Moving one reference for a user: hooks are asked, new objects become part of the repository, the reference moves,
-//! hooks are told.
+//! hooks are told. Between these steps replicas wait for each other, as in a push.
 
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use crate::{
     },
     node::Node,
     storage::RepositoryPath,
+    votes::Voter,
 };
 
 /// A reference's way from one object to another; the zero id stands for "does not exist".
@@ -67,6 +68,8 @@ pub(super) struct Requester<'a> {
     /// As it was sent.
     pub(super) repository: &'a Repository,
     pub(super) user: &'a User,
+    /// For this replica.
+    pub(super) voter: &'a Voter,
 }
 
 /// Makes the change. Once hooks have agreed it goes on even if the client hangs up.
@@ -80,12 +83,13 @@ pub(super) async fn update(
     if revision::check_reference(&change.reference).is_err() {
         return Err(UpdateError::Reference);
     }
+    let voter = requester.voter.clone();
     let seen = quarantine.as_ref().map_or(repository, Quarantine::repository);
     let before = Surroundings::new(&node.git, seen, requester.repository, requester.user);
     let line = [change.old.as_bytes(), b" ", change.new.as_bytes(), b" ", &change.reference, b"\n"].concat();
     let arguments: [&[u8]; 3] = [&change.reference, change.old.as_bytes(), change.new.as_bytes()];
-    before.run(Hook::PreReceive, &[], &line).await.map_err(refused)?;
-    before.run(Hook::Update, &arguments, &[]).await.map_err(refused)?;
+    ask_hooks(&before, &voter, Hook::PreReceive, &[], &line).await?;
+    ask_hooks(&before, &voter, Hook::Update, &arguments, &[]).await?;
 
     let after = Surroundings::new(&node.git, repository, requester.repository, requester.user);
     let (owner, repository, change) = (Arc::clone(node), repository.clone(), change.clone());
@@ -93,21 +97,45 @@ pub(super) async fn update(
         if let Some(quarantine) = quarantine {
             quarantine.migrate().await.map_err(internal_io("migrating quarantined objects"))?;
         }
-        move_reference(&owner, &repository, &change).await?;
-        // The reference has moved whatever a hook says now.
-        match after.run(Hook::PostReceive, &[], &line).await {
-            Ok(()) => {}
-            Err(HookError::Refused(refusal)) => {
-                tracing::warn!(message = refusal.message(), "post-receive hook failed");
-            }
-            Err(HookError::Io(error)) => tracing::warn!(%error, "post-receive hook could not be run"),
-            Err(HookError::Busy(error)) => tracing::warn!(%error, "post-receive hook was not run"),
+        move_reference(&owner, &repository, &change, &voter).await?;
+        voter.synchronize(&Hook::PostReceive.synchronization_point()).await.map_err(Status::from)?;
+        if voter.runs_hooks() {
+            tell_hooks(&after, &line).await;
         }
         Ok(())
     });
     match accepted.await {
         Ok(result) => result,
         Err(error) => Err(Status::internal(format!("updating reference: {error}")).into()),
+    }
+}
+
+/// Hooks are asked where they run; the other replicas wait for what they say.
+async fn ask_hooks(
+    surroundings: &Surroundings,
+    voter: &Voter,
+    hook: Hook,
+    arguments: &[&[u8]],
+    input: &[u8],
+) -> Result<(), UpdateError> {
+    if voter.runs_hooks()
+        && let Err(error) = surroundings.run(hook, arguments, input).await
+    {
+        voter.stop().await;
+        return Err(refused(error));
+    }
+    Ok(voter.synchronize(&hook.synchronization_point()).await.map_err(Status::from)?)
+}
+
+/// The reference has moved whatever a hook says now.
+async fn tell_hooks(surroundings: &Surroundings, line: &[u8]) {
+    match surroundings.run(Hook::PostReceive, &[], line).await {
+        Ok(()) => {}
+        Err(HookError::Refused(refusal)) => {
+            tracing::warn!(message = refusal.message(), "post-receive hook failed");
+        }
+        Err(HookError::Io(error)) => tracing::warn!(%error, "post-receive hook could not be run"),
+        Err(HookError::Busy(error)) => tracing::warn!(%error, "post-receive hook was not run"),
     }
 }
 
@@ -123,9 +151,11 @@ async fn move_reference(
     node: &Node,
     repository: &RepositoryPath,
     change: &Change,
+    voter: &Voter,
 ) -> Result<(), UpdateError> {
     let failed = |error: UpdateRefError| match error {
         UpdateRefError::Git(error) => UpdateError::Failed(error.into()),
+        UpdateRefError::Vote(error) => UpdateError::Failed(error.into()),
         UpdateRefError::Locked { .. }
         | UpdateRefError::Mismatch { .. }
         | UpdateRefError::MissingObject { .. }
@@ -137,7 +167,7 @@ async fn move_reference(
     let mut transaction = Transaction::start(&node.git, repository, true).await.map_err(failed)?;
     let expected = Expected::Value(change.old.clone());
     transaction.update(&change.reference, &change.new, &expected).await.map_err(failed)?;
-    transaction.commit(&node.tasks).await.map_err(failed)
+    transaction.commit(node, voter).await.map_err(failed)
 }
 
 /// The object a client says a reference must be at, if it says so.

@@ -20,6 +20,7 @@ use crate::{
     error::with_detail,
     git::{catfile::CatFile, references, revision},
     node::Node,
+    votes::Voter,
 };
 
 /// The service.
@@ -136,13 +137,15 @@ impl RefService for RefServer {
         &self,
         request: Request<DeleteRefsRequest>,
     ) -> Result<Response<DeleteRefsResponse>, Status> {
-        write::delete_refs(&self.0, request.into_inner()).await
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        write::delete_refs(&self.0, request.into_inner(), &voter).await
     }
 
     async fn update_references(
         &self,
         request: Request<Streaming<UpdateReferencesRequest>>,
     ) -> Result<Response<UpdateReferencesResponse>, Status> {
-        write::update_references(&self.0, request.into_inner()).await
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        write::update_references(&self.0, request.into_inner(), &voter).await
     }
 }

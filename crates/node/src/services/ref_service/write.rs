@@ -16,11 +16,13 @@ use crate::{
         update_ref::{Expected, Transaction, UpdateRefError},
     },
     node::Node,
+    votes::Voter,
 };
 
 pub(super) async fn delete_refs(
     node: &Node,
     request: DeleteRefsRequest,
+    voter: &Voter,
 ) -> Result<Response<DeleteRefsResponse>, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
     check_deletion(&request)?;
@@ -45,7 +47,7 @@ pub(super) async fn delete_refs(
     for name in names {
         transaction.delete(name).await.map_err(deletion_failed)?;
     }
-    transaction.commit(&node.tasks).await.map_err(deletion_failed)?;
+    transaction.commit(node, voter).await.map_err(deletion_failed)?;
     Ok(Response::new(DeleteRefsResponse { git_error: String::new() }))
 }
 
@@ -85,6 +87,7 @@ fn deletion_failed(error: UpdateRefError) -> Status {
             with_detail(Code::Aborted, "cannot lock references", "DeleteRefsError", &detail)
         }
         UpdateRefError::Git(error) => error.into(),
+        UpdateRefError::Vote(error) => error.into(),
         error @ (UpdateRefError::Mismatch { .. }
         | UpdateRefError::MissingObject { .. }
         | UpdateRefError::NotACommit { .. }
@@ -97,6 +100,7 @@ fn deletion_failed(error: UpdateRefError) -> Status {
 pub(super) async fn update_references(
     node: &Node,
     mut requests: Streaming<UpdateReferencesRequest>,
+    voter: &Voter,
 ) -> Result<Response<UpdateReferencesResponse>, Status> {
     let Some(mut request) = requests.message().await? else {
         return Err(Status::internal("receiving initial request: EOF"));
@@ -133,7 +137,7 @@ pub(super) async fn update_references(
             None => break,
         }
     }
-    match transaction.commit(&node.tasks).await {
+    match transaction.commit(node, voter).await {
         Ok(()) => Ok(Response::new(UpdateReferencesResponse {})),
         Err(UpdateRefError::Mismatch { reference, expected, actual }) if actual.is_empty() => {
             // Git names the value only when both sides have one; the reference tells the other cases.
@@ -179,5 +183,6 @@ fn update_failed(error: UpdateRefError) -> Status {
         | UpdateRefError::Conflict { .. }
         | UpdateRefError::Repeated { .. } => Status::internal(format!("committing update: {text}")),
         UpdateRefError::Git(error) => error.into(),
+        UpdateRefError::Vote(error) => error.into(),
     }
 }
