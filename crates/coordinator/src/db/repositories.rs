@@ -27,9 +27,11 @@ macro_rules! repository_columns {
          coalesce(r.write_quorum, (SELECT v.write_quorum FROM virtual_storages v WHERE v.name = r.virtual_storage))
              AS write_quorum,
          ARRAY(SELECT p.storage FROM replicas p WHERE p.repository_id = r.id ORDER BY p.storage) AS storages,
-         ARRAY(SELECT p.generation FROM replicas p WHERE p.repository_id = r.id ORDER BY p.storage) AS generations"
+         ARRAY(SELECT p.generation FROM replicas p WHERE p.repository_id = r.id ORDER BY p.storage) AS generations,
+         (SELECT count(*) FROM replicas p WHERE p.repository_id = r.id AND NOT p.joining) AS members"
     };
 }
+pub(super) use repository_columns;
 
 const REPOSITORY_RESOLVE: &str = concat!(
     "SELECT ",
@@ -143,6 +145,7 @@ pub(super) struct RepositoryRow {
     write_quorum: String,
     storages: Vec<String>,
     generations: Vec<i64>,
+    members: i64,
 }
 
 impl TryFrom<RepositoryRow> for Repository {
@@ -168,6 +171,7 @@ impl TryFrom<RepositoryRow> for Repository {
             epoch: Epoch(row.epoch),
             home_site: row.home_site.as_deref().map(parsed::<SiteName>).transpose()?,
             write_quorum: parsed(&row.write_quorum)?,
+            members: usize::try_from(row.members).unwrap_or(0),
             replicas,
         })
     }

@@ -29,7 +29,8 @@ const IDS_AT_ONCE: i32 = 32;
 pub(crate) struct RepositoryIds(Mutex<Vec<RepositoryId>>);
 
 impl RepositoryIds {
-    async fn next(&self, shared: &Shared) -> Result<RepositoryId, DbError> {
+    /// One that no repository has or had.
+    pub(crate) async fn next(&self, shared: &Shared) -> Result<RepositoryId, DbError> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if let Some(id) = kept {
             return Ok(id);

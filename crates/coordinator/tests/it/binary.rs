@@ -9,7 +9,7 @@ use tabularium_common::announce::Announcement;
 use tabularium_proto::coordinator as wire;
 use tonic::Code;
 
-use crate::support::*;
+use crate::{relay::Relay, support::*};
 
 /// The site's configuration as a file, with `timing` lines added.
 pub(crate) fn toml(site: &Site, timing: &str) -> String {
@@ -125,7 +125,7 @@ async fn a_stopped_coordinator_leaves_no_lease_behind() {
 async fn while_postgres_is_away_calls_are_unavailable_and_then_they_work_again() {
     // A relay that can be shut stands for a server that goes and comes back.
     let mut site = Site::start().await;
-    let relay = relay::Relay::start(&site.database).await;
+    let relay = Relay::start(&site.database).await;
     site.config.database_url = tabularium_coordinator::DatabaseUrl::new(relay.url.clone());
     let coordinator = site.coordinator().await;
     let (mut routing, _, _) = clients(&coordinator);
@@ -156,7 +156,7 @@ async fn writes_that_nobody_could_renew_survive_an_outage_of_postgres() {
     use std::time::Duration;
     use tabularium_common::config::ConfigDuration;
     let mut site = Site::start().await;
-    let relay = relay::Relay::start(&site.database).await;
+    let relay = Relay::start(&site.database).await;
     site.config.database_url = tabularium_coordinator::DatabaseUrl::new(relay.url.clone());
     site.config.timing.write_lease = ConfigDuration::from_secs(2);
     site.config.timing.sweep_interval = ConfigDuration::from_millis(50);
@@ -179,78 +179,4 @@ async fn writes_that_nobody_could_renew_survive_an_outage_of_postgres() {
     .await;
     assert_eq!(renewed.into_inner().lost_write_ids, [""; 0]);
     commit(&mut routing, &begun, &[&route.primary]).await.unwrap();
-}
-
-/// A byte relay in front of the database.
-mod relay {
-    use std::{
-        path::PathBuf,
-        sync::{
-            Arc, Mutex,
-            atomic::{AtomicBool, Ordering},
-        },
-    };
-
-    use sqlx::postgres::PgConnectOptions;
-    use tabularium_common::{grpc::Address, lifecycle::Tasks};
-    use tokio::net::TcpListener;
-    use tokio_util::sync::CancellationToken;
-
-    pub(crate) struct Relay {
-        pub(crate) url: String,
-        open: Arc<AtomicBool>,
-        cut: Arc<Mutex<CancellationToken>>,
-    }
-
-    /// Where the server of a URL listens, and the URL with `here` in its place.
-    fn behind(database: &str, here: &str) -> (Address, String) {
-        let options: PgConnectOptions = database.parse().unwrap();
-        if let Some(socket) = options.get_socket() {
-            let path: PathBuf = socket.join(format!(".s.PGSQL.{}", options.get_port()));
-            let (user, name) = (options.get_username(), options.get_database().unwrap());
-            return (Address::Unix(path), format!("postgres://{user}@{here}/{name}"));
-        }
-        let target = format!("{}:{}", options.get_host(), options.get_port());
-        (Address::Tcp(target.clone()), database.replace(&target, here))
-    }
-
-    impl Relay {
-        pub(crate) async fn start(database: &str) -> Self {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let (target, url) = behind(database, &listener.local_addr().unwrap().to_string());
-            let open = Arc::new(AtomicBool::new(true));
-            let cut = Arc::new(Mutex::new(CancellationToken::new()));
-            let tasks = Tasks::new();
-            let (is_open, cutting) = (Arc::clone(&open), Arc::clone(&cut));
-            tasks.clone().spawn("relay", async move {
-                loop {
-                    let (mut near, _) = listener.accept().await.unwrap();
-                    if !is_open.load(Ordering::SeqCst) {
-                        continue;
-                    }
-                    let target = target.clone();
-                    let token = cutting.lock().unwrap().clone();
-                    tasks.spawn("connection", async move {
-                        let Ok(mut far) = target.connect().await else { return };
-                        tokio::select! {
-                            _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                            () = token.cancelled() => {}
-                        }
-                    });
-                }
-            });
-            Self { url, open, cut }
-        }
-
-        pub(crate) fn shut(&self) {
-            self.open.store(false, Ordering::SeqCst);
-            let mut cut = self.cut.lock().unwrap();
-            cut.cancel();
-            *cut = CancellationToken::new();
-        }
-
-        pub(crate) fn open(&self) {
-            self.open.store(true, Ordering::SeqCst);
-        }
-    }
 }

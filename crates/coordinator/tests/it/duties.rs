@@ -22,7 +22,7 @@ async fn finish(
     outcome: Outcome,
 ) -> Disposition {
     let request =
-        wire::FinishDutyRequest { duty_id: duty_id.into(), worker_id: worker.into(), outcome: Some(outcome) };
+        wire::FinishDutyRequest { duty_id: duty_id.into(), worker_id: worker.into(), outcome: Some(outcome), ..wire::FinishDutyRequest::default() };
     duties.finish_duty(request).await.unwrap().into_inner().disposition.unwrap()
 }
 
@@ -31,7 +31,7 @@ fn succeeded(reached: i64) -> Outcome {
 }
 
 fn failed(unreachable: bool) -> Outcome {
-    Outcome::Failed(wire::DutyFailed { message: "no".into(), unreachable })
+    Outcome::Failed(wire::DutyFailed { message: "no".into(), unreachable, ..wire::DutyFailed::default() })
 }
 
 /// Duties of a class that are not done.

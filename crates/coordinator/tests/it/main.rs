@@ -4,7 +4,12 @@
 mod binary;
 mod duties;
 mod geo;
+mod node;
 mod operator;
+mod recovery;
+mod relay;
+mod repair;
 mod routes;
 mod support;
+mod tickets;
 mod writes;

@@ -11,10 +11,10 @@ use std::{
 use sqlx::{Connection as _, PgConnection};
 use tabularium_common::{
     config::ConfigDuration,
-    grpc::{self, Address, Listener},
+    grpc::{self, Address},
 };
 use tabularium_coordinator::{
-    Config, Coordinator, DatabaseUrl, HomeSiteConfig, StorageConfig, SubscriberConfig, Timing,
+    Config, Coordinator, DatabaseUrl, HomeSiteConfig, QuorumPolicy, RepairConfig, StorageConfig, SubscriberConfig, Timing,
     VirtualStorageConfig,
 };
 use tabularium_proto::{
@@ -23,11 +23,6 @@ use tabularium_proto::{
         operator_service_client::OperatorServiceClient, routing_service_client::RoutingServiceClient,
         session_request, session_response,
     },
-    gitaly::{
-        ServerInfoRequest, ServerInfoResponse,
-        server_info_response::StorageStatus,
-        server_service_server::{ServerService, ServerServiceServer},
-    },
 };
 use tabularium_testkit::{nats::Nats, postgres::Postgres};
 use tokio::{
@@ -35,7 +30,9 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
 };
-use tonic::{Code, Request, Response, Status, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
+
+pub(crate) use crate::node::{Holding, Node};
 
 /// Longest wait for a condition; the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -53,53 +50,6 @@ where
         }
         assert!(Instant::now() < deadline, "never: {what}");
         sleep(Duration::from_millis(20)).await;
-    }
-}
-
-struct NodeInfo(String);
-
-#[tonic::async_trait]
-impl ServerService for NodeInfo {
-    async fn server_info(
-        &self,
-        _request: Request<ServerInfoRequest>,
-    ) -> Result<Response<ServerInfoResponse>, Status> {
-        Ok(Response::new(ServerInfoResponse {
-            server_version: "19.0".into(),
-            git_version: "2.50".into(),
-            storage_statuses: vec![StorageStatus {
-                storage_name: self.0.clone(),
-                readable: true,
-                writeable: true,
-                ..StorageStatus::default()
-            }],
-        }))
-    }
-}
-
-/// A storage node that says it is well and does nothing else.
-pub(crate) struct Node {
-    pub(crate) address: Address,
-    serving: JoinHandle<()>,
-}
-
-impl Node {
-    pub(crate) async fn start(storage: &str) -> Self {
-        let listener = Listener::bind(&grpc::ListenAddress::Tcp(([127, 0, 0, 1], 0).into())).await.unwrap();
-        let address = listener.address().unwrap();
-        let (_, health) = tonic_health::server::health_reporter();
-        let router = grpc::server()
-            .add_service(health)
-            .add_service(ServerServiceServer::new(NodeInfo(storage.into())));
-        let serving = tabularium_common::lifecycle::Tasks::new().spawn("node", async move {
-            router.serve_with_incoming(listener).await.unwrap();
-        });
-        Self { address, serving }
-    }
-
-    /// Nobody listens any more.
-    pub(crate) fn kill(&self) {
-        self.serving.abort();
     }
 }
 
@@ -141,6 +91,12 @@ impl Site {
         let mut connection = PgConnection::connect(&self.database).await.unwrap();
         sqlx::query("SET search_path = tabularium").execute(&mut connection).await.unwrap();
         connection
+    }
+
+    /// The node of a storage.
+    pub(crate) fn node(&self, storage: &str) -> &Node {
+        let number: usize = storage.trim_start_matches("node-").parse().unwrap();
+        &self.nodes[number]
     }
 
     /// What must hold whenever nothing is under way.
@@ -194,6 +150,7 @@ fn config(database: &str, nats_url: &str, nodes: &[Node]) -> Config {
         virtual_storages: vec![VirtualStorageConfig {
             name: "default".parse().unwrap(),
             default_replication_factor: 0,
+            write_quorum: QuorumPolicy::Majority,
             storages: nodes
                 .iter()
                 .enumerate()
@@ -215,6 +172,7 @@ fn config(database: &str, nats_url: &str, nodes: &[Node]) -> Config {
             parked_after: 2,
             ..Timing::default()
         },
+        repair: RepairConfig::default(),
         drain_seconds: 10,
         telemetry: tabularium_common::telemetry::TelemetryConfig::default(),
     }
@@ -247,6 +205,12 @@ pub(crate) fn begin(path: &str, kind: wire::WriteKind) -> wire::BeginWriteReques
     }
 }
 
+/// As a router that counts votes asks.
+pub(crate) fn begin_voted(path: &str, kind: wire::WriteKind) -> wire::BeginWriteRequest {
+    wire::BeginWriteRequest { wait_milliseconds: 20_000, ..begin(path, kind) }
+}
+
+/// Of storages that voted, or of the primary alone without votes.
 pub(crate) async fn commit(
     routing: &mut Routing,
     begun: &wire::BeginWriteResponse,
@@ -256,7 +220,7 @@ pub(crate) async fn commit(
         write_id: begun.write_id.clone(),
         router_id: "router".into(),
         committed_storages: storages.iter().map(ToString::to_string).collect(),
-        unvoted: false,
+        unvoted: storages.len() == 1,
     };
     routing.commit_write(request).await.map(|response| response.into_inner().generation)
 }

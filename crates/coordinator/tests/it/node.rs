@@ -1,0 +1,156 @@
+//! A storage node that is played: it says that it is well, and what it holds of every repository.
+
+use std::sync::{Arc, Mutex};
+
+use tabularium_common::{
+    grpc::{self, Address, Listener},
+    lifecycle::Tasks,
+};
+use tabularium_proto::{
+    gitaly::{
+        CalculateChecksumRequest, CalculateChecksumResponse, FindDefaultBranchNameRequest,
+        FindDefaultBranchNameResponse, ServerInfoRequest, ServerInfoResponse,
+        ref_service_server::{RefService, RefServiceServer},
+        repository_service_server::{RepositoryService, RepositoryServiceServer},
+        server_info_response::StorageStatus,
+        server_service_server::{ServerService, ServerServiceServer},
+    },
+    node::{
+        QuiesceRequest, QuiesceResponse,
+        replica_service_server::{ReplicaService, ReplicaServiceServer},
+    },
+};
+use tokio::task::JoinHandle;
+use tonic::{Request, Response, Status};
+
+/// What a node answers when it is asked what it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holding {
+    State(&'static str),
+    Nothing,
+    /// It is one of Gitaly's, which has another way to say it.
+    Gitaly(&'static str),
+    /// It never answers.
+    Silent,
+    /// Nobody is there.
+    Gone,
+}
+
+#[derive(Clone)]
+struct Played {
+    storage: String,
+    holding: Arc<Mutex<Holding>>,
+    asked: Arc<Mutex<u32>>,
+}
+
+#[tonic::async_trait]
+impl ServerService for Played {
+    async fn server_info(
+        &self,
+        _request: Request<ServerInfoRequest>,
+    ) -> Result<Response<ServerInfoResponse>, Status> {
+        Ok(Response::new(ServerInfoResponse {
+            server_version: "19.0".into(),
+            git_version: "2.50".into(),
+            storage_statuses: vec![StorageStatus {
+                storage_name: self.storage.clone(),
+                readable: true,
+                writeable: true,
+                ..StorageStatus::default()
+            }],
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl ReplicaService for Played {
+    async fn quiesce(&self, request: Request<QuiesceRequest>) -> Result<Response<QuiesceResponse>, Status> {
+        let repository = request.into_inner().repository.unwrap();
+        assert_eq!(repository.storage_name, self.storage);
+        assert!(repository.relative_path.starts_with("@cluster/"), "{}", repository.relative_path);
+        *self.asked.lock().unwrap() += 1;
+        let holding = *self.holding.lock().unwrap();
+        match holding {
+            Holding::State(state) => {
+                Ok(Response::new(QuiesceResponse { exists: true, digest: state.to_owned().into() }))
+            }
+            Holding::Nothing => Ok(Response::new(QuiesceResponse::default())),
+            Holding::Gitaly(_) => Err(Status::unimplemented("unknown service")),
+            Holding::Silent => std::future::pending().await,
+            Holding::Gone => Err(Status::unavailable("the node is gone")),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl RepositoryService for Played {
+    async fn calculate_checksum(
+        &self,
+        _request: Request<CalculateChecksumRequest>,
+    ) -> Result<Response<CalculateChecksumResponse>, Status> {
+        let holding = *self.holding.lock().unwrap();
+        match holding {
+            Holding::State(state) | Holding::Gitaly(state) => {
+                Ok(Response::new(CalculateChecksumResponse { checksum: state.into() }))
+            }
+            Holding::Nothing => Err(Status::not_found("repository not found")),
+            Holding::Silent => std::future::pending().await,
+            Holding::Gone => Err(Status::unavailable("the node is gone")),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl RefService for Played {
+    async fn find_default_branch_name(
+        &self,
+        _request: Request<FindDefaultBranchNameRequest>,
+    ) -> Result<Response<FindDefaultBranchNameResponse>, Status> {
+        Ok(Response::new(FindDefaultBranchNameResponse { name: "refs/heads/main".into() }))
+    }
+}
+
+pub(crate) struct Node {
+    pub(crate) address: Address,
+    played: Played,
+    serving: JoinHandle<()>,
+}
+
+impl Node {
+    /// Holds what all nodes hold at first.
+    pub(crate) async fn start(storage: &str) -> Self {
+        let listener = Listener::bind(&grpc::ListenAddress::Tcp(([127, 0, 0, 1], 0).into())).await.unwrap();
+        let address = listener.address().unwrap();
+        let played = Played {
+            storage: storage.into(),
+            holding: Arc::new(Mutex::new(Holding::State("old"))),
+            asked: Arc::default(),
+        };
+        let (_, health) = tonic_health::server::health_reporter();
+        let router = grpc::server()
+            .add_service(health)
+            .add_service(ServerServiceServer::new(played.clone()))
+            .add_service(ReplicaServiceServer::new(played.clone()))
+            .add_service(RepositoryServiceServer::new(played.clone()))
+            .add_service(RefServiceServer::new(played.clone()));
+        let serving = Tasks::new().spawn("node", async move {
+            router.serve_with_incoming(listener).await.unwrap();
+        });
+        Self { address, played, serving }
+    }
+
+    pub(crate) fn holds(&self, holding: Holding) {
+        *self.played.holding.lock().unwrap() = holding;
+    }
+
+    /// How often it was asked to be quiet and say what it holds.
+    pub(crate) fn asked(&self) -> u32 {
+        *self.played.asked.lock().unwrap()
+    }
+
+    /// Nobody listens any more, nor answers on connections that stand.
+    pub(crate) fn kill(&self) {
+        self.holds(Holding::Gone);
+        self.serving.abort();
+    }
+}
