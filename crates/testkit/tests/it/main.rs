@@ -11,6 +11,7 @@
 mod bad_input;
 mod cluster;
 mod crashes;
+mod faults;
 mod freshness;
 mod house;
 mod proxy;

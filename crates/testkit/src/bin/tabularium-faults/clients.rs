@@ -14,6 +14,7 @@ use anyhow::Result;
 use rand::{Rng as _, RngCore as _, SeedableRng as _, rngs::StdRng};
 use tabularium_cli::local::git::Git;
 use tabularium_common::lifecycle::Tasks;
+use tokio::time::Instant;
 
 use crate::{
     history::{self, Event, Outcome, Recorder, Value},
@@ -103,6 +104,30 @@ impl Clients {
     }
 }
 
+/// How long a write may take when nothing is wrong any more.
+const CLOSING_WITHIN: Duration = Duration::from_secs(30);
+
+impl Clients {
+    /// One more push to each repository, when the others have ended: everything has to work again. Answers where it does
+    /// not.
+    pub(crate) async fn close(self: &Arc<Self>, seed: u64) -> Result<Vec<String>> {
+        let mut client = Client::new(self, "closing".to_owned(), StdRng::seed_from_u64(seed));
+        let mut unusable = Vec::new();
+        for repository in &self.repositories {
+            let began = Instant::now();
+            let reference = "refs/heads/closing";
+            while repository.known(reference).is_none() && began.elapsed() < CLOSING_WITHIN {
+                let wish = client.wish(repository, reference.to_owned(), true).await?;
+                client.push(repository, &[wish], false).await?;
+            }
+            if repository.known(reference).is_none() {
+                unusable.push(repository.path.clone());
+            }
+        }
+        Ok(unusable)
+    }
+}
+
 struct Client {
     shared: Arc<Clients>,
     name: String,
@@ -147,7 +172,11 @@ impl Client {
     async fn read_all(mut self, stopping: Stopping) {
         let shared = Arc::clone(&self.shared);
         while !stopping.is_cancelled() {
-            let repository = &shared.repositories[self.random.random_range(0..shared.repositories.len())];
+            // Mostly where much is written: there a stale answer would be seen.
+            let hot = self.random.random_ratio(3, 4);
+            let repositories: Vec<_> =
+                shared.repositories.iter().filter(|repository| repository.hot == hot).collect();
+            let repository = repositories[self.random.random_range(0..repositories.len())];
             match self.read(repository).await {
                 Ok(true) => tokio::time::sleep(READ_PAUSE).await,
                 Ok(false) => tokio::time::sleep(AFTER_ERROR).await,

@@ -47,7 +47,7 @@ struct Arguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=5))]
     nodes: u16,
     /// Clients that push to hot repositories; half as many push to cold ones, and as many again read.
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 4)]
     writers: u64,
     /// Only these faults, such as `kill-primary`.
     #[arg(long, value_delimiter = ',')]

@@ -1,5 +1,7 @@
 //! What a session comes to, as a table.
 
+mod gaps;
+
 use std::{
     collections::BTreeMap,
     fmt::{self, Write as _},
@@ -7,28 +9,20 @@ use std::{
 
 use crate::{
     checker::{Broken, Violation},
-    history::{ErrorKind, Fault, History, Micros, Outcome},
+    history::{ErrorKind, Fault, History, Outcome},
 };
+use gaps::{Met, Stretch};
 
 /// How many texts and breaches are shown.
 const SHOWN: usize = 12;
-
 /// From this many hexadecimal digits on, a word is an id.
 const ID_LENGTH: usize = 16;
+/// Faults that came together are told apart from all others: no gap can be laid to one of them.
+const TOGETHER: &str = "(two at once)";
 
-/// A time in which somebody waited for the cluster to do what was asked.
-struct Pause {
-    begun: Micros,
-    ended: Micros,
-}
-
-/// What operations of one kind met.
-#[derive(Default)]
-struct Met {
-    pauses: Vec<Pause>,
-    /// When an operation that ended in an error began and ended.
-    errors: Vec<Pause>,
-}
+/// Longest gaps in writes and in reads that are promised, in seconds.
+const BARS: [(&str, f64, f64); 3] =
+    [("kill-primary", 1.0, 1.0), ("kill-node", 1.0, 1.0), ("kill-router", 5.0, 1.0)];
 
 /// The whole report.
 pub(crate) struct Report<'a> {
@@ -49,110 +43,104 @@ impl<'a> Report<'a> {
     fn errors(&self, kind: ErrorKind) -> usize {
         self.history.writes.iter().filter(|write| write.error == Some(kind)).count()
     }
-
-    /// From the first try to the first answer that is no error, client by client.
-    fn writes(&self) -> Met {
-        met(self.history.writes.iter().map(|w| (&*w.client, w.invoked, w.completed, w.error.is_none())))
-    }
-
-    fn reads(&self) -> Met {
-        let readers = self.history.reads.iter().filter(|read| read.client.starts_with("reader"));
-        met(readers.map(|read| (&*read.client, read.invoked, read.completed, read.refs.is_some())))
-    }
-}
-
-fn met<'h>(operations: impl Iterator<Item = (&'h str, Micros, Micros, bool)>) -> Met {
-    let mut met = Met::default();
-    let mut waiting: BTreeMap<&str, Micros> = BTreeMap::new();
-    for (client, invoked, completed, well) in operations {
-        let begun = *waiting.entry(client).or_insert(invoked);
-        if well {
-            waiting.remove(client);
-            met.pauses.push(Pause { begun, ended: completed });
-        } else {
-            met.errors.push(Pause { begun: invoked, ended: completed });
-        }
-    }
-    // Who still waits has waited until now; the history ends with the last operation.
-    let end = met.errors.iter().chain(&met.pauses).map(|pause| pause.ended).max().unwrap_or(0);
-    met.pauses.extend(waiting.into_values().map(|begun| Pause { begun, ended: end }));
-    met
-}
-
-#[expect(clippy::cast_precision_loss, reason = "for people")]
-fn seconds(span: Micros) -> f64 {
-    span as f64 / 1e6
 }
 
 /// One line of the table of faults.
-struct Line {
-    kind: String,
+struct Line<'a> {
+    kind: &'a str,
     times: usize,
-    write_gap: Micros,
-    read_gap: Micros,
-    write_errors: usize,
-    read_errors: usize,
+    writes: Column,
+    reads: Column,
 }
 
-fn lines(faults: &[Fault], writes: &Met, reads: &Met) -> Vec<Line> {
+struct Column {
+    /// Longest time without a success anywhere in a hot repository.
+    gap: f64,
+    /// Longest time that one client needed until it had its success.
+    wait: f64,
+    errors: usize,
+}
+
+impl Column {
+    fn new(met: &Met, counts: impl Fn(&Stretch) -> bool) -> Self {
+        let longest = |stretches: &[Stretch]| {
+            let counted = stretches.iter().filter(|stretch| counts(stretch));
+            counted.map(|stretch| stretch.seconds()).fold(0.0, f64::max)
+        };
+        let errors = met.errors.iter().filter(|error| counts(error)).count();
+        Self { gap: longest(&met.gaps), wait: longest(&met.waits), errors }
+    }
+}
+
+fn lines<'a>(faults: &'a [Fault], writes: &Met, reads: &Met) -> Vec<Line<'a>> {
+    let during = |fault: &Fault, stretch: &Stretch| stretch.meets(fault.begun, fault.healed);
+    let alone = |fault: &Fault| {
+        let span = Stretch { begun: fault.begun, ended: fault.healed };
+        faults.iter().filter(|other| during(other, &span)).count() == 1
+    };
     let mut kinds: BTreeMap<&str, Vec<&Fault>> = BTreeMap::new();
     for fault in faults {
-        kinds.entry(&fault.kind).or_default().push(fault);
+        kinds.entry(if alone(fault) { &fault.kind } else { TOGETHER }).or_default().push(fault);
     }
-    let line = |kind: &str, times: usize, counts: &dyn Fn(&Pause) -> bool| {
-        let longest = |met: &Met| {
-            let pauses = met.pauses.iter().filter(|pause| counts(pause));
-            pauses.map(|pause| pause.ended - pause.begun).max().unwrap_or(0)
-        };
-        let errors = |met: &Met| met.errors.iter().filter(|pause| counts(pause)).count();
-        Line {
-            kind: kind.to_owned(),
-            times,
-            write_gap: longest(writes),
-            read_gap: longest(reads),
-            write_errors: errors(writes),
-            read_errors: errors(reads),
-        }
+    let quiet = |stretch: &Stretch| !faults.iter().any(|fault| during(fault, stretch));
+    let none = Line {
+        kind: "(none)",
+        times: 0,
+        writes: Column::new(writes, quiet),
+        reads: Column::new(reads, quiet),
     };
-    let during = |fault: &Fault, pause: &Pause| pause.ended >= fault.begun && pause.begun <= fault.healed;
-    let quiet = line("(none)", 0, &|pause| !faults.iter().any(|fault| during(fault, pause)));
-    let of_kind = |(kind, faults): (&&str, &Vec<&Fault>)| {
-        line(kind, faults.len(), &|pause| faults.iter().any(|fault| during(fault, pause)))
-    };
-    std::iter::once(quiet).chain(kinds.iter().map(of_kind)).collect()
+    let of_kind = kinds.into_iter().map(|(kind, faults)| {
+        let counts = |stretch: &Stretch| faults.iter().any(|fault| during(fault, stretch));
+        let (writes, reads) = (Column::new(writes, counts), Column::new(reads, counts));
+        Line { kind, times: faults.len(), writes, reads }
+    });
+    std::iter::once(none).chain(of_kind).collect()
 }
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (writes, reads) = (self.writes(), self.reads());
+        let (writes, reads) = (Met::writes(self.history), Met::reads(self.history));
+        let lines = lines(&self.history.faults, &writes, &reads);
         writeln!(
             f,
-            "{:<30} {:>5} {:>12} {:>11} {:>9} {:>9}",
-            "fault", "times", "write gap s", "read gap s", "write err", "read err"
+            "{:<32}{:>6} |{:>9}{:>9}{:>7} |{:>9}{:>9}{:>7}",
+            "fault", "times", "writes:", "", "", "reads:", "", ""
         )?;
-        for line in lines(&self.history.faults, &writes, &reads) {
-            let Line { kind, times, write_gap, read_gap, write_errors, read_errors } = line;
-            let (write_gap, read_gap) = (seconds(write_gap), seconds(read_gap));
-            writeln!(
-                f,
-                "{kind:<30} {times:>5} {write_gap:>12.2} {read_gap:>11.2} {write_errors:>9} {read_errors:>9}"
-            )?;
+        writeln!(
+            f,
+            "{:<32}{:>6} |{:>9}{:>9}{:>7} |{:>9}{:>9}{:>7}",
+            "", "", "gap s", "wait s", "errors", "gap s", "wait s", "errors"
+        )?;
+        for Line { kind, times, writes, reads } in &lines {
+            write!(f, "{kind:<32}{times:>6}")?;
+            for Column { gap, wait, errors } in [writes, reads] {
+                write!(f, " |{gap:>9.2}{wait:>9.2}{errors:>7}")?;
+            }
+            writeln!(f)?;
         }
         writeln!(f)?;
+        for (kind, writes, reads) in BARS {
+            for line in lines.iter().filter(|line| line.kind == kind) {
+                write_bar(f, &format!("{kind} longest write gap"), line.writes.gap, writes)?;
+                write_bar(f, &format!("{kind} longest read gap"), line.reads.gap, reads)?;
+            }
+        }
         let failed_reads = self.history.reads.iter().filter(|read| read.refs.is_none()).count();
-        writeln!(f, "acknowledged {}", self.updates(Outcome::Acknowledged))?;
-        writeln!(f, "failed       {}", self.updates(Outcome::Failed))?;
-        writeln!(f, "unknown      {}", self.updates(Outcome::Unknown))?;
-        writeln!(
+        write_bar(
             f,
-            "errors       {} before sending, {} under way",
-            self.errors(ErrorKind::BeforeSending),
-            self.errors(ErrorKind::UnderWay)
+            "errors of writes that had not begun",
+            count(self.errors(ErrorKind::BeforeSending)),
+            0.0,
         )?;
-        writeln!(f, "reads        {} ({failed_reads} failed)", self.history.reads.len())?;
+        write_bar(f, "errors of reads", count(failed_reads), 0.0)?;
+        writeln!(f)?;
+        writeln!(f, "{:<20}{:>8}", "acknowledged", self.updates(Outcome::Acknowledged))?;
+        writeln!(f, "{:<20}{:>8}", "refused or not sent", self.updates(Outcome::Failed))?;
+        writeln!(f, "{:<20}{:>8}", "unknown", self.updates(Outcome::Unknown))?;
+        writeln!(f, "{:<20}{:>8}", "reads", self.history.reads.len() - failed_reads)?;
         for broken in Broken::ALL {
             let count = self.violations.iter().filter(|violation| violation.broken == broken).count();
-            writeln!(f, "{:<18} {count}", broken.name())?;
+            writeln!(f, "{:<20}{count:>8}", broken.name())?;
         }
         write_texts(f, self.history)?;
         for violation in self.violations.iter().take(SHOWN) {
@@ -162,13 +150,22 @@ impl fmt::Display for Report<'_> {
     }
 }
 
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn count(count: usize) -> f64 {
+    count as f64
+}
+
+fn write_bar(f: &mut fmt::Formatter<'_>, name: &str, value: f64, bar: f64) -> fmt::Result {
+    writeln!(f, "{name} {value:.2} <={bar} {}", if value <= bar { "ok" } else { "short" })
+}
+
 /// What git said most often, with what differs from push to push left out.
 fn write_texts(f: &mut fmt::Formatter<'_>, history: &History) -> fmt::Result {
     let mut texts: BTreeMap<String, usize> = BTreeMap::new();
-    let said =
-        history.writes.iter().map(|write| &write.said).chain(history.reads.iter().map(|read| &read.said));
-    for said in said.filter(|said| !said.is_empty()) {
-        *texts.entry(generic(said)).or_default() += 1;
+    let writes = history.writes.iter().map(|write| ("push", &write.said));
+    let said = writes.chain(history.reads.iter().map(|read| ("read", &read.said)));
+    for (what, said) in said.filter(|(_, said)| !said.is_empty()) {
+        *texts.entry(format!("{what}: {}", generic(said))).or_default() += 1;
     }
     let mut texts: Vec<_> = texts.into_iter().collect();
     texts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
@@ -179,51 +176,55 @@ fn write_texts(f: &mut fmt::Formatter<'_>, history: &History) -> fmt::Result {
 }
 
 fn generic(said: &str) -> String {
+    const LONGEST: usize = 200;
     let mut text = String::new();
     for word in said.split(' ').filter(|word| !word.starts_with("hint:")) {
         let id = word.len() >= ID_LENGTH && word.chars().take(ID_LENGTH).all(|c| c.is_ascii_hexdigit());
         let place = word.contains("refs/heads/") || word.contains("://");
+        let word = match (id, place) {
+            (true, _) => "ID",
+            (false, true) => "…",
+            (false, false) => word,
+        };
         // Writing to a string cannot fail.
-        let _ = write!(
-            text,
-            "{} ",
-            if id {
-                "ID"
-            } else if place {
-                "…"
-            } else {
-                word
-            }
-        );
+        let _ = write!(text, "{word} ");
     }
-    text.chars().take(200).collect()
+    text.chars().take(LONGEST).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_pause_lasts_until_an_answer_that_is_no_error() {
-        let operations = [("a", 0, 10, true), ("a", 20, 30, false), ("b", 25, 40, true), ("a", 35, 60, true)];
-        let met = met(operations.into_iter());
-        let longest = met.pauses.iter().map(|pause| pause.ended - pause.begun).max();
-        assert_eq!(longest, Some(40));
-        assert_eq!(met.errors.len(), 1);
+    fn fault(kind: &str, begun: u64, healed: u64) -> Fault {
+        Fault { kind: kind.into(), target: "node-1".into(), begun, healed }
     }
 
     #[test]
-    fn who_never_gets_an_answer_waits_until_the_end() {
-        let met = met([("a", 5, 10, false), ("b", 0, 90, true)].into_iter());
-        assert_eq!(met.pauses.iter().map(|pause| pause.ended - pause.begun).max(), Some(90));
-        assert_eq!(met.pauses.len(), 2);
+    fn gaps_are_told_under_the_fault_they_fall_into() {
+        let stretch = |begun, ended| Stretch { begun, ended };
+        let writes = Met {
+            gaps: vec![stretch(0, 10_000_000), stretch(90_000_000, 150_000_000)],
+            waits: Vec::new(),
+            errors: vec![stretch(310_000_000, 320_000_000)],
+        };
+        let faults = [
+            fault("kill", 100_000_000, 200_000_000),
+            fault("stop", 300_000_000, 400_000_000),
+            fault("cut", 350_000_000, 400_000_000),
+        ];
+        let lines = lines(&faults, &writes, &Met::default());
+        let told: Vec<_> = lines.iter().map(|line| (line.kind, line.times, line.writes.gap)).collect();
+        assert_eq!(told, [("(none)", 0, 10.0), (TOGETHER, 2, 0.0), ("kill", 1, 60.0)]);
+        assert_eq!(lines[1].writes.errors, 1);
     }
 
     #[test]
-    fn pauses_are_told_under_the_faults_they_fall_into() {
-        let fault = Fault { kind: "kill".into(), target: "node-1".into(), begun: 100, healed: 200 };
-        let writes = met([("a", 0, 10, true), ("a", 90, 150, true)].into_iter());
-        let lines = lines(&[fault], &writes, &Met::default());
-        assert_eq!((lines[0].write_gap, lines[1].write_gap), (10, 60));
+    fn texts_are_counted_without_what_differs() {
+        let one = generic(
+            "fatal: unable to access 'http://127.0.0.1:1/a.git/': x (943749b34f214f83ba47c7cf5594d48b)",
+        );
+        assert_eq!(one, "fatal: unable to access … x (943749b34f214f83ba47c7cf5594d48b) ");
+        assert_eq!(generic("at 943749b34f214f83ba47c7cf5594d48b now"), "at ID now ");
     }
 }

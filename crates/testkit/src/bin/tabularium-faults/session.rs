@@ -20,8 +20,10 @@ use crate::{
 
 const HOT_REPOSITORIES: usize = 2;
 const COLD_REPOSITORIES: usize = 8;
-/// Before the first fault and after the last: what a fault costs is seen beside what there is without one.
-const QUIET: Duration = Duration::from_secs(5);
+/// Before the first fault: what a fault costs is seen beside what there is without one.
+const QUIET_BEFORE: Duration = Duration::from_secs(5);
+/// After the last. A node takes for abandoned what an earlier process of it left when it is ten seconds old.
+const QUIET_AFTER: Duration = Duration::from_secs(11);
 /// How long the last operations may take.
 const DRAIN: Duration = Duration::from_secs(90);
 
@@ -70,9 +72,10 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Violation>> {
     let paths: Vec<_> = repositories.iter().map(|repository| repository.path.clone()).collect();
     let gateways = site.test.home().urls(Kind::Gateway);
     let clients = Clients::new(git.clone(), gateways, repositories, Arc::clone(&recorder));
-    let running = Arc::new(clients).start(options.writers, seed);
+    let clients = Arc::new(clients);
+    let running = clients.start(options.writers, seed);
 
-    sleep(QUIET).await;
+    sleep(QUIET_BEFORE).await;
     let hot = paths[..HOT_REPOSITORIES].to_vec();
     let mut nemesis = Nemesis::new(site, Arc::clone(&recorder), seed, hot, &options.only);
     let raged = nemesis.rage(Instant::now() + Duration::from_secs(seconds)).await;
@@ -81,8 +84,11 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Violation>> {
         site.keep_logs(&options.directory.join("logs"))?;
     }
     raged.with_context(|| format!("logs: {}", options.directory.display()))?;
-    sleep(QUIET).await;
+    sleep(QUIET_AFTER).await;
     running.drain(DRAIN).await.context("clients")?;
+    for path in clients.close(seed).await? {
+        recorder.record(&Event::Finding(Finding { what: "unusable".into(), detail: path }))?;
+    }
 
     let converged = healed::inspect(&site, &git, &paths, &recorder).await?;
     println!("all replicas equal after {:.1} s", converged.as_secs_f64());
