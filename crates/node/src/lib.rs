@@ -21,6 +21,7 @@
 //! Tests: `cargo test -p tabularium-node`; the integration tests need git 2.39 or newer in `PATH` and nothing else.
 
 pub mod config;
+mod contents;
 mod error;
 pub mod fetch_proxy;
 mod git;

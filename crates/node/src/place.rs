@@ -1,11 +1,11 @@
 //! How repositories come into being and go: built under `+gitaly/tmp`, synced to disk, and renamed into place while
-//! `<repository>.lock` is held, so that nobody ever sees half of one, also not after a crash.
+//! `<repository>.lock` is held, so that nobody ever sees half of one, also not after a crash. Replicas vote before the rename.
 
 use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -13,9 +13,11 @@ use tabularium_common::lifecycle::Tasks;
 use tonic::Status;
 
 use crate::{
+    contents,
     error::{RepositoryError, internal_io},
     node::Node,
     storage::{MAX_DEPTH, RepositoryPath, Storage, check_repository},
+    votes::{Ballots, Voter, agreed, ballot},
 };
 
 /// A killed git may still write into a directory that is being removed; so often is it tried again.
@@ -78,12 +80,23 @@ struct Lock(PathBuf);
 impl Lock {
     /// Takes the lock. One left by an earlier process of this node is void: the storage's claim says it is dead.
     fn take(repository: &RepositoryPath, instance: &str) -> Result<Self, Status> {
+        // Two that find the same void lock must not remove each other's new one.
+        let _alone = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::take_alone(repository, instance)
+    }
+
+    /// Takes the lock of a repository that is to come into being, in directories that may have to be made.
+    fn take_new(repository: &RepositoryPath, instance: &str) -> Result<(Self, Parents), Status> {
+        let _alone = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        let parents = Parents::create(repository).map_err(internal_io("creating parent directories"))?;
+        Ok((Self::take_alone(repository, instance)?, parents))
+    }
+
+    fn take_alone(repository: &RepositoryPath, instance: &str) -> Result<Self, Status> {
         let path = repository.lock_file();
         let temporary = repository.storage.temporary();
         let mut content = tempfile::NamedTempFile::new_in(temporary).map_err(internal_io("locking"))?;
         content.write_all(instance.as_bytes()).map_err(internal_io("locking"))?;
-        // Two that find the same void lock must not remove each other's new one.
-        let _alone = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..2 {
             // A link appears with its content, so a lock without one is not ours.
             match fs::hard_link(content.path(), &path) {
@@ -167,17 +180,88 @@ impl Building {
 
     /// Syncs everything and moves it into place. Not cancelled midway.
     pub(crate) async fn publish(self) -> Result<(), Status> {
-        blocking(move || {
-            check_repository(&self.repository.path)?;
-            sync_tree(&self.repository.path).map_err(internal_io("syncing the repository"))?;
-            create_parents(&self.target).map_err(internal_io("creating parent directories"))?;
-            let _lock = Lock::take(&self.target, &self.instance)?;
-            check_vacant(&self.target)?;
-            fs::rename(&self.repository.path, &self.target.path)
-                .and_then(|()| sync_parent(&self.target.path))
-                .map_err(internal_io("moving the repository into place"))
-        })
-        .await
+        blocking(move || self.complete()?.move_in()).await
+    }
+
+    /// The same, if the replicas agree on what has been built. If they do not, nothing stays.
+    pub(crate) async fn publish_agreed(self, node: &Node, voter: &Voter) -> Result<(), Status> {
+        if !voter.takes_part() {
+            let _section = node.sections.enter(&self.target.path).await;
+            return self.publish().await;
+        }
+        let ballot = ballot(&contents::digest(&node.git, &self.repository).await?);
+        let (sections, voter) = (Arc::clone(&node.sections), voter.clone());
+        let publishing = node.tasks.spawn("publishing", async move {
+            let target = self.target.path.clone();
+            let complete = blocking(move || self.complete()).await?;
+            let moving = blocking(move || complete.move_in());
+            agreed(&sections, &voter, &target, ballot.into(), moving).await
+        });
+        publishing.await.unwrap_or_else(|error| Err(Status::internal(format!("publishing: {error}"))))
+    }
+
+    fn complete(self) -> Result<Complete, Status> {
+        check_repository(&self.repository.path)?;
+        sync_tree(&self.repository.path).map_err(internal_io("syncing the repository"))?;
+        let (lock, parents) = Lock::take_new(&self.target, &self.instance)?;
+        check_vacant(&self.target)?;
+        Ok(Complete { building: self, _lock: lock, parents })
+    }
+}
+
+/// A repository that is on disk and has only to be moved into place, which is free and stays so.
+struct Complete {
+    building: Building,
+    // Before its directory.
+    _lock: Lock,
+    parents: Parents,
+}
+
+impl Complete {
+    fn move_in(mut self) -> Result<(), Status> {
+        let (from, to) = (&self.building.repository.path, &self.building.target.path);
+        fs::rename(from, to)
+            .and_then(|()| sync_parent(to))
+            .map_err(internal_io("moving the repository into place"))?;
+        self.parents.0.clear();
+        Ok(())
+    }
+}
+
+/// Directories made for a repository. When this is dropped they go, as far as nothing else has come into them.
+struct Parents(Vec<PathBuf>);
+
+impl Parents {
+    fn create(target: &RepositoryPath) -> io::Result<Self> {
+        let mut missing = Self(Vec::new());
+        let Some(parent) = target.path.parent() else { return Ok(missing) };
+        let mut directory = parent;
+        while !directory.is_dir() {
+            missing.0.push(directory.to_owned());
+            match directory.parent() {
+                Some(next) => directory = next,
+                None => break,
+            }
+        }
+        fs::create_dir_all(parent)?;
+        missing.0.iter().try_for_each(|directory| sync_parent(directory))?;
+        Ok(missing)
+    }
+}
+
+impl Drop for Parents {
+    fn drop(&mut self) {
+        if self.0.is_empty() {
+            return;
+        }
+        // Whoever has just found one of them there takes its lock first.
+        let _alone = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        for directory in &self.0 {
+            // Not empty: somebody else needs it.
+            if fs::remove_dir(directory).is_err() {
+                return;
+            }
+        }
     }
 }
 
@@ -199,25 +283,62 @@ fn check_vacant(target: &RepositoryPath) -> Result<(), Status> {
 
 /// Moves the repository out of the way and deletes it in the background.
 pub(crate) async fn remove(node: &Node, target: RepositoryPath) -> Result<(), Status> {
-    let name = target.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let grave = Temporary::new(node, &target.storage, &format!("{name}+removed-"))?;
-    let instance = node.instance.clone();
-    blocking(move || {
-        let absent = || Status::not_found("repository does not exist");
+    let condemned = Condemned::new(node, target)?;
+    blocking(move || condemned.lock()?.move_out()).await
+}
+
+/// The same, if the replicas agree.
+pub(crate) async fn remove_agreed(node: &Node, target: RepositoryPath, voter: &Voter) -> Result<(), Status> {
+    let about = |step: &str| ballot(format!("{step} {}", target.relative_path).as_bytes());
+    let ballots = Ballots { before: about("pre-remove"), after: about("post-remove") };
+    let (sections, voter, path) = (Arc::clone(&node.sections), voter.clone(), target.path.clone());
+    let condemned = Condemned::new(node, target)?;
+    let removing = node.tasks.spawn("removing", async move {
+        let locked = blocking(move || condemned.lock()).await?;
+        agreed(&sections, &voter, &path, ballots, blocking(move || locked.move_out())).await
+    });
+    removing.await.unwrap_or_else(|error| Err(Status::internal(format!("removing: {error}"))))
+}
+
+/// A repository that is to go.
+struct Condemned {
+    target: RepositoryPath,
+    grave: Temporary,
+    instance: String,
+    lock: Option<Lock>,
+}
+
+impl Condemned {
+    fn new(node: &Node, target: RepositoryPath) -> Result<Self, Status> {
+        let name =
+            target.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let grave = Temporary::new(node, &target.storage, &format!("{name}+removed-"))?;
+        Ok(Self { target, grave, instance: node.instance.clone(), lock: None })
+    }
+
+    fn absent() -> Status {
+        Status::not_found("repository does not exist")
+    }
+
+    fn lock(mut self) -> Result<Self, Status> {
+        let target = &self.target;
         if !target.path.is_dir() {
-            return Err(absent());
+            return Err(Self::absent());
         }
         if check_repository(&target.path).is_err() && holds_repository(&target.path, 0) {
             return Err(Status::failed_precondition("not a repository, but a directory of repositories"));
         }
-        let _lock = Lock::take(&target, &instance)?;
-        match fs::rename(&target.path, grave.path().join("repo")) {
-            Ok(()) => sync_parent(&target.path).map_err(internal_io("removing the repository")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(absent()),
+        self.lock = Some(Lock::take(target, &self.instance)?);
+        Ok(self)
+    }
+
+    fn move_out(self) -> Result<(), Status> {
+        match fs::rename(&self.target.path, self.grave.path().join("repo")) {
+            Ok(()) => sync_parent(&self.target.path).map_err(internal_io("removing the repository")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Self::absent()),
             Err(error) => Err(internal_io("removing the repository")(error)),
         }
-    })
-    .await
+    }
 }
 
 /// Whether a repository lies somewhere below the directory. What cannot be looked at may be one.
@@ -262,21 +383,6 @@ pub(crate) fn sync_tree(path: &Path) -> io::Result<()> {
         }
     }
     File::open(path)?.sync_all()
-}
-
-fn create_parents(target: &RepositoryPath) -> io::Result<()> {
-    let Some(parent) = target.path.parent() else { return Ok(()) };
-    let mut missing = Vec::new();
-    let mut directory = parent;
-    while !directory.is_dir() {
-        missing.push(directory.to_owned());
-        match directory.parent() {
-            Some(next) => directory = next,
-            None => break,
-        }
-    }
-    fs::create_dir_all(parent)?;
-    missing.iter().try_for_each(|directory| sync_parent(directory))
 }
 
 /// Replaces a file of a repository in one durable step.

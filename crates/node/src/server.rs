@@ -20,7 +20,9 @@ use tabularium_proto::{
         repository_service_server::RepositoryServiceServer, server_service_server::ServerServiceServer,
         smart_http_service_server::SmartHttpServiceServer,
     },
-    node::upload_pack_service_server::UploadPackServiceServer,
+    node::{
+        replica_service_server::ReplicaServiceServer, upload_pack_service_server::UploadPackServiceServer,
+    },
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -41,8 +43,8 @@ use crate::{
     services::{
         blob_service::BlobServer, commit_service::CommitServer, internal::InternalServer,
         operation_service::OperationServer, ref_service::RefServer, remote::RemoteServer,
-        repository::RepositoryServer, server_info::ServerInfoServer, smart_http::SmartHttpServer,
-        upload_pack::UploadPackServer,
+        replica::ReplicaServer, repository::RepositoryServer, server_info::ServerInfoServer,
+        smart_http::SmartHttpServer, upload_pack::UploadPackServer,
     },
     storage::Storages,
     storage_health::StorageHealth,
@@ -262,6 +264,7 @@ fn routes(node: &Arc<Node>, health: HealthReporter) -> Result<tonic::service::Ro
     routes.add_service(reflection().build_v1alpha()?);
     routes.add_service(SmartHttpServiceServer::new(SmartHttpServer::new(Arc::clone(node))));
     routes.add_service(UploadPackServiceServer::new(UploadPackServer::new(Arc::clone(node))));
+    routes.add_service(ReplicaServiceServer::new(ReplicaServer::new(Arc::clone(node))));
     routes.add_service(RepositoryServiceServer::new(RepositoryServer::new(Arc::clone(node))));
     routes.add_service(RemoteServiceServer::new(RemoteServer::new(Arc::clone(node))));
     routes.add_service(ServerServiceServer::new(ServerInfoServer::new(Arc::clone(node))));

@@ -27,8 +27,10 @@ use tokio::{
     sync::Semaphore,
     time::timeout,
 };
+use tonic::Status;
 
 use crate::{
+    git::GitCommand,
     storage::RepositoryPath,
     votes::{Sections, Voter},
 };
@@ -112,6 +114,19 @@ impl Hooks {
         sessions.insert(session.token().to_owned(), Arc::downgrade(&session));
         Some(session)
     }
+}
+
+/// The command, attended by the session if there is one.
+pub(crate) fn attend(session: Option<&Arc<Session>>, command: GitCommand) -> GitCommand {
+    match session {
+        Some(session) => session.attend(command),
+        None => command,
+    }
+}
+
+/// Why git failed, if a vote was the reason.
+pub(crate) fn failure(session: Option<&Arc<Session>>) -> Option<Status> {
+    session.and_then(|session| session.failure()).map(Status::from)
 }
 
 /// A directory that nobody else can enter. What an earlier process left at its place is removed.

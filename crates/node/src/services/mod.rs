@@ -8,6 +8,7 @@ pub(crate) mod ref_service;
 pub(crate) mod internal;
 pub(crate) mod listing;
 pub(crate) mod remote;
+pub(crate) mod replica;
 pub(crate) mod repository;
 pub(crate) mod server_info;
 pub(crate) mod smart_http;

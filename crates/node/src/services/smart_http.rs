@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     git::{Exit, GitCommand, transport, transport::Choices},
-    hooks::Session,
+    hooks::{self, Session},
     node::Node,
     services::streams::{self, Ending, ResponseStream},
     votes::Voter,
@@ -110,11 +110,7 @@ impl SmartHttpService for SmartHttpServer {
             .env("GL_PROJECT_PATH", &project)
             .env("GL_PROTOCOL", "http");
         let session = self.0.hooks.session(&voter, &repository);
-        let command = match &session {
-            Some(session) => session.attend(command),
-            None => command,
-        };
-        let mut process = command.spawn(true).await?;
+        let mut process = hooks::attend(session.as_ref(), command).spawn(true).await?;
         let stdin = process.take_stdin().ok_or_else(|| Status::internal("no pipe to git"))?;
         let fed =
             streams::feed(messages, Bytes::new(), |message: PostReceivePackRequest| message.data, stdin);
@@ -130,17 +126,15 @@ impl SmartHttpService for SmartHttpServer {
 /// What a push amounts to, once git has ended and the last vote is in.
 async fn push_ended<T>(session: Option<Arc<Session>>, exit: Exit, stderr: Vec<u8>) -> Result<Vec<T>, Status> {
     if exit.success() {
-        if let Some(session) = session {
+        if let Some(session) = &session {
             session.last_word().await?;
         }
         return Ok(Vec::new());
     }
     tracing::info!(%exit, stderr = %String::from_utf8_lossy(&stderr), "receive-pack failed");
     // Git ends that way when a vote forbids it to move references.
-    Err(match session.and_then(|session| session.failure()) {
-        Some(error) => error.into(),
-        None => Status::failed_precondition(format!("waiting for receive-pack: {exit}")),
-    })
+    let otherwise = || Status::failed_precondition(format!("waiting for receive-pack: {exit}"));
+    Err(hooks::failure(session.as_ref()).unwrap_or_else(otherwise))
 }
 
 fn advertisement(request: &InfoRefsRequest) -> Choices<'_> {

@@ -195,19 +195,34 @@ impl Voter {
     }
 }
 
+/// What the votes on a change are about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ballots {
+    /// Before it is made.
+    pub(crate) before: Ballot,
+    /// When it has been made.
+    pub(crate) after: Ballot,
+}
+
+impl From<Ballot> for Ballots {
+    fn from(both: Ballot) -> Self {
+        Self { before: both, after: both }
+    }
+}
+
 /// Makes a change of `replica` between two votes on it.
 pub(crate) async fn agreed<T, E: From<VoteError>>(
     sections: &Sections,
     voter: &Voter,
     replica: &Path,
-    ballot: Ballot,
+    ballots: Ballots,
     change: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
     let section = sections.enter(replica).await;
-    voter.vote(Phase::Prepared, ballot).await?;
+    voter.vote(Phase::Prepared, ballots.before).await?;
     let changed = change.await?;
     drop(section);
-    voter.vote(Phase::Committed, ballot).await?;
+    voter.vote(Phase::Committed, ballots.after).await?;
     Ok(changed)
 }
 

@@ -1,6 +1,6 @@
 //! `docs/gitaly-api.md` is true: its table names every RPC once, and the node answers those it says it answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use futures::StreamExt as _;
@@ -17,7 +17,7 @@ const PAGE: &str = include_str!("../../../../docs/gitaly-api.md");
 
 /// Passes messages on as they are.
 #[derive(Default)]
-struct Raw;
+pub(crate) struct Raw;
 
 impl Encoder for Raw {
     type Item = Bytes;
@@ -76,6 +76,11 @@ fn table() -> BTreeMap<String, Line> {
         assert!(earlier.is_none(), "{path} is there twice");
     }
     lines
+}
+
+/// The methods that the node answers.
+pub(crate) fn on_node() -> BTreeSet<String> {
+    table().into_iter().filter(|(_, line)| line.on_node).map(|(path, _)| path).collect()
 }
 
 #[test]

@@ -23,14 +23,14 @@ async fn collect<T>(stream: Streaming<T>, data: impl Fn(T) -> Vec<u8>) -> Result
     Ok(collected)
 }
 
-async fn snapshot(node: &TestNode, repository: &Repository) -> Vec<u8> {
+pub(crate) async fn snapshot(node: &TestNode, repository: &Repository) -> Vec<u8> {
     let request = GetSnapshotRequest { repository: Some(repository.clone()) };
     let stream = node.repositories().get_snapshot(request).await.unwrap().into_inner();
     collect(stream, |message| message.data.to_vec()).await.unwrap()
 }
 
 /// Serves one HTTP answer and gives back the request's text.
-async fn serve_once(answer: Vec<u8>) -> (String, tokio::task::JoinHandle<String>) {
+pub(crate) async fn serve_once(answer: Vec<u8>) -> (String, tokio::task::JoinHandle<String>) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/snapshot", listener.local_addr().unwrap());

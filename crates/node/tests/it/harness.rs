@@ -145,6 +145,12 @@ impl TestNode {
         InterceptedService::new(grpc::channel(&self.address), Caller::known())
     }
 
+    /// Calls in a transaction over a connection on which nobody can be asked.
+    pub(crate) fn in_transaction(&self) -> Client {
+        let caller = Caller::known().in_transaction(1, &self.storage, true);
+        InterceptedService::new(grpc::channel(&self.address), caller)
+    }
+
     pub(crate) fn repositories(&self) -> RepositoryServiceClient<Client> {
         RepositoryServiceClient::new(self.channel())
     }

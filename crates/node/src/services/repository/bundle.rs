@@ -9,15 +9,18 @@ use tabularium_proto::gitaly::{
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::{Status, Streaming};
 
-use super::write_ref::set_head;
+use super::write_ref::set_head_agreed;
 use crate::{
+    contents,
     error::internal_io,
     git::Exit,
+    hooks,
     node::Node,
     peer::fetch_atomically,
     place::Temporary,
     services::streams::{self, ResponseStream},
     storage::RepositoryPath,
+    votes::{Phase, Voter, ballot},
 };
 
 /// What bundles start with.
@@ -46,6 +49,7 @@ pub(super) async fn create(
 pub(super) async fn fetch(
     node: &Node,
     mut messages: Streaming<FetchBundleRequest>,
+    voter: &Voter,
 ) -> Result<FetchBundleResponse, Status> {
     let mut first = messages.message().await?.unwrap_or_default();
     let repository = node.storages.open(first.repository.as_ref())?;
@@ -65,9 +69,9 @@ pub(super) async fn fetch(
     require_signature(&bundle).await?;
 
     // The bundle lies where only the node writes, so the file transport reaches nothing else.
+    let session = node.hooks.session(voter, &repository);
     let command = || {
-        node.git
-            .command(&repository, "fetch")
+        hooks::attend(session.as_ref(), node.git.command(&repository, "fetch"))
             .env("GIT_ALLOW_PROTOCOL", "file")
             .config("fetch.recurseSubmodules=false")
             .args(["--quiet", "--prune", "--force", "--no-tags", "--no-write-fetch-head"])
@@ -75,10 +79,16 @@ pub(super) async fn fetch(
     let output = fetch_atomically(command, &bundle.to_string_lossy(), &["+refs/*:refs/*"]).await?;
     if !output.exit.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        return Err(Status::internal(format!("fetch bundle: {}, stderr: {stderr:?}", output.exit)));
+        let otherwise = || Status::internal(format!("fetch bundle: {}, stderr: {stderr:?}", output.exit));
+        return Err(hooks::failure(session.as_ref()).unwrap_or_else(otherwise));
     }
     if first.update_head {
-        update_head(node, &repository, &bundle).await?;
+        update_head(node, &repository, &bundle, voter).await?;
+    }
+    if voter.takes_part() {
+        // Also when nothing was new: the replicas then still have the same.
+        let references = contents::references(&node.git, &repository, "refs/").await?;
+        voter.vote(Phase::Committed, ballot(&references)).await?;
     }
     Ok(FetchBundleResponse {})
 }
@@ -101,13 +111,18 @@ async fn require_signature(bundle: &Path) -> Result<(), Status> {
 }
 
 /// A bundle says which commit HEAD is at, but not by which branch.
-async fn update_head(node: &Node, repository: &RepositoryPath, bundle: &Path) -> Result<(), Status> {
+async fn update_head(
+    node: &Node,
+    repository: &RepositoryPath,
+    bundle: &Path,
+    voter: &Voter,
+) -> Result<(), Status> {
     let command = node.git.command(repository, "bundle").reads().arg("list-heads").arg(bundle);
     let listed = command.checked().await?;
     let current =
         node.git.command(repository, "symbolic-ref").reads().args(["--quiet", "HEAD"]).output().await?.stdout;
     match guess_head(&listed, current.trim_ascii()) {
-        Some(head) if head != current.trim_ascii() => set_head(node, repository, &head).await,
+        Some(head) if head != current.trim_ascii() => set_head_agreed(node, repository, &head, voter).await,
         _ => Ok(()),
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     peer::{Peer, QUESTION_TIMEOUT, question},
     place::{self, Building, Temporary, blocking},
     storage::{RepositoryPath, check_repository},
+    votes::Voter,
 };
 
 /// Largest `config` file taken from another node.
@@ -215,6 +216,7 @@ pub(super) async fn fork(
     request: Request<CreateForkRequest>,
 ) -> Result<CreateForkResponse, Status> {
     let (metadata, extensions, message) = request.into_parts();
+    let voter = Voter::of(&metadata, &extensions)?;
     let target = node.storages.locate(message.repository.as_ref())?;
     let source = message
         .source_repository
@@ -238,7 +240,7 @@ pub(super) async fn fork(
     if !head.is_empty() {
         write_ref::set_head(node, building.repository(), &head).await?;
     }
-    building.publish().await?;
+    building.publish_agreed(node, &voter).await?;
     Ok(CreateForkResponse {})
 }
 

@@ -12,6 +12,7 @@ use crate::{
     node::Node,
     place::{self, Building},
     storage::check_repository,
+    votes::Voter,
 };
 
 /// The branch HEAD names when the caller does not say.
@@ -37,6 +38,7 @@ pub(super) fn exists(
 pub(super) async fn create(
     node: &Node,
     request: CreateRepositoryRequest,
+    voter: &Voter,
 ) -> Result<CreateRepositoryResponse, Status> {
     let target = node.storages.locate(request.repository.as_ref())?;
     let format = match ObjectFormat::try_from(request.object_format) {
@@ -49,7 +51,7 @@ pub(super) async fn create(
     };
     let branch = branch_name(&request.default_branch)?;
     let building = Building::begin(node, &target, branch, format).await?;
-    building.publish().await?;
+    building.publish_agreed(node, voter).await?;
     Ok(CreateRepositoryResponse {})
 }
 
@@ -69,8 +71,9 @@ fn branch_name(given: &[u8]) -> Result<&str, Status> {
 pub(super) async fn remove(
     node: &Node,
     request: &RemoveRepositoryRequest,
+    voter: &Voter,
 ) -> Result<RemoveRepositoryResponse, Status> {
     let target = node.storages.locate(request.repository.as_ref())?;
-    place::remove(node, target).await?;
+    place::remove_agreed(node, target, voter).await?;
     Ok(RemoveRepositoryResponse {})
 }

@@ -2,21 +2,27 @@
 
 use std::{io::Write as _, os::unix::fs::PermissionsExt as _, time::Duration};
 
-use sha1::{Digest as _, Sha1};
 use tabularium_proto::gitaly::{FetchRemoteRequest, FetchRemoteResponse};
 use tonic::Status;
 
 use crate::{
+    contents,
     error::internal_io,
     git::{GitCommand, command::Output},
+    hooks,
     node::Node,
     peer::fetch_atomically,
     place::Temporary,
     remote_url::{REMOTE, RemoteUrl},
     storage::RepositoryPath,
+    votes::{Phase, Voter, ballot},
 };
 
-pub(super) async fn fetch(node: &Node, request: FetchRemoteRequest) -> Result<FetchRemoteResponse, Status> {
+pub(super) async fn fetch(
+    node: &Node,
+    request: FetchRemoteRequest,
+    voter: &Voter,
+) -> Result<FetchRemoteResponse, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
     let remote =
         request.remote_params.as_ref().ok_or_else(|| Status::invalid_argument("missing remote params"))?;
@@ -38,9 +44,10 @@ pub(super) async fn fetch(node: &Node, request: FetchRemoteRequest) -> Result<Fe
     )?;
     // Every attempt needs a command of its own; the checks above have passed for all of them.
     let options = options(&request);
+    let session = node.hooks.session(voter, &repository);
     let command = || {
         let command = keys.apply(configured.clone().config("fetch.recurseSubmodules=false"));
-        command.args(["--quiet", "--no-write-fetch-head"]).args(&options)
+        hooks::attend(session.as_ref(), command).args(["--quiet", "--no-write-fetch-head"]).args(&options)
     };
     let fetching = fetch_atomically(command, REMOTE, &refspecs);
     let output = match u64::try_from(request.timeout) {
@@ -50,9 +57,11 @@ pub(super) async fn fetch(node: &Node, request: FetchRemoteRequest) -> Result<Fe
             .map_err(|_| Status::deadline_exceeded("fetch remote: context deadline exceeded"))??,
     };
     if !output.exit.success() {
-        return Err(failure(&output));
+        return Err(hooks::failure(session.as_ref()).unwrap_or_else(|| failure(&output)));
     }
     let after = Refs::read(node, &repository).await?;
+    // Also when nothing was new: the replicas then still have the same.
+    voter.vote(Phase::Committed, ballot(&after.all)).await?;
     Ok(FetchRemoteResponse {
         tags_changed: !request.check_tags_changed || before.tags != after.tags,
         repo_changed: before != after,
@@ -90,32 +99,17 @@ fn refspec(refmap: &str) -> Result<&str, Status> {
 /// Digests of all refs and of the tags among them, to see whether a fetch changed anything.
 #[derive(Debug, PartialEq, Eq)]
 struct Refs {
-    all: Vec<u8>,
-    tags: Vec<u8>,
+    all: [u8; 32],
+    tags: [u8; 32],
 }
 
 impl Refs {
     async fn read(node: &Node, repository: &RepositoryPath) -> Result<Self, Status> {
         Ok(Self {
-            all: digest(node, repository, "refs/").await?,
-            tags: digest(node, repository, "refs/tags/").await?,
+            all: contents::references(&node.git, repository, "refs/").await?,
+            tags: contents::references(&node.git, repository, "refs/tags/").await?,
         })
     }
-}
-
-async fn digest(node: &Node, repository: &RepositoryPath, prefix: &str) -> Result<Vec<u8>, Status> {
-    let command = node.git.command(repository, "for-each-ref").reads();
-    let mut process = command.args(["--format=%(objectname) %(refname)", prefix]).spawn(false).await?;
-    let mut digest = Sha1::new();
-    while let Some(chunk) = process.read_chunk().await? {
-        digest.update(&chunk);
-    }
-    let (exit, stderr) = process.finish().await?;
-    if !exit.success() {
-        let stderr = String::from_utf8_lossy(&stderr);
-        return Err(Status::internal(format!("git for-each-ref: {exit}, stderr: {stderr:?}")));
-    }
-    Ok(digest.finalize().to_vec())
 }
 
 /// Key and known hosts of an SSH remote, in files only this process's user can read.

@@ -12,6 +12,7 @@ use tabularium_proto::gitaly::{
 use tonic::Status;
 
 use crate::{
+    contents::is_description,
     error::internal_io,
     git::{CHUNK_BYTES, transport::CUSTOM_HOOKS},
     node::Node,
@@ -19,19 +20,6 @@ use crate::{
     services::streams::{self, ResponseStream},
     storage::RepositoryPath,
 };
-
-/// Settings under `core` that describe a repository. Others there name programs to run.
-const CORE_SETTINGS: [&str; 7] = [
-    "core.repositoryformatversion",
-    "core.filemode",
-    "core.bare",
-    "core.ignorecase",
-    "core.precomposeunicode",
-    "core.symlinks",
-    "core.logallrefupdates",
-];
-/// Whole sections that only describe.
-const PLAIN_SECTIONS: [&str; 2] = ["extensions.", "gitlab."];
 
 pub(super) async fn config(
     node: &Node,
@@ -82,10 +70,7 @@ fn foreign_settings(listed: &[u8]) -> BTreeSet<String> {
         .split(|byte| *byte == 0)
         .filter(|key| !key.is_empty())
         .map(|key| String::from_utf8_lossy(key).into_owned())
-        .filter(|key| {
-            let described = PLAIN_SECTIONS.iter().any(|section| key.starts_with(section));
-            !described && !CORE_SETTINGS.contains(&key.as_str())
-        })
+        .filter(|key| !is_description(key))
         .collect()
 }
 

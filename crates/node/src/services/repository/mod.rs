@@ -30,7 +30,7 @@ use tabularium_proto::gitaly::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{node::Node, services::streams::ResponseStream};
+use crate::{node::Node, services::streams::ResponseStream, votes::Voter};
 
 pub(crate) struct RepositoryServer(Arc<Node>);
 
@@ -53,14 +53,16 @@ impl RepositoryService for RepositoryServer {
         &self,
         request: Request<CreateRepositoryRequest>,
     ) -> Result<Response<CreateRepositoryResponse>, Status> {
-        create::create(&self.0, request.into_inner()).await.map(Response::new)
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        create::create(&self.0, request.into_inner(), &voter).await.map(Response::new)
     }
 
     async fn remove_repository(
         &self,
         request: Request<RemoveRepositoryRequest>,
     ) -> Result<Response<RemoveRepositoryResponse>, Status> {
-        create::remove(&self.0, &request.into_inner()).await.map(Response::new)
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        create::remove(&self.0, &request.into_inner(), &voter).await.map(Response::new)
     }
 
     async fn replicate_repository(
@@ -81,7 +83,8 @@ impl RepositoryService for RepositoryServer {
         &self,
         request: Request<FetchRemoteRequest>,
     ) -> Result<Response<FetchRemoteResponse>, Status> {
-        fetch_remote::fetch(&self.0, request.into_inner()).await.map(Response::new)
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        fetch_remote::fetch(&self.0, request.into_inner(), &voter).await.map(Response::new)
     }
 
     async fn create_bundle(
@@ -95,7 +98,8 @@ impl RepositoryService for RepositoryServer {
         &self,
         request: Request<Streaming<FetchBundleRequest>>,
     ) -> Result<Response<FetchBundleResponse>, Status> {
-        bundle::fetch(&self.0, request.into_inner()).await.map(Response::new)
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        bundle::fetch(&self.0, request.into_inner(), &voter).await.map(Response::new)
     }
 
     async fn get_snapshot(
@@ -109,7 +113,8 @@ impl RepositoryService for RepositoryServer {
         &self,
         request: Request<CreateRepositoryFromSnapshotRequest>,
     ) -> Result<Response<CreateRepositoryFromSnapshotResponse>, Status> {
-        snapshot::create_from(&self.0, request.into_inner()).await.map(Response::new)
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        snapshot::create_from(&self.0, request.into_inner(), &voter).await.map(Response::new)
     }
 
     async fn repository_size(
@@ -162,7 +167,8 @@ impl RepositoryService for RepositoryServer {
         &self,
         request: Request<WriteRefRequest>,
     ) -> Result<Response<WriteRefResponse>, Status> {
-        write_ref::write(&self.0, request.into_inner()).await.map(Response::new)
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        write_ref::write(&self.0, request.into_inner(), &voter).await.map(Response::new)
     }
 
     async fn optimize_repository(

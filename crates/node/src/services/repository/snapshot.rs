@@ -24,6 +24,7 @@ use crate::{
     node::Node,
     place::{Building, blocking},
     services::streams::{self, ResponseStream},
+    votes::Voter,
 };
 
 /// Longest silence of the server a snapshot is downloaded from.
@@ -175,6 +176,7 @@ fn append_tree(
 pub(super) async fn create_from(
     node: &Node,
     request: CreateRepositoryFromSnapshotRequest,
+    voter: &Voter,
 ) -> Result<CreateRepositoryFromSnapshotResponse, Status> {
     let target = node.storages.locate(request.repository.as_ref())?;
     if request.http_url.starts_with("https://") || !request.resolved_address.is_empty() {
@@ -204,7 +206,7 @@ pub(super) async fn create_from(
     files::replace_config(node, building.repository(), config).await?;
     let command = node.git.command(building.repository(), "config").args(["core.bare", "true"]);
     command.checked().await?;
-    building.publish().await?;
+    building.publish_agreed(node, voter).await?;
     Ok(CreateRepositoryFromSnapshotResponse {})
 }
 

@@ -1,6 +1,5 @@
 //! WriteRef.
 
-use bytes::{BufMut as _, BytesMut};
 use tabularium_proto::gitaly::{ReferenceNotFoundError, WriteRefRequest, WriteRefResponse};
 use tonic::{Code, Status};
 
@@ -9,36 +8,58 @@ use crate::{
     git::{
         Git, references,
         revision::{self, RevisionError},
+        update_ref::{Expected, Transaction, UpdateRefError},
     },
     node::Node,
     place,
     storage::RepositoryPath,
+    votes::{Voter, agreed, ballot},
 };
 
-pub(super) async fn write(node: &Node, request: WriteRefRequest) -> Result<WriteRefResponse, Status> {
+pub(super) async fn write(
+    node: &Node,
+    request: WriteRefRequest,
+    voter: &Voter,
+) -> Result<WriteRefResponse, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
     let invalid = |error: RevisionError| Status::invalid_argument(error.to_string());
     revision::check(&request.r#ref).map_err(invalid)?;
     revision::check(&request.revision).map_err(invalid)?;
     revision::check_or_empty(&request.old_revision).map_err(invalid)?;
     if request.r#ref == b"HEAD" {
-        set_head(node, &repository, &request.revision).await?;
+        set_head_agreed(node, &repository, &request.revision, voter).await?;
     } else {
         if !request.r#ref.starts_with(b"refs/") {
             return Err(Status::invalid_argument("ref has to be a full reference"));
         }
-        update(&node.git, &repository, &request).await?;
+        update(node, &repository, &request, voter).await?;
     }
     Ok(WriteRefResponse {})
 }
 
-/// Points HEAD at a ref, which need not exist.
-pub(super) async fn set_head(node: &Node, repository: &RepositoryPath, target: &[u8]) -> Result<(), Status> {
+/// Points HEAD at a ref, which need not exist, if the replicas agree.
+pub(super) async fn set_head_agreed(
+    node: &Node,
+    repository: &RepositoryPath,
+    target: &[u8],
+    voter: &Voter,
+) -> Result<(), Status> {
+    check_head(target)?;
+    let ballot = ballot(&[b"ref: ", target, b"\n"].concat());
+    let setting = set_head(node, repository, target);
+    agreed(&node.sections, voter, &repository.path, ballot.into(), setting).await
+}
+
+fn check_head(target: &[u8]) -> Result<&str, Status> {
     if revision::check_reference(target).is_err() {
         return Err(Status::invalid_argument("invalid default branch: not a full reference name"));
     }
-    let target = std::str::from_utf8(target)
-        .map_err(|_| Status::invalid_argument("invalid default branch: not UTF-8"))?;
+    std::str::from_utf8(target).map_err(|_| Status::invalid_argument("invalid default branch: not UTF-8"))
+}
+
+/// Points HEAD at a ref, which need not exist.
+pub(super) async fn set_head(node: &Node, repository: &RepositoryPath, target: &[u8]) -> Result<(), Status> {
+    let target = check_head(target)?;
     let output = node.git.command(repository, "symbolic-ref").args(["HEAD", target]).output().await?;
     if !output.exit.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -61,33 +82,39 @@ pub(super) async fn set_head(node: &Node, repository: &RepositoryPath, target: &
     .await
 }
 
-async fn update(git: &Git, repository: &RepositoryPath, request: &WriteRefRequest) -> Result<(), Status> {
-    let new = resolve(git, repository, &request.revision, "new").await?;
-    let old = match request.old_revision.as_slice() {
-        [] => Vec::new(),
-        old => resolve(git, repository, old, "old").await?,
+async fn update(
+    node: &Node,
+    repository: &RepositoryPath,
+    request: &WriteRefRequest,
+    voter: &Voter,
+) -> Result<(), Status> {
+    let new = resolve(&node.git, repository, &request.revision, "new").await?;
+    let expected = match request.old_revision.as_slice() {
+        [] => Expected::Any,
+        old => Expected::Value(resolve(&node.git, repository, old, "old").await?),
     };
-    let mut input = BytesMut::new();
-    input.put_slice(b"update ");
-    for part in [&request.r#ref, &new, &old] {
-        input.put_slice(part);
-        input.put_u8(0);
+    if revision::check_reference(&request.r#ref).is_err() {
+        return Err(Status::invalid_argument("invalid reference name"));
     }
-    let output =
-        git.command(repository, "update-ref").args(["--stdin", "-z"]).output_with(input.freeze()).await?;
-    if output.exit.success() {
-        return Ok(());
+    let mut transaction = Transaction::start(&node.git, repository, true).await.map_err(failed)?;
+    transaction.update(&request.r#ref, &new, &expected).await.map_err(failed)?;
+    transaction.commit(node, voter).await.map_err(failed)
+}
+
+fn failed(error: UpdateRefError) -> Status {
+    match error {
+        UpdateRefError::Locked { .. } => Status::aborted("reference is locked already"),
+        UpdateRefError::Mismatch { .. } => {
+            Status::failed_precondition("reference does not point to expected object")
+        }
+        UpdateRefError::Invalid { .. } => Status::invalid_argument("invalid reference name"),
+        UpdateRefError::Vote(error) => error.into(),
+        UpdateRefError::Git(error) => error.into(),
+        error @ (UpdateRefError::MissingObject { .. }
+        | UpdateRefError::NotACommit { .. }
+        | UpdateRefError::Conflict { .. }
+        | UpdateRefError::Repeated { .. }) => Status::internal(error.to_string()),
     }
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    Err(if stderr.contains("File exists") || stderr.contains("Unable to create") {
-        Status::aborted("reference is locked already")
-    } else if stderr.contains("but expected") || stderr.contains("reference already exists") {
-        Status::failed_precondition("reference does not point to expected object")
-    } else if stderr.contains("invalid ref format") {
-        Status::invalid_argument("invalid reference name")
-    } else {
-        output.into_error().into()
-    })
 }
 
 /// The object id a revision stands for. All zeros stay as they are: they mean "no object".
@@ -96,13 +123,13 @@ async fn resolve(
     repository: &RepositoryPath,
     revision: &[u8],
     which: &str,
-) -> Result<Vec<u8>, Status> {
+) -> Result<String, Status> {
     if matches!(revision.len(), 40 | 64) && revision.iter().all(|byte| *byte == b'0') {
-        return Ok(revision.to_vec());
+        return Ok("0".repeat(revision.len()));
     }
     let peeled = [revision, b"^{object}"].concat();
     if let Some(id) = references::resolve(git, repository, &peeled).await? {
-        return Ok(id.into_bytes());
+        return Ok(id);
     }
     let detail = ReferenceNotFoundError { reference_name: revision.to_vec() };
     let text = format!("resolving {which} revision: reference not found");

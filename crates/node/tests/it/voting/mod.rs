@@ -1,4 +1,6 @@
 //! Writes that several replicas decide about together: which votes a node casts, and what it does with the answers.
 
+mod mutators;
 mod pushes;
+mod quiesce;
 mod router;
