@@ -167,6 +167,12 @@ pub struct Timing {
     pub moves_per_storage: u32,
     /// How long the files of a replica that was given up stay: reads that began before may still use them.
     pub replica_removal_grace: ConfigDuration,
+    /// How often some of the replicas that are due are compared with each other.
+    pub verification_interval: ConfigDuration,
+    /// How long a node may take to say what it holds when replicas are compared.
+    pub verification_patience: ConfigDuration,
+    /// How long after replicas were compared they are compared again.
+    pub verify_after: ConfigDuration,
     /// How long to wait for Postgres at start before giving up.
     pub database_start: ConfigDuration,
 }
@@ -195,6 +201,9 @@ impl Default for Timing {
             movement_interval: ConfigDuration::from_secs(1),
             moves_per_storage: 8,
             replica_removal_grace: ConfigDuration::from_secs(60),
+            verification_interval: ConfigDuration::from_secs(2),
+            verification_patience: ConfigDuration::from_secs(5),
+            verify_after: ConfigDuration::from_secs(7 * 24 * 3600),
             database_start: ConfigDuration::from_secs(60),
         }
     }
@@ -219,6 +228,8 @@ impl Timing {
             ("max_retry_delay", self.max_retry_delay),
             ("keep_geo_log", self.keep_geo_log),
             ("movement_interval", self.movement_interval),
+            ("verification_interval", self.verification_interval),
+            ("verification_patience", self.verification_patience),
         ];
         let shortest = ConfigDuration::from_millis(10);
         let mut faults: Vec<Fault> = lengths

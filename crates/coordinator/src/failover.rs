@@ -83,6 +83,7 @@ pub(crate) mod tests {
             epoch: Epoch(0),
             home_site: None,
             write_quorum: QuorumPolicy::Majority,
+            members: generations.len(),
             replicas: generations
                 .iter()
                 .enumerate()

@@ -20,7 +20,7 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::topology::Snapshot;
+use crate::topology::{KnownStorage, Snapshot};
 
 /// How long a node may take to answer.
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
@@ -37,6 +37,8 @@ pub(crate) struct Dialled {
     pub(crate) storage_served: bool,
     pub(crate) server_version: String,
     pub(crate) git_version: String,
+    /// Of the file system that it has there now; empty when it did not say.
+    pub(crate) filesystem_id: String,
     /// Empty when all is well.
     pub(crate) problem: String,
     pub(crate) round_trip: Duration,
@@ -78,6 +80,11 @@ impl Health {
         Self { token, opinions: Mutex::default(), channels: Mutex::default() }
     }
 
+    /// A connection that signs its calls, shared by everything that is asked of that node.
+    pub(crate) fn signed(&self, address: &Address) -> InterceptedService<Channel, SendToken> {
+        InterceptedService::new(self.channel(address), self.token.clone())
+    }
+
     fn channel(&self, address: &Address) -> Channel {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         channels.entry(address.clone()).or_insert_with(|| channel(address)).clone()
@@ -98,20 +105,32 @@ impl Health {
         self.opinion(virtual_storage, storage).healthy
     }
 
-    /// Asks one storage's node, now, and remembers the answer.
+    /// Asks one storage's node, now, and remembers the answer. A node with another file system than the known one is not
+    /// healthy.
     pub(crate) async fn dial(
         &self,
         virtual_storage: &VirtualStorageName,
-        storage: &StorageName,
-        address: &Address,
+        known: &KnownStorage,
     ) -> Dialled {
+        let storage = &known.name;
         let begun = Instant::now();
-        let asked = tokio::time::timeout(PROBE_DEADLINE, self.ask(storage, address)).await;
+        let asked = tokio::time::timeout(PROBE_DEADLINE, self.ask(storage, &known.address)).await;
         let mut dialled = asked.unwrap_or_else(|_| Dialled {
             problem: format!("no answer within {} ms", PROBE_DEADLINE.as_millis()),
             ..Dialled::default()
         });
         dialled.round_trip = begun.elapsed();
+        if let Some(expected) = &known.filesystem_id
+            && dialled.storage_served
+            && dialled.filesystem_id != *expected
+        {
+            dialled.storage_served = false;
+            dialled.problem = format!(
+                "another file system is in the storage: id `{}` instead of `{expected}`; bring the old disk back, or give it up \
+                 with `tabularium storage accept {storage}`",
+                dialled.filesystem_id
+            );
+        }
         let place = (virtual_storage.clone(), storage.clone());
         let mut opinions = self.opinions.lock().unwrap_or_else(PoisonError::into_inner);
         let opinion = opinions.entry(place).or_default();
@@ -131,7 +150,7 @@ impl Health {
                 matches!(error.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound);
             return Dialled { problem: error.to_string(), refused, ..Dialled::default() };
         }
-        let channel = InterceptedService::new(self.channel(address), self.token.clone());
+        let channel = self.signed(address);
         let checked = HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await;
         match checked {
             Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => {}
@@ -152,8 +171,10 @@ impl Health {
                 return Dialled { reachable: true, problem, ..Dialled::default() };
             }
         };
+        let status = info.storage_statuses.iter().find(|status| status.storage_name == storage.as_str());
+        let filesystem_id = status.map(|status| status.filesystem_id.clone()).unwrap_or_default();
         let problem =
-            match info.storage_statuses.iter().find(|status| status.storage_name == storage.as_str()) {
+            match status {
                 None => format!("serves no storage `{storage}`"),
                 Some(status) if !status.readable => "storage is not readable".to_owned(),
                 Some(status) if !status.writeable => "storage is not writeable".to_owned(),
@@ -164,6 +185,7 @@ impl Health {
             storage_served: problem.is_empty(),
             server_version: info.server_version,
             git_version: info.git_version,
+            filesystem_id,
             problem,
             ..Dialled::default()
         }
@@ -173,17 +195,15 @@ impl Health {
     pub(crate) async fn dial_all(
         &self,
         snapshot: &Snapshot,
-    ) -> Vec<(VirtualStorageName, StorageName, Address, Dialled)> {
+    ) -> Vec<(VirtualStorageName, KnownStorage, Dialled)> {
         let places: Vec<_> = snapshot
             .storages()
-            .map(|(virtual_storage, known)| {
-                (virtual_storage.clone(), known.name.clone(), known.address.clone())
-            })
+            .map(|(virtual_storage, known)| (virtual_storage.clone(), known.clone()))
             .collect();
         futures::stream::iter(places)
-            .map(|(virtual_storage, storage, address)| async move {
-                let dialled = self.dial(&virtual_storage, &storage, &address).await;
-                (virtual_storage, storage, address, dialled)
+            .map(|(virtual_storage, known)| async move {
+                let dialled = self.dial(&virtual_storage, &known).await;
+                (virtual_storage, known, dialled)
             })
             .buffered(PROBES_AT_ONCE)
             .collect()

@@ -6,12 +6,15 @@
 //! replicators' word.
 //!
 //! * A router resolves a repository, begins a write, commits it: `service::routing`, then [`writing`], whose decisions are
-//!   the pure [`placement`], [`failover`] and [`settlement`], and whose memory is [`db`].
+//!   the pure [`placement`], [`failover`] and [`settlement`], and whose memory is [`db`]. Writers of one repository wait for
+//!   its ticket in a [`queue`]; how many replicas must take part says [`quorum`]; what they hold when nobody knows what
+//!   became of a write, [`inspection`] asks them.
 //! * What routers cache is registered in [`leases`] (pure) and [`sessions`]; before a commit that made a cached route wrong
 //!   is answered, [`revocation`] takes it back everywhere.
 //! * A write owes copies and notifications: rows of the outbox ([`db::outbox`]), told to the message bus by the relay among
 //!   the [`tasks`], done by replicators, who report to `service::duty`. A copy goes in rounds until nothing was written
 //!   meanwhile, if need be while nobody writes: [`repair`], decided by the pure [`duties`].
+//! * Replicas come, go and are compared: [`movement`] by the pure [`placement`], [`verification`].
 //! * Operators look in through `service::operator` and [`http`].
 //!
 //! Unit and property tests are beside the code; `tests/it` runs coordinators against real Postgres and NATS:
@@ -41,6 +44,7 @@ mod sessions;
 mod settlement;
 mod tasks;
 mod topology;
+mod verification;
 mod writing;
 
 use std::path::Path;

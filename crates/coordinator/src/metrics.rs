@@ -74,6 +74,7 @@ pub(crate) struct Metrics {
     repositories: Family<VirtualStorageLabels, Gauge>,
     replicas_behind: Family<StorageLabels, Gauge>,
     duties: Family<StateLabels, Gauge>,
+    pub(crate) replicas_different: Counter,
     pub(crate) writes_open: Gauge,
     pub(crate) sessions: Gauge,
     pub(crate) bus_connected: Gauge,
@@ -94,6 +95,7 @@ impl Metrics {
             repositories: Family::default(),
             replicas_behind: Family::default(),
             duties: Family::default(),
+            replicas_different: Counter::default(),
             writes_open: Gauge::default(),
             sessions: Gauge::default(),
             bus_connected: Gauge::default(),
@@ -117,6 +119,11 @@ impl Metrics {
         registry.register("repositories", "Repositories", metrics.repositories.clone());
         registry.register("replicas_behind", "Replicas that lack a write", metrics.replicas_behind.clone());
         registry.register("duties", "Duties that are not done, by state", metrics.duties.clone());
+        registry.register(
+            "replicas_different",
+            "Replicas found to differ from the others though they were recorded as equal",
+            metrics.replicas_different.clone(),
+        );
         registry.register("writes_open", "Intents that stand", metrics.writes_open.clone());
         registry.register("sessions", "Routers with a session here", metrics.sessions.clone());
         registry.register(

@@ -49,6 +49,8 @@ pub(crate) struct Repository {
     pub(crate) epoch: Epoch,
     pub(crate) home_site: Option<SiteName>,
     pub(crate) write_quorum: QuorumPolicy,
+    /// Replicas that count towards the quorum: all but those that are being made for the first time.
+    pub(crate) members: usize,
     pub(crate) replicas: Vec<Replica>,
 }
 
@@ -63,7 +65,7 @@ impl Repository {
 
     /// How many replicas must have a write before it is acknowledged.
     pub(crate) fn quorum(&self) -> usize {
-        self.write_quorum.of(self.replicas.len())
+        self.write_quorum.of(self.members)
     }
 
     /// The copy on `storage`.

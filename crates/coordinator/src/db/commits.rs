@@ -25,7 +25,7 @@ const COMMIT: &str = "
         WHERE w.id = $1 AND w.router_id = $2 AND w.kind <> 'repair'
         FOR NO KEY UPDATE OF r
     ), copies AS (
-        SELECT p.storage, p.generation FROM repo JOIN replicas p ON p.repository_id = repo.id FOR NO KEY UPDATE OF p
+        SELECT p.storage, p.generation, p.joining FROM repo JOIN replicas p ON p.repository_id = repo.id FOR NO KEY UPDATE OF p
     ), took AS (
         SELECT c.storage FROM copies c, repo
         WHERE c.storage = ANY ($3)
@@ -33,7 +33,7 @@ const COMMIT: &str = "
                OR c.generation = repo.generation AND ($4 = 'settled' OR c.storage = ANY (repo.participants)))
     ), judged AS (
         SELECT (SELECT count(*) FROM took) AS committed,
-               CASE repo.policy WHEN 'available' THEN 1 ELSE (SELECT count(*) FROM copies) / 2 + 1 END AS quorum,
+               CASE repo.policy WHEN 'available' THEN 1 ELSE (SELECT count(*) FROM copies WHERE NOT joining) / 2 + 1 END AS quorum,
                (SELECT t.storage FROM took t
                 ORDER BY t.storage <> repo.primary_storage, array_position($3, t.storage) LIMIT 1) AS primary_storage
         FROM repo

@@ -19,6 +19,7 @@ pub(crate) mod copies;
 pub(crate) mod geo_log;
 pub(crate) mod geo_registry;
 pub(crate) mod history;
+pub(crate) mod losses;
 pub(crate) mod outbox;
 pub(crate) mod replicas;
 pub(crate) mod repositories;
@@ -26,6 +27,7 @@ pub(crate) mod revocations;
 pub(crate) mod routers;
 pub(crate) mod storages;
 pub(crate) mod tickets;
+pub(crate) mod verifications;
 pub(crate) mod writes;
 
 use std::{str::FromStr, time::Duration};

@@ -27,7 +27,7 @@ const WRITE_BEGIN: &str = concat!(
           AND virtual_storage = $1 AND relative_path = $2 AND state = 'ready'
         FOR NO KEY UPDATE
     ), copies AS (
-        SELECT p.storage, p.generation FROM r JOIN replicas p ON p.repository_id = r.id FOR SHARE OF p
+        SELECT p.storage, p.generation, p.joining FROM r JOIN replicas p ON p.repository_id = r.id FOR SHARE OF p
     ), rule AS (
         SELECT coalesce(r.write_quorum, v.write_quorum) AS policy FROM r JOIN virtual_storages v ON v.name = r.virtual_storage
     ), able AS (
@@ -45,7 +45,7 @@ const WRITE_BEGIN: &str = concat!(
         WHERE r.home_site IS NOT DISTINCT FROM $8
           AND r.primary_storage IN (SELECT storage FROM able)
           AND (NOT $10 OR (SELECT count(*) FROM able)
-                          >= CASE rule.policy WHEN 'available' THEN 1 ELSE (SELECT count(*) FROM copies) / 2 + 1 END)
+                          >= CASE rule.policy WHEN 'available' THEN 1 ELSE (SELECT count(*) FROM copies WHERE NOT joining) / 2 + 1 END)
           AND ($12::bigint IS NULL OR (r.id = $12 AND r.epoch = $13 AND r.primary_storage = $14))
         ON CONFLICT (repository_id) DO NOTHING
         RETURNING participants
@@ -55,6 +55,7 @@ const WRITE_BEGIN: &str = concat!(
     ", rule.policy AS write_quorum,
        ARRAY(SELECT c.storage FROM copies c ORDER BY c.storage) AS storages,
        ARRAY(SELECT c.generation FROM copies c ORDER BY c.storage) AS generations,
+       (SELECT count(*) FROM copies c WHERE NOT c.joining) AS members,
        (SELECT participants FROM intent) AS participants
     FROM seen LEFT JOIN (r CROSS JOIN rule) ON true"
 );

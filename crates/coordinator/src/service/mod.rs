@@ -1,9 +1,11 @@
 //! The gRPC services: they parse what callers send, call what does the work, and map what it says.
 
 mod duty;
+mod losses;
 mod operator;
 mod peer;
 mod routing;
+mod storages;
 
 use std::{str::FromStr, sync::Arc};
 
@@ -16,7 +18,8 @@ use tabularium_proto::{
     DESCRIPTORS,
     coordinator::{
         self as wire, duty_service_server::DutyServiceServer, operator_service_server::OperatorServiceServer,
-        peer_service_server::PeerServiceServer, routing_service_server::RoutingServiceServer,
+        peer_service_server::PeerServiceServer, repair_service_server::RepairServiceServer,
+        routing_service_server::RoutingServiceServer, storage_service_server::StorageServiceServer,
     },
 };
 use tonic::{
@@ -52,6 +55,11 @@ pub(crate) fn add(
             operator::Operator(Arc::clone(shared)),
             require(),
         ))
+        .add_service(StorageServiceServer::with_interceptor(
+            storages::Storages(Arc::clone(shared)),
+            require(),
+        ))
+        .add_service(RepairServiceServer::with_interceptor(losses::Repair(Arc::clone(shared)), require()))
         .add_service(PeerServiceServer::with_interceptor(peer::Peer(Arc::clone(shared)), require())))
 }
 
@@ -105,4 +113,17 @@ where
 
 fn correlation_id<T>(request: &Request<T>) -> CorrelationId {
     CorrelationId::of(&request.metadata().clone().into_headers())
+}
+
+/// Where a worker reaches a storage; without an address when that is not configured any more.
+pub(crate) fn storage_address(
+    shared: &Shared,
+    virtual_storage: &VirtualStorageName,
+    storage: &StorageName,
+) -> wire::StorageAddress {
+    let topology = shared.topology.get();
+    wire::StorageAddress {
+        storage: storage.to_string(),
+        address: topology.address(virtual_storage, storage).map(ToString::to_string).unwrap_or_default(),
+    }
 }

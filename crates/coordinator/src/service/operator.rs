@@ -16,7 +16,9 @@ use crate::{
         outbox::{self, Duty, DutyKind, DutyState, ListedDuty},
         parsed,
         repositories::{self, RenameRefused, RepositoryDetails},
-        routers, storages, writes,
+        routers,
+        storages::{self, StorageState},
+        writes,
     },
     error::{NameError, WriteError},
 };
@@ -30,7 +32,7 @@ const MAX_DUTY_LIMIT: u32 = 10_000;
 
 pub(crate) struct Operator(pub(crate) Arc<Shared>);
 
-fn timestamp(time: OffsetDateTime) -> prost_types::Timestamp {
+pub(super) fn timestamp(time: OffsetDateTime) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: time.unix_timestamp(),
         nanos: i32::try_from(time.nanosecond()).unwrap_or(0),
@@ -118,10 +120,10 @@ async fn virtual_storages(shared: &Shared) -> Result<Vec<wire::VirtualStorageSta
         let held = counts.iter().find(|held| {
             held.virtual_storage == virtual_storage.as_str() && held.storage == known.name.as_str()
         });
-        let problem = if known.configured || !opinion.problem.is_empty() {
-            opinion.problem
-        } else {
-            "not in the configuration any more".to_owned()
+        let problem = match known.state {
+            _ if known.configured || !opinion.problem.is_empty() => opinion.problem,
+            StorageState::Draining => String::new(),
+            StorageState::Active | StorageState::Removed => "not in the configuration any more".to_owned(),
         };
         wire::StorageStatus {
             name: known.name.to_string(),
@@ -339,10 +341,10 @@ impl OperatorService for Operator {
         let nodes = self.0.health.dial_all(&self.0.topology.get()).await;
         let nodes = nodes
             .into_iter()
-            .map(|(virtual_storage, storage, address, dialled)| wire::NodeDialled {
+            .map(|(virtual_storage, known, dialled)| wire::NodeDialled {
                 virtual_storage: virtual_storage.to_string(),
-                storage: storage.to_string(),
-                address: address.to_string(),
+                storage: known.name.to_string(),
+                address: known.address.to_string(),
                 reachable: dialled.reachable,
                 storage_served: dialled.storage_served,
                 server_version: dialled.server_version,

@@ -2,10 +2,12 @@
 //! by several coordinators at once.
 
 pub(crate) mod heartbeat;
-mod probe;
+mod movement;
+pub(crate) mod probe;
 mod reconcile;
 mod relay;
 mod sweep;
+mod verify;
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,6 +21,8 @@ pub(crate) fn start(shared: &Arc<Shared>, client: async_nats::Client, done_rows:
     relay::start(shared, client);
     reconcile::start(shared);
     sweep::start(shared);
+    movement::start(shared);
+    verify::start(shared);
     forget_revocations(shared, done_rows);
 }
 

@@ -19,12 +19,33 @@ pub(super) fn start(shared: &Arc<Shared>) {
             if round % ROUNDS_PER_REFRESH == 0 {
                 refresh(&shared).await;
             }
-            shared.health.dial_all(&shared.topology.get()).await;
+            if note_filesystems(&shared).await {
+                refresh(&shared).await;
+            }
         }
     });
 }
 
-async fn refresh(shared: &Shared) {
+/// Asks all nodes; the first file system that a storage is seen with is its own from then on. True: there was one.
+async fn note_filesystems(shared: &Shared) -> bool {
+    let db = &shared.db;
+    let mut noted = false;
+    for (virtual_storage, known, dialled) in shared.health.dial_all(&shared.topology.get()).await {
+        if known.filesystem_id.is_some() || !dialled.storage_served || dialled.filesystem_id.is_empty() {
+            continue;
+        }
+        let id = &dialled.filesystem_id;
+        let note = || storages::storage_note_filesystem(db.pool(), &virtual_storage, &known.name, id);
+        match db.retrying(note).await {
+            Ok(first) => noted |= first,
+            Err(error) => tracing::debug!(%error, storage = %known.name, "the file system is not remembered"),
+        }
+    }
+    noted
+}
+
+/// Reads the storages anew and tells the routers what changed.
+pub(crate) async fn refresh(shared: &Shared) {
     let db = &shared.db;
     match db.retrying(|| storages::storage_list(db.pool())).await {
         Ok(stored) => {

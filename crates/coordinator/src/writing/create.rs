@@ -76,6 +76,7 @@ pub(super) async fn attempt(
         epoch: Epoch(0),
         home_site: begin.terms.sync_from_site.clone(),
         write_quorum: quorum_policy(shared, &begin.key),
+        members: secondaries.len() + 1,
         replicas,
     };
     let mut participants = vec![primary];

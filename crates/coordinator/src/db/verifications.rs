@@ -1,0 +1,85 @@
+//! Verifications: when a replica was last found to hold what the others hold.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tabularium_common::ids::{Generation, RepositoryId, StorageName, VirtualStorageName};
+
+use super::milliseconds;
+use crate::repository::RepositoryKey;
+
+const UNVERIFIED_LIST: &str = "
+    SELECT p.repository_id FROM replicas p JOIN repositories r ON r.id = p.repository_id
+    WHERE NOT p.behind AND (p.verified_at IS NULL OR p.verified_at < now() - $1 * interval '1 millisecond')
+      AND r.state = 'ready' AND NOT EXISTS (SELECT FROM writes w WHERE w.repository_id = r.id)
+    ORDER BY p.verified_at NULLS FIRST LIMIT $2";
+
+/// Only when nothing was written since it was looked at, and nobody is writing.
+const VERIFIED: &str = "
+    UPDATE replicas SET verified_at = now()
+    WHERE repository_id = $1 AND storage = ANY ($2) AND NOT behind
+      AND EXISTS (SELECT FROM repositories r WHERE r.id = $1 AND r.generation = $3)
+      AND NOT EXISTS (SELECT FROM writes w WHERE w.repository_id = $1)";
+
+const MARK_REPOSITORY: &str = "
+    UPDATE replicas p SET verified_at = NULL FROM repositories r
+    WHERE r.id = p.repository_id AND r.virtual_storage = $1 AND r.relative_path = $2 AND r.state = 'ready'";
+
+const MARK_STORAGE: &str = "
+    UPDATE replicas SET verified_at = NULL
+    WHERE (repository_id, storage) IN (
+        SELECT p.repository_id, p.storage FROM replicas p JOIN repositories r ON r.id = p.repository_id
+        WHERE r.virtual_storage = $1 AND ($2 = '' OR p.storage = $2) AND p.verified_at IS NOT NULL LIMIT $3)";
+
+/// Repositories with replicas that were not verified for `age`, the longest first.
+pub(crate) async fn unverified_list(
+    pool: &PgPool,
+    age: Duration,
+    limit: u32,
+) -> Result<Vec<RepositoryId>, sqlx::Error> {
+    let rows: Vec<i64> = sqlx::query_scalar(UNVERIFIED_LIST)
+        .bind(milliseconds(age))
+        .bind(i64::from(limit))
+        .fetch_all(pool)
+        .await?;
+    Ok(rows.into_iter().map(RepositoryId).collect())
+}
+
+/// Remembers that replicas were found equal at a generation.
+pub(crate) async fn replica_verified(
+    pool: &PgPool,
+    id: RepositoryId,
+    storages: &[StorageName],
+    generation: Generation,
+) -> Result<u64, sqlx::Error> {
+    let storages: Vec<&str> = storages.iter().map(StorageName::as_str).collect();
+    let done =
+        sqlx::query(VERIFIED).bind(id.0).bind(storages).bind(generation.0).execute(pool).await?;
+    Ok(done.rows_affected())
+}
+
+/// Has one repository's replicas compared soon; answers how many there are.
+pub(crate) async fn unverify_repository(pool: &PgPool, key: &RepositoryKey) -> Result<u64, sqlx::Error> {
+    sqlx::query(MARK_REPOSITORY)
+        .bind(key.virtual_storage.as_str())
+        .bind(key.relative_path.as_str())
+        .execute(pool)
+        .await
+        .map(|done| done.rows_affected())
+}
+
+/// Has up to `limit` replicas of a storage, or of a whole virtual storage, compared soon; answers how many were marked.
+pub(crate) async fn unverify_storage(
+    pool: &PgPool,
+    virtual_storage: &VirtualStorageName,
+    storage: Option<&StorageName>,
+    limit: u32,
+) -> Result<u64, sqlx::Error> {
+    sqlx::query(MARK_STORAGE)
+        .bind(virtual_storage.as_str())
+        .bind(storage.map_or("", StorageName::as_str))
+        .bind(i64::from(limit))
+        .execute(pool)
+        .await
+        .map(|done| done.rows_affected())
+}

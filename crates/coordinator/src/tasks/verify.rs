@@ -1,0 +1,112 @@
+//! Compares replicas that are recorded as equal, a few repositories at a time, those first that were not looked at for the
+//! longest. One that differs from the others is taken out of reads and made again.
+
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use tabularium_common::ids::{RepositoryId, StorageName};
+
+use super::pause;
+use crate::{
+    app::Shared,
+    db::{DbError, assignments, outbox, replicas, repositories, verifications},
+    repository::{Repository, RevokedRoute},
+    verification::{self, Verdict},
+};
+
+/// Repositories looked at in one run.
+const BATCH: u32 = 32;
+/// Of those at once.
+const AT_ONCE: usize = 2;
+
+pub(super) fn start(shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    shared.tasks.clone().spawn("verify-replicas", async move {
+        while pause(&shared, shared.config.timing.verification_interval.0).await {
+            if let Err(error) = run(&shared).await {
+                tracing::debug!(%error, "replicas are not verified");
+            }
+        }
+    });
+}
+
+async fn run(shared: &Arc<Shared>) -> Result<(), DbError> {
+    let (db, age) = (&shared.db, shared.config.timing.verify_after.0);
+    let ids = db.retrying(|| verifications::unverified_list(db.pool(), age, BATCH)).await?;
+    futures::stream::iter(ids)
+        .for_each_concurrent(AT_ONCE, |id| async move {
+            if let Err(status) = verify(shared, id).await {
+                tracing::debug!(repository_id = %id, error = status.message(), "replicas are not verified");
+            }
+        })
+        .await;
+    Ok(())
+}
+
+async fn verify(shared: &Arc<Shared>, id: RepositoryId) -> Result<(), tonic::Status> {
+    let db = &shared.db;
+    let Some(repository) = db.retrying(|| repositories::repository_find(db.pool(), id)).await? else {
+        return Ok(());
+    };
+    let key = &repository.key;
+    let storages: Vec<StorageName> = repository
+        .up_to_date()
+        .filter(|storage| shared.health.is_healthy(&key.virtual_storage, storage))
+        .cloned()
+        .collect();
+    let patience = shared.config.timing.verification_patience.0;
+    let topology = shared.topology.get();
+    let inspection = shared
+        .inspector
+        .inspect(&topology, &key.virtual_storage, &repository.replica_path, &storages, patience)
+        .await;
+    let verdict = verification::compare(&inspection.answers, &repository.primary);
+    if verdict.sound.is_empty() {
+        return Ok(());
+    }
+    if verdict.different.is_empty() {
+        // What was compared with nothing is not verified, unless there is nothing to compare it with.
+        if verdict.sound.len() == 1 && repository.up_to_date().count() > 1 {
+            return Ok(());
+        }
+        db.retrying(|| verifications::replica_verified(db.pool(), id, &verdict.sound, repository.generation))
+            .await?;
+        return Ok(());
+    }
+    let Some(row) = db.retrying(|| expel(shared, &repository, &verdict)).await? else { return Ok(()) };
+    let different: Vec<&str> = verdict.different.iter().map(StorageName::as_str).collect();
+    tracing::error!(repository = %key, ?different, "replicas differ from the others; they are made again");
+    shared.metrics.replicas_different.inc_by(u64::try_from(different.len()).unwrap_or(u64::MAX));
+    let generation = repository.generation.next();
+    shared.revoke_now(RevokedRoute { key: key.clone(), id, generation }, row).await?;
+    shared.bell.notify_one();
+    Ok(())
+}
+
+/// Takes replicas that differ out of reads. `None`: something was written since they were asked, or is being written, so
+/// that their answers mean nothing.
+async fn expel(
+    shared: &Shared,
+    seen: &Repository,
+    verdict: &Verdict,
+) -> Result<Option<i64>, sqlx::Error> {
+    let mut transaction = shared.db.begin().await?;
+    let repository = repositories::repository_lock_id(&mut transaction, seen.id).await?;
+    let assignment = assignments::assignment_read_in_txn(&mut transaction, seen.id).await?;
+    let (Some(repository), Some(assignment)) = (repository, assignment) else { return Ok(None) };
+    if repository != *seen || assignment.being_written {
+        return Ok(None);
+    }
+    for storage in &verdict.different {
+        replicas::replica_forget_in_txn(&mut transaction, repository.id, storage).await?;
+        outbox::duty_owe_copy(&mut *transaction, &repository, storage, "").await?;
+    }
+    if verdict.different.contains(&repository.primary)
+        && let Some(heir) = verdict.sound.first()
+    {
+        repositories::repository_move_primary_in_txn(&mut transaction, repository.id, heir).await?;
+    }
+    let row = assignments::revocation_owe_in_txn(&mut transaction, repository.id).await?;
+    transaction.commit().await?;
+    Ok(Some(row))
+}
