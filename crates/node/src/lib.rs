@@ -12,6 +12,7 @@
 //!
 //! * [`storage_health`]: whether each disk can be used, found out by using it.
 //! * [`config`]: the file; `deploy/config/node.toml` is an example.
+//! * [`copy_attempts`]: why a copy that comes late cannot undo a later one.
 //! * [`fetch_proxy`]: the subcommand that git runs instead of `ssh` to fetch from another node.
 //! * [`error`]: codes and texts, word for word Gitaly's.
 //!
@@ -22,6 +23,7 @@
 
 pub mod config;
 mod contents;
+mod copy_attempts;
 mod error;
 pub mod fetch_proxy;
 mod git;

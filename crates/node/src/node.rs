@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use tabularium_common::lifecycle::Tasks;
 
 use crate::{
-    git::Git, hooks::Hooks, keyed_locks::KeyedLocks, storage::Storages,
+    copy_attempts::CopyAttempts, git::Git, hooks::Hooks, keyed_locks::KeyedLocks, storage::Storages,
     storage_health::StorageHealth, votes::Sections,
 };
 
@@ -31,6 +31,8 @@ pub(crate) struct Node {
     pub(crate) instance: String,
     /// One at a time: two fetches into the same repository would only fail each other.
     pub(crate) copying: KeyedLocks,
+    /// Sees to it that no copy undoes what a later one brought.
+    pub(crate) copy_attempts: CopyAttempts,
     /// One at a time: so would two repacks.
     pub(crate) upkeep: KeyedLocks,
 }

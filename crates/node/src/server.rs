@@ -35,6 +35,7 @@ use tower::util::MapRequestLayer;
 
 use crate::{
     config::{Config, Surroundings},
+    copy_attempts::CopyAttempts,
     git::{Git, command::QUEUE_WAIT},
     keyed_locks::KeyedLocks,
     metrics::Metrics,
@@ -219,6 +220,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         git_version,
         instance: uuid::Uuid::new_v4().to_string(),
         copying: KeyedLocks::default(),
+        copy_attempts: CopyAttempts::default(),
         upkeep: KeyedLocks::default(),
     });
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tabularium_proto::gitaly::{
     CreateForkRequest, FetchRemoteRequest, FindRemoteRepositoryRequest, FindRemoteRootRefRequest, Remote,
     ReplicateRepositoryRequest, Repository, remote_service_client::RemoteServiceClient,
@@ -10,7 +11,7 @@ use tonic::{Code, Status};
 
 use crate::{
     bridge,
-    harness::{TestNode, commit, git, with_servers},
+    harness::{PATIENCE, TestNode, commit, git, with_servers},
 };
 
 async fn replicate(from: &TestNode, to: &TestNode, path: &str) -> Result<(), Status> {
@@ -104,6 +105,76 @@ async fn replication_refuses_what_gitaly_refuses() {
     dead.stop().await;
     assert_eq!(client.replicate_repository(message).await.unwrap_err().code(), Code::Unavailable);
     assert!(!target.path("a.git").exists() && !target.path("a.git.lock").exists());
+}
+
+async fn replicate_as(attempt: i64, from: &TestNode, to: &TestNode, path: &str) -> Result<(), Status> {
+    let message = ReplicateRepositoryRequest {
+        repository: Some(to.named(path)),
+        source: Some(from.named(path)),
+        ..ReplicateRepositoryRequest::default()
+    };
+    let mut request = with_servers(message, &[from]);
+    request.metadata_mut().insert("tabularium-copy-attempt", attempt.to_string().parse().unwrap());
+    to.repositories().replicate_repository(request).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_comes_late_or_twice_undoes_nothing() {
+    let (source, target) = (TestNode::start_named("one").await, TestNode::start_named("two").await);
+    source.create_with_commits("a.git").await;
+    let (path, copied) = (source.path("a.git"), target.path("a.git"));
+    replicate_as(20, &source, &target, "a.git").await.unwrap();
+    let written = commit(&copied, None, "written since");
+    git(&copied, &["update-ref", "refs/heads/main", &written]);
+    for late in [19, 20] {
+        let refused = replicate_as(late, &source, &target, "a.git").await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert_eq!(refused.message(), format!("copy attempt {late} is overtaken by attempt 20"));
+    }
+    assert_eq!(git(&copied, &["rev-parse", "refs/heads/main"]), written);
+    git(&copied, &["fsck"]);
+    replicate_as(21, &source, &target, "a.git").await.unwrap();
+    assert_eq!(git(&path, &["show-ref"]), git(&copied, &["show-ref"]));
+    let odd = replicate_as(-3, &source, &target, "a.git").await.unwrap_err();
+    assert_eq!(odd.code(), Code::InvalidArgument);
+}
+
+/// A listener that takes connections and says nothing.
+async fn silent() -> (tokio::net::TcpListener, String) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("tcp://{}", listener.local_addr().unwrap());
+    (listener, address)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_copy_cuts_off_the_one_that_hangs() {
+    let (source, target) = (TestNode::start_named("one").await, TestNode::start_named("two").await);
+    source.create_with_commits("a.git").await;
+    let (_silent, address) = silent().await;
+    let message = ReplicateRepositoryRequest {
+        repository: Some(target.named("a.git")),
+        source: Some(source.named("a.git")),
+        ..ReplicateRepositoryRequest::default()
+    };
+    let servers = STANDARD.encode(format!(r#"{{"one":{{"address":"{address}","token":""}}}}"#));
+    let mut hanging = tonic::Request::new(message);
+    hanging.metadata_mut().insert("gitaly-servers", servers.parse().unwrap());
+    hanging.metadata_mut().insert("tabularium-copy-attempt", "5".parse().unwrap());
+    let mut client = target.repositories();
+    let hanging = client.replicate_repository(hanging);
+    let later = async {
+        // Until the one that hangs has arrived, a later one finds nothing to cut off and is simply done.
+        for attempt in 6.. {
+            replicate_as(attempt, &source, &target, "a.git").await.unwrap();
+        }
+    };
+    let refused = tokio::select! {
+        refused = hanging => refused.unwrap_err(),
+        () = later => unreachable!("goes on for ever"),
+        () = tokio::time::sleep(PATIENCE) => panic!("the copy hangs"),
+    };
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().starts_with("copy attempt 5 is overtaken by"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

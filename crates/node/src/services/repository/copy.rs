@@ -14,6 +14,7 @@ use tonic::{Code, Request, Status};
 
 use super::{files, write_ref};
 use crate::{
+    copy_attempts::CopyAttempt,
     error::{GitError, RepositoryError, internal_io},
     git::{revision::check_reference, transport::CUSTOM_HOOKS},
     node::Node,
@@ -40,32 +41,60 @@ pub(super) async fn replicate(
         return Err(Status::invalid_argument("repository and source have the same storage"));
     }
     let peer = Peer::find(&metadata, &extensions, &source.storage_name)?;
-    let _alone = node.copying.lock(&target.path).await;
-    require_source(&peer, &source).await?;
+    let attempt = CopyAttempt::of(&metadata)?;
+    let copy = copy_alone(node, &peer, &source, &target, attempt);
+    match attempt {
+        None => copy.await,
+        Some(attempt) => node.copy_attempts.arrive(&target, attempt)?.unless_overtaken(copy).await,
+    }?;
+    Ok(ReplicateRepositoryResponse {})
+}
 
+/// Copies when no other copy to the same replica runs any more.
+async fn copy_alone(
+    node: &Node,
+    peer: &Peer,
+    source: &Repository,
+    target: &RepositoryPath,
+    attempt: Option<CopyAttempt>,
+) -> Result<(), Status> {
+    let _alone = node.copying.lock(&target.path).await;
+    if let Some(attempt) = attempt {
+        attempt.check(target).await?;
+    }
+    require_source(peer, source).await?;
     match check_repository(&target.path) {
         Ok(()) => {
-            let format = source_format(&peer, &source).await?;
-            let own = super::facts::format_name(&node.git, &target).await?;
+            let format = source_format(peer, source).await?;
+            let own = super::facts::format_name(&node.git, target).await?;
             if own != format {
                 let text = format!("object format is {own}, the source's is {format}");
                 return Err(Status::failed_precondition(text));
             }
-            synchronise(node, &peer, &source, &target).await?;
+            remember(attempt, target).await?;
+            synchronise(node, peer, source, target).await
         }
         Err(error @ (RepositoryError::NotFound | RepositoryError::Invalid(_))) => {
             if matches!(error, RepositoryError::Invalid(_)) {
                 tracing::warn!(path = %target.path.display(), %error, "moving a broken replica away");
                 place::remove(node, target.clone()).await?;
             }
-            let format = source_format(&peer, &source).await?;
-            let building = Building::begin(node, &target, "main", &format).await?;
-            synchronise(node, &peer, &source, building.repository()).await?;
-            building.publish().await?;
+            let format = source_format(peer, source).await?;
+            let building = Building::begin(node, target, "main", &format).await?;
+            remember(attempt, building.repository()).await?;
+            synchronise(node, peer, source, building.repository()).await?;
+            building.publish().await
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => Err(error.into()),
     }
-    Ok(ReplicateRepositoryResponse {})
+}
+
+/// Before anything of the replica changes: from then on a copy with a lower number is refused.
+async fn remember(attempt: Option<CopyAttempt>, replica: &RepositoryPath) -> Result<(), Status> {
+    match attempt {
+        Some(attempt) => attempt.remember(replica).await,
+        None => Ok(()),
+    }
 }
 
 fn invalid_source(error: Status) -> Status {
