@@ -13,7 +13,7 @@ use tabularium_common::{
 };
 use tabularium_proto::coordinator::{
     BeginSyncRequest, BeginSyncResponse, FinishDutyRequest, FinishDutyResponse, FinishSyncRequest,
-    FinishSyncResponse, StartDutyRequest, StartDutyResponse, duty_service_client::DutyServiceClient,
+    FinishSyncResponse, RenewDutyRequest, RenewDutyResponse, StartDutyRequest, StartDutyResponse, duty_service_client::DutyServiceClient,
 };
 use tonic::{Request, Response, Status};
 
@@ -79,6 +79,15 @@ impl Coordinators {
         body: StartDutyRequest,
     ) -> Result<StartDutyResponse, Status> {
         self.ask(correlation_id, body, |mut client, request| async move { client.start_duty(request).await })
+            .await
+    }
+
+    pub(crate) async fn renew_duty(
+        &self,
+        correlation_id: &CorrelationId,
+        body: RenewDutyRequest,
+    ) -> Result<RenewDutyResponse, Status> {
+        self.ask(correlation_id, body, |mut client, request| async move { client.renew_duty(request).await })
             .await
     }
 

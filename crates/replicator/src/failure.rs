@@ -14,17 +14,24 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// The other end could not be reached, or not in time: to be retried for ever.
     pub(crate) unreachable: bool,
+    /// The replica that was to be copied from does not hold what it is to hold.
+    pub(crate) bad_source: bool,
 }
 
 impl Failure {
     /// The other end answered, and the answer was not the wanted one.
     pub(crate) fn refused(message: impl Into<String>) -> Self {
-        Self { message: message.into(), unreachable: false }
+        Self { message: message.into(), unreachable: false, bad_source: false }
     }
 
     /// The other end did not answer.
     pub(crate) fn unreachable(message: impl Into<String>) -> Self {
-        Self { message: message.into(), unreachable: true }
+        Self { message: message.into(), unreachable: true, bad_source: false }
+    }
+
+    /// What was to be copied from does not hold what it is to hold.
+    pub(crate) fn bad_source(message: impl Into<String>) -> Self {
+        Self { message: message.into(), unreachable: false, bad_source: true }
     }
 
     /// What a call said while we were `doing` something, such as `copying to node-2`.
@@ -32,6 +39,7 @@ impl Failure {
         Self {
             message: format!("{doing}: {:?}: {}", status.code(), status.message()),
             unreachable: not_reached(status),
+            bad_source: false,
         }
     }
 }

@@ -150,7 +150,8 @@ fn refusal(site: &str, position: i64, status: StatusCode) -> Failure {
             | StatusCode::SERVICE_UNAVAILABLE
             | StatusCode::GATEWAY_TIMEOUT
     );
-    Failure { message: format!("event {position}: site {site} answered {status}"), unreachable: passing }
+    let message = format!("event {position}: site {site} answered {status}");
+    if passing { Failure::unreachable(message) } else { Failure::refused(message) }
 }
 
 /// The innermost cause: the outer ones only say that a request failed.

@@ -8,8 +8,9 @@
 //!
 //! A message enters in `worker`, which pulls one at a time into each of a class's slots; `workshop` takes it through
 //! start, work and finish, and answers how it is settled on the bus (`settlement`, pure). The work itself is a module
-//! for each class: `replication`, `cleanup`, `geo_notify` (with the payloads in `hook`), and `geo_sync` (with what it
-//! asks of the home site in `home` and of the local router in `mirror`).
+//! for each class: `copying`, which goes in rounds (`replication`) for as long as its `lease` runs, `cleanup`, `geo_notify`
+//! (with the payloads in `hook`), and `geo_sync` (with what it asks of the home site in `home` and of the local router in
+//! `mirror`).
 //!
 //! It must not know placement, SQL, git or how the coordinator decides what is owed.
 //!
@@ -19,12 +20,14 @@ mod calls;
 mod cleanup;
 pub mod config;
 mod coordinators;
+mod copying;
 mod failure;
 mod geo_notify;
 mod geo_sync;
 mod home;
 mod hook;
 mod http_client;
+mod lease;
 mod metrics;
 mod mirror;
 mod nodes;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelValue;
 use tabularium_proto::coordinator::{
-    FinishDutyResponse, FinishSyncResponse, finish_duty_response::Disposition, finish_sync_response::Next,
+    FinishSyncResponse, finish_duty_response::Disposition, finish_sync_response::Next,
 };
 
 /// First and longest wait for a coordinator that cannot be reached.
@@ -56,6 +56,8 @@ pub(crate) enum Outcome {
     UnknownSite,
     /// Not finished when the service stopped.
     Abandoned,
+    /// Its lease ran out: another worker has it, or will.
+    LeaseLost,
     /// The worker panicked.
     Panicked,
 }
@@ -77,6 +79,8 @@ impl Verdict {
     /// An answer of a later version, which we cannot act on: somebody newer may.
     pub(crate) const UNKNOWN_ANSWER: Self =
         Self { outcome: Outcome::Retried, settlement: Settlement::Nak(DEFAULT_DELAY) };
+    /// Whoever has it now, or is to have it, has a message of its own.
+    pub(crate) const LEASE_LOST: Self = Self { outcome: Outcome::LeaseLost, settlement: Settlement::Ack };
     pub(crate) const REFUSED: Self = Self { outcome: Outcome::Refused, settlement: Settlement::Ack };
 
     /// No coordinator took the call; `deliveries` counts this one. The wait doubles with each.
@@ -88,14 +92,14 @@ impl Verdict {
     }
 
     /// The coordinator's word on a finished duty.
-    pub(crate) fn of_duty(response: &FinishDutyResponse) -> Self {
-        match &response.disposition {
+    pub(crate) fn of_duty(disposition: Option<&Disposition>) -> Self {
+        match disposition {
             Some(Disposition::Done(_)) => Self { outcome: Outcome::Done, settlement: Settlement::Ack },
             Some(Disposition::Retry(retry)) => {
                 Self { outcome: Outcome::Retried, settlement: Settlement::Nak(delay(retry.delay.as_ref())) }
             }
             Some(Disposition::Parked(_)) => Self { outcome: Outcome::Parked, settlement: Settlement::Term },
-            // Another round is asked of whoever copies; nobody here does yet.
+            // Another round is for whoever copies, who never asks here.
             Some(Disposition::AnotherRound(_)) | None => Self::UNKNOWN_ANSWER,
         }
     }
@@ -171,7 +175,7 @@ mod tests {
     use super::*;
 
     fn duty(disposition: Option<Disposition>) -> Settlement {
-        Verdict::of_duty(&FinishDutyResponse { disposition }).settlement
+        Verdict::of_duty(disposition.as_ref()).settlement
     }
 
     fn retry(seconds: i64) -> Disposition {

@@ -8,6 +8,7 @@ use tabularium_common::{
     duties::{BodyError, Class, DutyMessage, SyncMessage, read_body},
     telemetry::CorrelationId,
 };
+use tokio::time::Instant;
 use tabularium_proto::coordinator::{
     DutyFailed, DutySucceeded, FinishDutyRequest, NotifyWork, StartDutyRequest, finish_duty_request,
     start_duty_response::Work,
@@ -20,7 +21,6 @@ use crate::{
     geo_notify::Notifier,
     geo_sync::Syncer,
     nodes::Nodes,
-    replication::replicate,
     settlement::Verdict,
 };
 
@@ -63,6 +63,7 @@ impl Workshop {
 
     async fn duty(&self, duty_id: &str, delivery: &Delivery<'_>) -> Verdict {
         let correlation_id = &delivery.correlation_id;
+        let asked = Instant::now();
         let start = StartDutyRequest { duty_id: duty_id.to_owned(), worker_id: self.worker_id.clone() };
         let work = match self.coordinators.start_duty(correlation_id, start).await {
             Ok(response) => response.work,
@@ -79,23 +80,13 @@ impl Workshop {
             tracing::debug!(%correlation_id, duty_id, reason = nothing.reason, "nothing to do");
             return Verdict::NOTHING;
         }
-        let result = self.work(&work, correlation_id).await;
-        self.finish(duty_id, result, delivery).await
-    }
-
-    async fn work(&self, work: &Work, correlation_id: &CorrelationId) -> Result<i64, Failure> {
-        match work {
+        let result = match work {
             Work::Nothing(_) => Ok(0),
-            Work::Replicate(work) => {
-                let job = replicate(&self.nodes, work, self.job_deadline, correlation_id);
-                tokio::time::timeout(self.job_deadline, job).await.unwrap_or_else(|_| {
-                    let seconds = self.job_deadline.as_secs();
-                    Err(Failure::unreachable(format!("the copy was not done within {seconds} s")))
-                })
-            }
-            Work::Cleanup(work) => clean_up(&self.nodes, work, correlation_id).await.map(|()| 0),
-            Work::Notify(work) => self.notify(work, correlation_id).await,
-        }
+            Work::Replicate(work) => return self.copy(duty_id, work, asked, delivery).await,
+            Work::Cleanup(work) => clean_up(&self.nodes, &work, correlation_id).await.map(|()| 0),
+            Work::Notify(work) => self.notify(&work, correlation_id).await,
+        };
+        self.finish(duty_id, result, delivery).await
     }
 
     /// What was delivered before an event failed is kept: the rest is owed anew.
@@ -120,16 +111,21 @@ impl Workshop {
             Err(failure) => {
                 let message = presentable(&failure.message, &self.secrets);
                 tracing::warn!(%correlation_id, duty_id, error = message, unreachable = failure.unreachable, "duty failed");
-                finish_duty_request::Outcome::Failed(DutyFailed { message, unreachable: failure.unreachable })
+                finish_duty_request::Outcome::Failed(DutyFailed {
+                    message,
+                    unreachable: failure.unreachable,
+                    bad_source: false,
+                })
             }
         };
         let finish = FinishDutyRequest {
             duty_id: duty_id.to_owned(),
             worker_id: self.worker_id.clone(),
             outcome: Some(outcome),
+            attempt: 0,
         };
         match self.coordinators.finish_duty(correlation_id, finish).await {
-            Ok(response) => Verdict::of_duty(&response),
+            Ok(response) => Verdict::of_duty(response.disposition.as_ref()),
             Err(status) => {
                 tracing::warn!(%correlation_id, duty_id, %status, "duty not reported");
                 Verdict::coordinator_lost(delivery.deliveries)

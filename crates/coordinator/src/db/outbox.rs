@@ -16,7 +16,10 @@ use crate::repository::Repository;
 macro_rules! duty_columns {
     () => {
         "id, kind, repository_id, virtual_storage, replica_path, target, state, publications, attempts, failures, worker_id,
-         generation, epoch, last_error, correlation_id, created_at, next_attempt_at, started_at"
+         generation, epoch, last_error, correlation_id, created_at, next_attempt_at, started_at, copy_attempt, source,
+         round_started_at, under_ticket, rounds, tickets_lost, bad_sources,
+         lease_until < clock_timestamp() AS lease_over,
+         (extract(epoch FROM clock_timestamp() - round_started_at) * 1000)::bigint AS round_milliseconds"
     };
 }
 
@@ -24,11 +27,16 @@ const DUTY_OWE: &str = "
     INSERT INTO duties (kind, repository_id, virtual_storage, replica_path, target, correlation_id)
     VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
 
-/// `SKIP LOCKED`: several relays share the work without waiting for each other.
+/// `SKIP LOCKED`: several relays share the work without waiting for each other. What was set aside a moment ago is not
+/// tried again with every write.
 const DUTY_CLAIM_PENDING: &str = concat!(
     "UPDATE duties SET state = 'published', published_at = now(), publications = publications + 1
-     WHERE id IN (SELECT id FROM duties WHERE state = 'pending' AND next_attempt_at <= now()
-                  ORDER BY next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+     WHERE id IN (SELECT id FROM duties d WHERE state = 'pending' AND next_attempt_at <= now()
+                    AND NOT EXISTS (
+                        SELECT FROM duties twin
+                        WHERE twin.kind = d.kind AND twin.repository_id = d.repository_id AND twin.target = d.target
+                          AND twin.state = 'parked' AND twin.finished_at > now() - $2 * interval '1 millisecond')
+                  ORDER BY priority, next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED)
      RETURNING ",
     duty_columns!()
 );
@@ -38,13 +46,15 @@ const DUTY_UNPUBLISH: &str = "
     WHERE id = ANY ($1) AND state = 'published'";
 
 /// Of a published duty whose message was lost, and of a started one whose worker was, the bus is told again. A started
-/// duty keeps its state: whoever takes the message takes it over.
+/// duty keeps its state: whoever takes the message takes it over. One with a lease counts as lost when that is over.
 const DUTY_REPUBLISH_STALE: &str = concat!(
     "UPDATE duties SET published_at = now(), publications = publications + 1
      WHERE id IN (SELECT id FROM duties
                   WHERE state IN ('published', 'started')
-                    AND greatest(published_at, next_attempt_at, started_at)
-                        < now() - CASE state WHEN 'started' THEN $2 ELSE $1 END * interval '1 millisecond'
+                    AND (greatest(published_at, next_attempt_at, started_at)
+                             < now() - CASE state WHEN 'started' THEN $2 ELSE $1 END * interval '1 millisecond'
+                             AND lease_until IS NULL
+                         OR lease_until < now() AND published_at < now() - $4 * interval '1 millisecond')
                   ORDER BY published_at LIMIT $3 FOR UPDATE SKIP LOCKED)
      RETURNING ",
     duty_columns!()
@@ -71,9 +81,13 @@ const DUTY_STARTED_TWIN: &str = concat!(
 );
 
 const DUTY_START: &str = "
-    UPDATE duties SET state = 'started', worker_id = $2, generation = $3, epoch = $4, started_at = now(),
-           attempts = attempts + 1
+    UPDATE duties SET state = 'started', worker_id = $2, started_at = now(), attempts = attempts + 1, generation = NULL,
+           epoch = NULL, lease_until = NULL, copy_attempt = NULL, source = NULL, round_started_at = NULL,
+           under_ticket = false, rounds = 0, tickets_lost = 0
     WHERE id = $1";
+
+const DUTY_IS_PARKED_TWIN: &str = "
+    SELECT EXISTS (SELECT FROM duties WHERE kind = $1 AND repository_id = $2 AND target = $3 AND state = 'parked' AND id <> $4)";
 
 const DUTY_END: &str = "UPDATE duties SET state = 'done', finished_at = now(), last_error = $2 WHERE id = $1 AND state <> 'done'";
 
@@ -82,7 +96,7 @@ const DUTY_UNPARK_TWIN: &str = "
 
 const DUTY_RETRY_LATER: &str = "
     UPDATE duties SET state = 'published', published_at = now(), next_attempt_at = now() + $2 * interval '1 millisecond',
-           failures = $3, last_error = $4
+           failures = $3, last_error = $4, lease_until = NULL
     WHERE id = $1 AND NOT EXISTS (
         SELECT FROM duties twin
         WHERE twin.kind = duties.kind AND twin.repository_id = duties.repository_id AND twin.target = duties.target
@@ -91,8 +105,16 @@ const DUTY_RETRY_LATER: &str = "
 const DUTY_PARK: &str =
     "UPDATE duties SET state = 'parked', finished_at = now(), failures = $2, last_error = $3 WHERE id = $1";
 
+/// One that waits because this one was set aside gives way.
+const DUTY_END_WAITING_TWIN: &str = "
+    UPDATE duties SET state = 'done', finished_at = now(), last_error = 'another is tried again in its stead'
+    FROM duties parked
+    WHERE parked.id = $1 AND parked.state = 'parked' AND duties.state = 'pending'
+      AND parked.kind = duties.kind AND parked.repository_id = duties.repository_id AND parked.target = duties.target";
+
 const DUTY_RETRY_NOW: &str = "
-    UPDATE duties SET state = 'pending', failures = 0, next_attempt_at = now(), finished_at = NULL
+    UPDATE duties SET state = 'pending', failures = 0, next_attempt_at = now(), finished_at = NULL, priority = 0,
+           bad_sources = '{}'
     WHERE id = $1 AND state = 'parked' AND NOT EXISTS (
         SELECT FROM duties twin
         WHERE twin.kind = duties.kind AND twin.repository_id = duties.repository_id AND twin.target = duties.target
@@ -104,10 +126,13 @@ const DUTY_DROP_REPLICATION: &str = "
     WHERE kind = 'replicate' AND repository_id = $1 AND target = $2 AND state IN ('pending', 'published', 'started')";
 
 /// Replicas that are behind, that another replica could mend, and for which nothing is owed. A replica whose duty is
-/// parked is left alone until it is written again or an operator looks.
+/// parked is left alone until it is written again or an operator looks. Repositories with few good replicas come first.
 const DUTY_OWE_BEHIND: &str = "
-    INSERT INTO duties (kind, repository_id, virtual_storage, replica_path, target)
-    SELECT 'replicate', r.id, r.virtual_storage, r.replica_path, p.storage
+    INSERT INTO duties (kind, repository_id, virtual_storage, replica_path, target, priority)
+    SELECT 'replicate', r.id, r.virtual_storage, r.replica_path, p.storage,
+           CASE WHEN (SELECT count(*) FILTER (WHERE q.behind) * 2 >= count(*) FROM replicas q
+                      WHERE q.repository_id = r.id)
+                THEN 0 ELSE 1 END
     FROM replicas p JOIN repositories r ON r.id = p.repository_id
     WHERE p.behind AND r.state = 'ready'
       AND EXISTS (SELECT FROM replicas q WHERE q.repository_id = p.repository_id AND q.generation > p.generation)
@@ -151,7 +176,7 @@ pub(crate) enum DutyKind {
 }
 
 impl DutyKind {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Replicate => "replicate",
             Self::Cleanup => "cleanup",
@@ -216,6 +241,23 @@ pub(crate) struct Duty {
     pub(crate) created_at: OffsetDateTime,
     pub(crate) next_attempt_at: OffsetDateTime,
     pub(crate) started_at: Option<OffsetDateTime>,
+    /// The number of the present copy; every round has one of its own.
+    pub(crate) copy_attempt: Option<i64>,
+    /// Where the present round copies from.
+    pub(crate) source: Option<StorageName>,
+    pub(crate) round_started_at: Option<OffsetDateTime>,
+    /// How long the present round has been running.
+    pub(crate) round_took: Duration,
+    /// The present round runs under the repository's write ticket.
+    pub(crate) under_ticket: bool,
+    /// Rounds begun since its worker started it.
+    pub(crate) rounds: u32,
+    /// Tickets given back unused since then.
+    pub(crate) tickets_lost: u32,
+    /// Sources from which a copy failed.
+    pub(crate) bad_sources: Vec<StorageName>,
+    /// `None`: it is not held under a lease.
+    pub(crate) lease_over: Option<bool>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -238,6 +280,15 @@ struct DutyRow {
     created_at: OffsetDateTime,
     next_attempt_at: OffsetDateTime,
     started_at: Option<OffsetDateTime>,
+    copy_attempt: Option<i64>,
+    source: Option<String>,
+    round_started_at: Option<OffsetDateTime>,
+    under_ticket: bool,
+    rounds: i32,
+    tickets_lost: i32,
+    bad_sources: Vec<String>,
+    lease_over: Option<bool>,
+    round_milliseconds: Option<i64>,
 }
 
 fn unknown(what: &str, found: &str) -> sqlx::Error {
@@ -272,6 +323,15 @@ impl TryFrom<DutyRow> for Duty {
             created_at: row.created_at,
             next_attempt_at: row.next_attempt_at,
             started_at: row.started_at,
+            copy_attempt: row.copy_attempt,
+            source: row.source.as_deref().map(parsed).transpose()?,
+            round_started_at: row.round_started_at,
+            round_took: Duration::from_millis(row.round_milliseconds.unwrap_or_default().max(0).unsigned_abs()),
+            under_ticket: row.under_ticket,
+            rounds: row.rounds.unsigned_abs(),
+            tickets_lost: row.tickets_lost.unsigned_abs(),
+            bad_sources: row.bad_sources.iter().map(|storage| parsed(storage)).collect::<Result<_, _>>()?,
+            lease_over: row.lease_over,
         })
     }
 }
@@ -320,9 +380,14 @@ pub(crate) async fn duty_owe_cleanup_after(
     owe(executor, DutyKind::Cleanup, duty.repository_id, place, &duty.target, &duty.correlation_id).await
 }
 
-/// Takes due duties for publication.
-pub(crate) async fn duty_claim_pending(pool: &PgPool, limit: u32) -> Result<Vec<Duty>, sqlx::Error> {
-    duties(sqlx::query_as(DUTY_CLAIM_PENDING).bind(i64::from(limit)).fetch_all(pool).await?)
+/// Takes due duties for publication, but not those whose like was set aside less than `parked_pause` ago.
+pub(crate) async fn duty_claim_pending(
+    pool: &PgPool,
+    limit: u32,
+    parked_pause: Duration,
+) -> Result<Vec<Duty>, sqlx::Error> {
+    let claim = sqlx::query_as(DUTY_CLAIM_PENDING).bind(i64::from(limit)).bind(milliseconds(parked_pause));
+    duties(claim.fetch_all(pool).await?)
 }
 
 /// Puts duties back whose publication failed.
@@ -330,17 +395,20 @@ pub(crate) async fn duty_unpublish(pool: &PgPool, ids: &[Uuid], delay: Duration)
     sqlx::query(DUTY_UNPUBLISH).bind(ids).bind(milliseconds(delay)).execute(pool).await.map(drop)
 }
 
-/// Takes duties to be published again: no result for so long that message or worker must be lost.
+/// Takes duties to be published again: no result for so long that message or worker must be lost. One with a lease is
+/// published again when that is over, every `lapsed_for`.
 pub(crate) async fn duty_republish_stale(
     pool: &PgPool,
     published_for: Duration,
     started_for: Duration,
+    lapsed_for: Duration,
     limit: u32,
 ) -> Result<Vec<Duty>, sqlx::Error> {
     let rows = sqlx::query_as(DUTY_REPUBLISH_STALE)
         .bind(milliseconds(published_for))
         .bind(milliseconds(started_for))
         .bind(i64::from(limit))
+        .bind(milliseconds(lapsed_for))
         .fetch_all(pool)
         .await?;
     duties(rows)
@@ -390,21 +458,27 @@ pub(crate) async fn duty_started_twin(
     row.map(Duty::try_from).transpose()
 }
 
-/// Hands a duty to a worker. `source`: the generation copied, and the epoch in which it is read.
+/// Hands a duty to a worker.
 pub(crate) async fn duty_start_in_txn(
     connection: &mut PgConnection,
     id: Uuid,
     worker_id: &str,
-    source: Option<(Generation, Epoch)>,
 ) -> Result<(), sqlx::Error> {
-    sqlx::query(DUTY_START)
-        .bind(id)
-        .bind(worker_id)
-        .bind(source.map(|(generation, _)| generation.0))
-        .bind(source.map(|(_, epoch)| epoch.0))
-        .execute(connection)
+    sqlx::query(DUTY_START).bind(id).bind(worker_id).execute(connection).await.map(drop)
+}
+
+/// Whether another duty for the same was set aside.
+pub(crate) async fn duty_has_parked_twin_in_txn(
+    connection: &mut PgConnection,
+    duty: &Duty,
+) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(DUTY_IS_PARKED_TWIN)
+        .bind(duty.kind.as_str())
+        .bind(duty.repository_id.0)
+        .bind(&duty.target)
+        .bind(duty.id)
+        .fetch_one(connection)
         .await
-        .map(drop)
 }
 
 /// Ends a duty. `remark` is empty when its work was done.
@@ -467,7 +541,11 @@ pub(crate) async fn duty_park_in_txn(
 
 /// Puts a parked duty back to work. False: it is not parked, or the same is under way anyway.
 pub(crate) async fn duty_retry_now(pool: &PgPool, id: Uuid) -> Result<bool, sqlx::Error> {
-    let found: Option<Uuid> = sqlx::query_scalar(DUTY_RETRY_NOW).bind(id).fetch_optional(pool).await?;
+    let mut transaction = pool.begin().await?;
+    sqlx::query(DUTY_END_WAITING_TWIN).bind(id).execute(&mut *transaction).await?;
+    let found: Option<Uuid> =
+        sqlx::query_scalar(DUTY_RETRY_NOW).bind(id).fetch_optional(&mut *transaction).await?;
+    transaction.commit().await?;
     Ok(found.is_some())
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tabularium_common::ids::{Epoch, Generation, SiteName, StorageName, VirtualStorageName};
+use tabularium_common::ids::SiteName;
 use tabularium_proto::coordinator::{
     self as wire, begin_sync_response::Decision, duty_service_server::DutyService, finish_duty_request,
     finish_duty_response::Disposition, finish_sync_request, finish_sync_response::Next,
@@ -12,18 +12,20 @@ use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{argument, relative_path};
+use super::{argument, relative_path, storage_address};
 use crate::{
     app::Shared,
     db::{
         DbError, geo_log,
         geo_registry::{self, Claimed, SyncEnd},
+        history::{self, End},
         outbox::{self, Duty, DutyKind, DutyState},
-        parsed, replicas, repositories,
+        parsed, repositories,
     },
-    duties::{self, AfterFailure, Handover},
+    duties::{self, Handover},
     error::NameError,
-    repository::{RepositoryKey, RevokedRoute},
+    repair::{self, Report, proto_duration},
+    repository::RepositoryKey,
 };
 
 /// Longest error text kept of a failure, in bytes.
@@ -33,8 +35,8 @@ const EVENTS_PER_NOTIFICATION: u32 = 256;
 
 pub(crate) struct Duties(pub(crate) Arc<Shared>);
 
-/// What a duty means now, with generation and epoch of what is copied; or why there is nothing to do.
-type Planned = Result<(Work, Option<(Generation, Epoch)>), &'static str>;
+/// What a duty means now, or why there is nothing to do.
+type Planned = Result<Work, &'static str>;
 
 enum Start {
     Work(Work),
@@ -61,31 +63,12 @@ fn worker(text: &str) -> Result<&str, Status> {
     Ok(text)
 }
 
-fn proto_duration(duration: Duration) -> prost_types::Duration {
-    prost_types::Duration {
-        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
-    }
-}
-
 fn age(duty: &Duty) -> Duration {
     let started = duty.started_at.unwrap_or(OffsetDateTime::UNIX_EPOCH);
     Duration::try_from(OffsetDateTime::now_utc() - started).unwrap_or(Duration::ZERO)
 }
 
 impl Duties {
-    fn storage_address(
-        &self,
-        virtual_storage: &VirtualStorageName,
-        storage: &StorageName,
-    ) -> wire::StorageAddress {
-        let topology = self.0.topology.get();
-        wire::StorageAddress {
-            storage: storage.to_string(),
-            address: topology.address(virtual_storage, storage).map(ToString::to_string).unwrap_or_default(),
-        }
-    }
-
     /// Decides what the duty means now and hands it out. Locks duties only: a commit that owes the same waits for us.
     async fn start(&self, id: Uuid, worker: &str) -> Result<Start, sqlx::Error> {
         let mut transaction = self.0.db.begin().await?;
@@ -97,33 +80,36 @@ impl Duties {
                 return Ok(nothing(format!("the duty is {}", duty.state.as_str())));
             }
             DutyState::Started => {
-                if duties::hand_over(age(&duty)) == Handover::Wait {
+                if duties::hand_over(age(&duty), duty.lease_over) == Handover::Wait {
                     return Ok(Start::Busy);
                 }
+                history::history_add_in_txn(&mut transaction, &duty, End::Lost, "").await?;
             }
             DutyState::Pending | DutyState::Published => {}
         }
         if let Some(twin) = outbox::duty_started_twin(&mut transaction, &duty).await? {
             // Its own message goes to another worker when its worker is silent. We are another message, which knows
             // nothing of that: a copy may take long, and one that is overtaken counts nothing.
-            if age(&twin) < self.0.config.timing.restart_after.0 {
+            let restart_after = self.0.config.timing.restart_after.0;
+            if !twin.lease_over.unwrap_or(age(&twin) >= restart_after) {
                 // When that one ends, what is still missing is owed anew.
                 outbox::duty_end_in_txn(&mut transaction, id, "the same is under way").await?;
                 transaction.commit().await?;
                 return Ok(nothing("the same is under way"));
             }
             outbox::duty_end_in_txn(&mut transaction, twin.id, "its worker was silent; overtaken").await?;
+            history::history_add_in_txn(&mut transaction, &twin, End::Lost, "").await?;
         }
+        outbox::duty_start_in_txn(&mut transaction, id, worker).await?;
         let work = match duty.kind {
-            DutyKind::Replicate => self.replicate(&mut transaction, &duty).await?,
-            DutyKind::Cleanup => Ok((self.cleanup(&duty)?, None)),
+            DutyKind::Replicate => {
+                repair::start(&self.0, &mut transaction, &duty).await?.map(Work::Replicate)
+            }
+            DutyKind::Cleanup => Ok(self.cleanup(&duty)?),
             DutyKind::Notify => notify(&mut transaction, &duty).await?,
         };
         let start = match work {
-            Ok((work, source)) => {
-                outbox::duty_start_in_txn(&mut transaction, id, worker, source).await?;
-                Start::Work(work)
-            }
+            Ok(work) => Start::Work(work),
             Err(reason) => {
                 outbox::duty_end_in_txn(&mut transaction, id, reason).await?;
                 nothing(reason)
@@ -133,138 +119,44 @@ impl Duties {
         Ok(start)
     }
 
-    async fn replicate(
-        &self,
-        transaction: &mut sqlx::PgConnection,
-        duty: &Duty,
-    ) -> Result<Planned, sqlx::Error> {
-        let found = repositories::repository_find(&mut *transaction, duty.repository_id).await?;
-        let Some(repository) = found else {
-            if duty.attempts > 0 {
-                outbox::duty_owe_cleanup_after(transaction, duty).await?;
-            }
-            return Ok(Err("the repository is gone"));
-        };
-        let target = outbox::target_storage(duty)?;
-        let virtual_storage = &repository.key.virtual_storage;
-        let healthy = |storage: &StorageName| self.0.health.is_healthy(virtual_storage, storage);
-        let Some(source) = duties::source(&repository, &target, healthy, &mut rand::rng()) else {
-            return Ok(Err("there is nothing newer to copy"));
-        };
-        let work = wire::ReplicateWork {
-            repository_id: repository.id.0,
-            virtual_storage: virtual_storage.to_string(),
-            relative_path: repository.key.relative_path.to_string(),
-            replica_path: repository.replica_path.to_string(),
-            source: Some(self.storage_address(virtual_storage, &source.storage)),
-            target: Some(self.storage_address(virtual_storage, &target)),
-            generation: source.generation.0,
-            ..wire::ReplicateWork::default()
-        };
-        Ok(Ok((Work::Replicate(work), Some((source.generation, repository.epoch)))))
-    }
-
     fn cleanup(&self, duty: &Duty) -> Result<Work, sqlx::Error> {
         let target = outbox::target_storage(duty)?;
         Ok(Work::Cleanup(wire::CleanupWork {
             repository_id: duty.repository_id.0,
             replica_path: outbox::target_path(duty)?.to_string(),
-            target: Some(self.storage_address(&parsed(&duty.virtual_storage)?, &target)),
+            target: Some(storage_address(&self.0, &parsed(&duty.virtual_storage)?, &target)),
         }))
     }
 
-    /// Records a success. Answers the route that shows one up-to-date replica too few, if there is one.
-    async fn succeed(
-        &self,
-        id: Uuid,
-        worker: &str,
-        reached: i64,
-    ) -> Result<Option<RevokedRoute>, sqlx::Error> {
+    /// Records the success of a duty that is no copy.
+    async fn succeed(&self, id: Uuid, worker: &str, reached: i64) -> Result<(), sqlx::Error> {
         let mut transaction = self.0.db.begin().await?;
-        let Some(seen) = outbox::duty_find(&mut *transaction, id).await? else { return Ok(None) };
-        // Repository before duty, as commits do.
-        let repository = repositories::repository_lock_id(&mut transaction, seen.repository_id).await?;
-        let Some(duty) = outbox::duty_lock(&mut transaction, id).await? else { return Ok(None) };
-        if duty.state != DutyState::Started || duty.worker_id.as_deref() != Some(worker) {
-            // Overtaken: what this worker did may be older than what was recorded since.
-            return Ok(None);
-        }
+        let Some(duty) = started_by(&mut transaction, id, worker).await? else { return Ok(()) };
         outbox::duty_end_in_txn(&mut transaction, id, "").await?;
         outbox::duty_unpark_twin_in_txn(&mut transaction, &duty).await?;
-        let mut route = None;
-        match (duty.kind, repository) {
-            (DutyKind::Replicate, Some(repository)) => {
-                let target = outbox::target_storage(&duty)?;
-                if duty.epoch != Some(repository.epoch) {
-                    // The source may have been fenced since, and the copy may hold what was given up with it.
-                    if repository.replica(&target).is_some_and(|copy| copy.generation < repository.generation)
-                    {
-                        let correlation_id = &duty.correlation_id;
-                        outbox::duty_owe_copy(&mut *transaction, &repository, &target, correlation_id)
-                            .await?;
-                    }
-                    transaction.commit().await?;
-                    return Ok(None);
-                }
-                let promised = duty.generation.unwrap_or(Generation::UNKNOWN);
-                let reached = Generation(reached.min(promised.0));
-                let behind =
-                    replicas::replica_repaired_in_txn(&mut transaction, repository.id, &target, reached)
-                        .await?;
-                if behind == Some(true) {
-                    outbox::duty_owe_copy(&mut *transaction, &repository, &target, &duty.correlation_id)
-                        .await?;
-                } else if behind == Some(false) {
-                    let generation = repository.generation.next();
-                    route = Some(RevokedRoute { key: repository.key, id: repository.id, generation });
-                }
-            }
-            (DutyKind::Replicate, None) => outbox::duty_owe_cleanup_after(&mut *transaction, &duty).await?,
-            (DutyKind::Cleanup, _) => {}
-            (DutyKind::Notify, _) => {
-                let site: SiteName = parsed(&duty.target)?;
-                geo_log::subscriber_advance(&mut *transaction, &site, reached).await?;
-            }
+        history::history_add_in_txn(&mut transaction, &duty, End::Done, "").await?;
+        if duty.kind == DutyKind::Notify {
+            let site: SiteName = parsed(&duty.target)?;
+            geo_log::subscriber_advance(&mut *transaction, &site, reached).await?;
         }
-        transaction.commit().await?;
-        Ok(route)
+        transaction.commit().await
     }
 
+    /// Records the failure of a duty that is no copy.
     async fn fail(
         &self,
         id: Uuid,
         worker: &str,
-        failed: &wire::DutyFailed,
+        unreachable: bool,
+        error: &str,
     ) -> Result<Disposition, sqlx::Error> {
         let mut transaction = self.0.db.begin().await?;
-        let Some(seen) = outbox::duty_find(&mut *transaction, id).await? else { return Ok(done()) };
-        repositories::repository_lock_id(&mut transaction, seen.repository_id).await?;
-        let Some(duty) = outbox::duty_lock(&mut transaction, id).await? else { return Ok(done()) };
-        if duty.state != DutyState::Started || duty.worker_id.as_deref() != Some(worker) {
-            return Ok(done());
-        }
-        let error = shortened(failed.message.clone());
-        let timing = &self.0.config.timing;
-        let next =
-            duties::after_failure(duty.attempts, duty.failures, failed.unreachable, timing, &mut rand::rng());
-        let disposition = match next {
-            AfterFailure::Retry { delay, failures } => {
-                if outbox::duty_retry_later_in_txn(&mut transaction, id, delay, failures, &error).await? {
-                    Disposition::Retry(wire::DutyRetry { delay: Some(proto_duration(delay)) })
-                } else {
-                    outbox::duty_end_in_txn(&mut transaction, id, "failed; another waits for the same")
-                        .await?;
-                    done()
-                }
-            }
-            AfterFailure::Park { failures } => {
-                outbox::duty_unpark_twin_in_txn(&mut transaction, &duty).await?;
-                outbox::duty_park_in_txn(&mut transaction, id, failures, &error).await?;
-                Disposition::Parked(wire::DutyParked { attempts: duty.attempts })
-            }
-        };
+        let Some(duty) = started_by(&mut transaction, id, worker).await? else { return Ok(repair::done()) };
+        history::history_add_in_txn(&mut transaction, &duty, End::Failed, error).await?;
+        let disposition =
+            repair::retry_or_park(&self.0, &mut transaction, &duty, unreachable, error).await?;
         transaction.commit().await?;
-        tracing::warn!(duty_id = %id, repository_id = %duty.repository_id, storage = duty.target, error, "duty failed");
+        tracing::warn!(duty_id = %id, repository_id = %duty.repository_id, target = duty.target, error, "duty failed");
         Ok(disposition)
     }
 
@@ -306,6 +198,16 @@ impl Duties {
     }
 }
 
+/// A duty that is with this worker, locked.
+async fn started_by(
+    transaction: &mut sqlx::PgConnection,
+    id: Uuid,
+    worker: &str,
+) -> Result<Option<Duty>, sqlx::Error> {
+    let duty = outbox::duty_lock(transaction, id).await?;
+    Ok(duty.filter(|duty| duty.state == DutyState::Started && duty.worker_id.as_deref() == Some(worker)))
+}
+
 /// What a site is to be told next. On the caller's connection: one that waited for a second one could starve the pool.
 async fn notify(transaction: &mut sqlx::PgConnection, duty: &Duty) -> Result<Planned, sqlx::Error> {
     let site: SiteName = parsed(&duty.target)?;
@@ -333,11 +235,7 @@ async fn notify(transaction: &mut sqlx::PgConnection, duty: &Duty) -> Result<Pla
             generation: event.generation,
         })
         .collect();
-    Ok(Ok((Work::Notify(wire::NotifyWork { site: site.to_string(), events }), None)))
-}
-
-fn done() -> Disposition {
-    Disposition::Done(wire::DutyDone {})
+    Ok(Ok(Work::Notify(wire::NotifyWork { site: site.to_string(), events })))
 }
 
 fn refused(reason: String) -> Response<wire::BeginSyncResponse> {
@@ -359,6 +257,19 @@ impl DutyService for Duties {
         }
     }
 
+    async fn renew_duty(
+        &self,
+        request: Request<wire::RenewDutyRequest>,
+    ) -> Result<Response<wire::RenewDutyResponse>, Status> {
+        let request = request.into_inner();
+        let id = argument("duty_id", &request.duty_id)?;
+        if repair::renew(&self.0, id, worker(&request.worker_id)?).await? {
+            Ok(Response::new(wire::RenewDutyResponse {}))
+        } else {
+            Err(Status::failed_precondition("the duty is not held any more: it was finished, or its lease ran out"))
+        }
+    }
+
     async fn finish_duty(
         &self,
         request: Request<wire::FinishDutyRequest>,
@@ -366,16 +277,25 @@ impl DutyService for Duties {
         let request = request.into_inner();
         let id = argument("duty_id", &request.duty_id)?;
         let worker = worker(&request.worker_id)?;
+        let db = &self.0.db;
+        let found = db.retrying(|| outbox::duty_find(db.pool(), id)).await?;
+        let copy = found.is_some_and(|duty| duty.kind == DutyKind::Replicate);
+        let report = Report { duty: id, worker: worker.to_owned(), attempt: request.attempt };
         let disposition = match request.outcome {
+            Some(finish_duty_request::Outcome::Succeeded(_)) if copy => {
+                repair::copied(&self.0, report).await?
+            }
             Some(finish_duty_request::Outcome::Succeeded(succeeded)) => {
-                let reached = succeeded.reached;
-                if let Some(route) = self.0.db.retrying(|| self.succeed(id, worker, reached)).await? {
-                    self.0.revoke_later(vec![route], Vec::new());
-                }
-                done()
+                db.retrying(|| self.succeed(id, worker, succeeded.reached)).await?;
+                repair::done()
             }
             Some(finish_duty_request::Outcome::Failed(failed)) => {
-                self.0.db.retrying(|| self.fail(id, worker, &failed)).await?
+                let error = shortened(failed.message.clone());
+                if copy {
+                    repair::failed(&self.0, &report, &failed, &error).await?
+                } else {
+                    db.retrying(|| self.fail(id, worker, failed.unreachable, &error)).await?
+                }
             }
             None => return Err(Status::invalid_argument("outcome is not set")),
         };

@@ -7,10 +7,12 @@ use super::pause;
 use crate::{
     app::Shared,
     db::{
-        DbError, coordinators, geo_log,
+        DbError, coordinators, copies,
+        ended_writes::{self, Word},
+        geo_log, history,
         outbox::{self, DutyState},
         repositories, routers, storages,
-        writes::{self, Word},
+        writes,
     },
 };
 
@@ -53,8 +55,11 @@ async fn reconcile(shared: &Shared, count: bool) -> Result<(), DbError> {
     }
     let keep = shared.config.timing.keep_done_duties.0;
     db.retrying(|| outbox::duty_purge(db.pool(), keep, BATCH)).await?;
+    let keep = shared.config.repair.keep_history.0;
+    db.retrying(|| history::history_purge(db.pool(), keep, BATCH)).await?;
+    db.retrying(|| copies::copy_purge_numbers(db.pool(), BATCH)).await?;
     for (word, age) in KEEP_ENDED_WRITES {
-        db.retrying(|| writes::write_purge_ended(db.pool(), word, age, EVENTS)).await?;
+        db.retrying(|| ended_writes::ended_write_purge(db.pool(), word, age, EVENTS)).await?;
     }
     prune_geo_log(shared).await?;
     db.retrying(|| coordinators::coordinator_purge(db.pool(), KEEP_COORDINATORS)).await?;

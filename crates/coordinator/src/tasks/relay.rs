@@ -39,7 +39,7 @@ const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often lost messages are looked for.
-const STALE_INTERVAL: Duration = Duration::from_secs(5);
+const STALE_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 enum RelayError {
@@ -194,7 +194,8 @@ impl Relay {
         if !sites.is_empty() {
             db.retrying(|| outbox::duty_owe_notifications(db.pool(), &sites)).await?;
         }
-        let due = db.retrying(|| outbox::duty_claim_pending(db.pool(), BATCH)).await?;
+        let pause = self.shared.config.repair.parked_pause.0;
+        let due = db.retrying(|| outbox::duty_claim_pending(db.pool(), BATCH, pause)).await?;
         let full = due.len() == BATCH as usize;
         self.publish(due).await?;
         if Instant::now() >= self.stale_at {
@@ -209,8 +210,10 @@ impl Relay {
         let db = &self.shared.db;
         let timing = &self.shared.config.timing;
         let (published, started) = (timing.republish_after.0, timing.restart_after.0);
-        let stale =
-            db.retrying(|| outbox::duty_republish_stale(db.pool(), published, started, BATCH)).await?;
+        let lapsed = self.shared.config.repair.lease.0;
+        let stale = db
+            .retrying(|| outbox::duty_republish_stale(db.pool(), published, started, lapsed, BATCH))
+            .await?;
         self.publish(stale).await?;
         self.publish_mirrors(published).await.map(drop)
     }

@@ -3,39 +3,62 @@
 use futures::StreamExt as _;
 use tabularium_common::duties::{Class, DutyMessage, read_body};
 use tabularium_proto::coordinator::{
-    self as wire, WriteKind, duty_service_client::DutyServiceClient, finish_duty_request::Outcome,
+    self as wire, WriteKind, abort_write_request::Outcome as AbortOutcome, duty_service_client::DutyServiceClient, finish_duty_request::Outcome,
     finish_duty_response::Disposition, start_duty_response::Work,
 };
 use tonic::{Code, transport::Channel};
 
 use crate::support::*;
 
-async fn start(duties: &mut DutyServiceClient<Channel>, duty_id: &str, worker: &str) -> Work {
+pub(crate) async fn start(duties: &mut DutyServiceClient<Channel>, duty_id: &str, worker: &str) -> Work {
     let request = wire::StartDutyRequest { duty_id: duty_id.into(), worker_id: worker.into() };
     duties.start_duty(request).await.unwrap().into_inner().work.unwrap()
 }
 
-async fn finish(
+/// A worker starts a copy.
+pub(crate) async fn start_copy(
+    duties: &mut DutyServiceClient<Channel>,
+    duty_id: &str,
+    worker: &str,
+) -> wire::ReplicateWork {
+    match start(duties, duty_id, worker).await {
+        Work::Replicate(work) => work,
+        other => panic!("no copy: {other:?}"),
+    }
+}
+
+/// Reports about whichever attempt is under way.
+pub(crate) async fn finish(
     duties: &mut DutyServiceClient<Channel>,
     duty_id: &str,
     worker: &str,
     outcome: Outcome,
 ) -> Disposition {
-    let request =
-        wire::FinishDutyRequest { duty_id: duty_id.into(), worker_id: worker.into(), outcome: Some(outcome), ..wire::FinishDutyRequest::default() };
+    finish_attempt(duties, duty_id, worker, 0, outcome).await
+}
+
+pub(crate) async fn finish_attempt(
+    duties: &mut DutyServiceClient<Channel>,
+    duty_id: &str,
+    worker: &str,
+    attempt: i64,
+    outcome: Outcome,
+) -> Disposition {
+    let (duty_id, worker_id) = (duty_id.into(), worker.into());
+    let request = wire::FinishDutyRequest { duty_id, worker_id, outcome: Some(outcome), attempt };
     duties.finish_duty(request).await.unwrap().into_inner().disposition.unwrap()
 }
 
-fn succeeded(reached: i64) -> Outcome {
+pub(crate) fn succeeded(reached: i64) -> Outcome {
     Outcome::Succeeded(wire::DutySucceeded { reached })
 }
 
-fn failed(unreachable: bool) -> Outcome {
-    Outcome::Failed(wire::DutyFailed { message: "no".into(), unreachable, ..wire::DutyFailed::default() })
+pub(crate) fn failed(unreachable: bool) -> Outcome {
+    Outcome::Failed(wire::DutyFailed { message: "no".into(), unreachable, bad_source: false })
 }
 
 /// Duties of a class that are not done.
-async fn open(
+pub(crate) async fn open(
     operator: &mut wire::operator_service_client::OperatorServiceClient<Channel>,
     class: &str,
 ) -> Vec<wire::DutyDetails> {
@@ -75,7 +98,8 @@ async fn a_write_rings_for_every_copy_and_the_copies_catch_up() {
         let Work::Replicate(work) = start(&mut duties, &id, "w").await else { panic!("replicate") };
         let target = work.target.unwrap();
         assert_eq!(message.subject.as_str(), format!("replication.default.{}", target.storage));
-        assert_eq!(work.source.unwrap().storage, route.primary);
+        let source = work.source.unwrap().storage;
+        assert!(if targets.is_empty() { source == route.primary } else { source == targets[0] }, "{source}");
         assert_eq!((work.generation, work.relative_path.as_str()), (generation, "g/a.git"));
         let busy = wire::StartDutyRequest { duty_id: id.clone(), worker_id: "other".into() };
         assert_eq!(duties.start_duty(busy).await.unwrap_err().code(), Code::Unavailable);
@@ -121,11 +145,13 @@ async fn duties_for_one_copy_coalesce_and_what_came_meanwhile_is_owed_anew() {
         .expect("a write while a copy is under way is owed beside it");
     let Work::Nothing(nothing) = start(&mut duties, &second.duty_id, "w2").await else { panic!("nothing") };
     assert_eq!(nothing.reason, "the same is under way");
-    finish(&mut duties, &first.duty_id, "w", succeeded(work.generation)).await;
-    let third = open(&mut operator, "replication").await;
-    let third = third.iter().find(|duty| duty.target == first.target).expect("still behind, so owed anew");
-    let Work::Replicate(work) = start(&mut duties, &third.duty_id, "w").await else { panic!("replicate") };
-    finish(&mut duties, &third.duty_id, "w", succeeded(work.generation + 100)).await;
+    let Disposition::AnotherRound(round) =
+        finish(&mut duties, &first.duty_id, "w", succeeded(work.generation)).await
+    else {
+        panic!("still behind")
+    };
+    assert!(round.generation > work.generation && round.attempt > work.attempt);
+    finish(&mut duties, &first.duty_id, "w", succeeded(round.generation + 100)).await;
     let after = resolve(&mut routing, "a.git").await.unwrap();
     let copy = after.replicas.iter().find(|replica| replica.storage == first.target).unwrap();
     assert_eq!(copy.generation, after.generation, "and not more than there is");
@@ -268,24 +294,29 @@ async fn a_copy_whose_source_was_given_up_meanwhile_does_not_count() {
     commit(&mut routing, &begun, &[&route.primary]).await.unwrap();
     let spare = others(&route);
     let both = open(&mut operator, "replication").await;
-    // The first copy is done; during the second another write runs on the source, whose end nobody sees.
-    let Work::Replicate(work) = start(&mut duties, &both[0].duty_id, "w").await else { panic!("replicate") };
+    // The first copy is done; during the second the primary is given up.
+    let work = start_copy(&mut duties, &both[0].duty_id, "w").await;
     finish(&mut duties, &both[0].duty_id, "w", succeeded(work.generation)).await;
-    let _open = begin_write(&mut routing, "a.git").await;
-    let Work::Replicate(work) = start(&mut duties, &both[1].duty_id, "w").await else { panic!("replicate") };
+    let work = start_copy(&mut duties, &both[1].duty_id, "w").await;
     assert_eq!(work.target.unwrap().storage, spare[1]);
     let moved = wire::BeginWriteRequest {
         unreachable_storages: vec![route.primary.clone()],
         ..begin("a.git", WriteKind::Update)
     };
     let moved = routing.begin_write(moved).await.unwrap().into_inner();
-    assert_eq!(moved.route.unwrap().primary, spare[0]);
-    finish(&mut duties, &both[1].duty_id, "w", succeeded(work.generation)).await;
+    assert_eq!(moved.route.as_ref().unwrap().primary, spare[0]);
+    abort(&mut routing, &moved, AbortOutcome::NotApplied, &[]).await.unwrap();
+    let Disposition::AnotherRound(round) =
+        finish(&mut duties, &both[1].duty_id, "w", succeeded(work.generation)).await
+    else {
+        panic!("it may hold what was given up")
+    };
     let after = resolve(&mut routing, "a.git").await.unwrap();
     let copy = after.replicas.iter().find(|replica| replica.storage == spare[1]).unwrap();
-    assert!(copy.generation < after.generation, "it may hold what was given up");
-    let owed = open(&mut operator, "replication").await;
-    assert!(owed.iter().any(|duty| duty.target == spare[1]), "so it is made again");
+    assert!(copy.generation < after.generation, "so it is made again");
+    finish(&mut duties, &both[1].duty_id, "w", succeeded(round.generation)).await;
+    let after = resolve(&mut routing, "a.git").await.unwrap();
+    assert_eq!(generations(&after), [after.generation; 3]);
     site.check_consistency().await;
 }
 
@@ -309,10 +340,11 @@ async fn a_long_copy_is_not_overtaken_by_the_next_write() {
     let owed = open(&mut operator, "replication").await;
     let next = owed.iter().find(|duty| duty.target == long.target && duty.duty_id != long.duty_id).unwrap();
     assert!(matches!(start(&mut duties, &next.duty_id, "w2").await, Work::Nothing(_)));
-    finish(&mut duties, &long.duty_id, "w", succeeded(work.generation)).await;
+    let again = finish(&mut duties, &long.duty_id, "w", succeeded(work.generation)).await;
+    assert!(matches!(again, Disposition::AnotherRound(_)), "its work was not for nothing: {again:?}");
     let after = resolve(&mut routing, "a.git").await.unwrap();
     let copy = after.replicas.iter().find(|replica| replica.storage == long.target).unwrap();
-    assert_eq!(copy.generation, work.generation, "its work was not for nothing");
+    assert_eq!(copy.generation, work.generation, "and what it has is known");
     site.check_consistency().await;
 }
 

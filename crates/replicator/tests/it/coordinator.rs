@@ -8,7 +8,7 @@ use std::{
 
 use tabularium_proto::coordinator::{
     BeginSyncRequest, BeginSyncResponse, DutyDone, FinishDutyRequest, FinishDutyResponse, FinishSyncRequest,
-    FinishSyncResponse, NothingToDo, StartDutyRequest, StartDutyResponse, SyncClaim, SyncSettled,
+    FinishSyncResponse, NothingToDo, RenewDutyRequest, RenewDutyResponse, StartDutyRequest, StartDutyResponse, SyncClaim, SyncSettled,
     begin_sync_response::Decision, duty_service_server::DutyService, finish_duty_request,
     finish_duty_response::Disposition, finish_sync_request, finish_sync_response::Next,
     start_duty_response::Work,
@@ -26,6 +26,13 @@ pub(crate) struct State {
     pub(crate) down: usize,
     pub(crate) started: Vec<Instant>,
     pub(crate) finished: Vec<finish_duty_request::Outcome>,
+    /// The attempt that each of them was about.
+    pub(crate) attempts: Vec<i64>,
+    pub(crate) renewals: usize,
+    /// Renewals are refused: the duty is another worker's.
+    pub(crate) taken_away: bool,
+    /// Renewals are answered as by a coordinator that is down.
+    pub(crate) renewals_down: bool,
     /// Answers to FinishDuty; done when there is none.
     pub(crate) dispositions: VecDeque<Disposition>,
     /// Answers to BeginSync; a claim when there is none.
@@ -115,6 +122,22 @@ impl DutyService for Service {
         Ok(Response::new(StartDutyResponse { work: Some(work) }))
     }
 
+    async fn renew_duty(
+        &self,
+        request: Request<RenewDutyRequest>,
+    ) -> Result<Response<RenewDutyResponse>, Status> {
+        self.up(&request)?;
+        let mut state = self.state.lock().unwrap();
+        if state.renewals_down {
+            return Err(Status::unavailable("down"));
+        }
+        state.renewals += 1;
+        if state.taken_away {
+            return Err(Status::failed_precondition("the duty is not held any more"));
+        }
+        Ok(Response::new(RenewDutyResponse {}))
+    }
+
     async fn finish_duty(
         &self,
         request: Request<FinishDutyRequest>,
@@ -124,6 +147,7 @@ impl DutyService for Service {
         let mut state = self.state.lock().unwrap();
         let request = request.into_inner();
         state.finished.push(request.outcome.unwrap());
+        state.attempts.push(request.attempt);
         let disposition = state.dispositions.pop_front().unwrap_or(Disposition::Done(DutyDone {}));
         if matches!(disposition, Disposition::Done(_)) {
             state.work.remove(&request.duty_id.parse().unwrap());

@@ -8,7 +8,7 @@ use std::{
 use tabularium_proto::gitaly::{
     CalculateChecksumRequest, CalculateChecksumResponse, CreateRepositoryRequest, CreateRepositoryResponse,
     FetchRemoteRequest, FetchRemoteResponse, FindDefaultBranchNameRequest, FindDefaultBranchNameResponse,
-    ListRefsRequest, ListRefsResponse, RemoveRepositoryRequest, RemoveRepositoryResponse,
+    FsckRequest, FsckResponse, ListRefsRequest, ListRefsResponse, RemoveRepositoryRequest, RemoveRepositoryResponse,
     ReplicateRepositoryRequest, ReplicateRepositoryResponse, Repository, WriteRefRequest, WriteRefResponse,
     list_refs_response::Reference, ref_service_server::RefService,
     repository_service_server::RepositoryService,
@@ -39,6 +39,12 @@ pub(crate) struct State {
     /// Method and metadata of every write.
     pub(crate) writes: Vec<(&'static str, MetadataMap)>,
     pub(crate) replications: Vec<ReplicateRepositoryRequest>,
+    /// Checksums asked for.
+    pub(crate) checksums: usize,
+    /// What every copy answers instead of copying.
+    pub(crate) copy_failure: Option<Status>,
+    /// What looking through a repository brings to light.
+    pub(crate) fsck: String,
     pub(crate) fetches: Vec<FetchRemoteRequest>,
 }
 
@@ -48,12 +54,19 @@ pub(crate) struct Node {
     pub(crate) state: Arc<Mutex<State>>,
     /// One permit for each copy that may go on.
     pub(crate) copy_gate: Arc<Semaphore>,
+    /// One permit for each checksum that may be answered.
+    pub(crate) checksum_gate: Arc<Semaphore>,
 }
 
 impl Node {
     pub(crate) async fn start() -> Self {
         let mut node =
-            Self { address: String::new(), state: Arc::default(), copy_gate: Arc::new(Semaphore::new(1000)) };
+            Self {
+                address: String::new(),
+                state: Arc::default(),
+                copy_gate: Arc::new(Semaphore::new(1000)),
+                checksum_gate: Arc::new(Semaphore::new(1000)),
+            };
         node.address = serve_node(node.clone()).await;
         node
     }
@@ -96,6 +109,8 @@ impl RepositoryService for Node {
         &self,
         request: Request<CalculateChecksumRequest>,
     ) -> Result<Response<CalculateChecksumResponse>, Status> {
+        self.with(|state| state.checksums += 1);
+        self.checksum_gate.acquire().await.unwrap().forget();
         let key = key(request.get_ref().repository.as_ref());
         let repo = self.with(|state| state.repositories.get(&key).cloned()).ok_or_else(missing)?;
         Ok(Response::new(CalculateChecksumResponse { checksum: format!("{:?}", repo.refs) }))
@@ -111,6 +126,9 @@ impl RepositoryService for Node {
         let request = request.into_inner();
         let (source, target) = (key(request.source.as_ref()), key(request.repository.as_ref()));
         self.with(|state| {
+            if let Some(failure) = state.copy_failure.clone() {
+                return Err(failure);
+            }
             if let Some(refs) = state.source_moves_to.take() {
                 state.repositories.get_mut(&source).unwrap().refs = refs;
             }
@@ -120,6 +138,11 @@ impl RepositoryService for Node {
             }
             Ok(Response::new(ReplicateRepositoryResponse {}))
         })
+    }
+
+    async fn fsck(&self, request: Request<FsckRequest>) -> Result<Response<FsckResponse>, Status> {
+        self.note("fsck", &request);
+        Ok(Response::new(FsckResponse { error: self.with(|state| state.fsck.clone()).into_bytes() }))
     }
 
     async fn remove_repository(
