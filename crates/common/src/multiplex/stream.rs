@@ -19,7 +19,8 @@ use tokio_util::{
 /// One stream of a session: bytes both ways.
 ///
 /// Fails at once when the session ends. yamux itself tells an end of the session from an end of the stream no more than it
-/// wakes those who still read when a session is closed; this does both.
+/// wakes those who still read when a session is closed; this does both. Only a stream that was shut down before its end was
+/// read may take the one for the other: where that matters, read to the end first.
 pub struct Stream {
     inner: Compat<yamux::Stream>,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,

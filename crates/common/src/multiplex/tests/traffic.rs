@@ -2,14 +2,17 @@
 
 use std::{
     collections::BTreeSet,
+    future::{Future as _, poll_fn},
+    pin::pin,
     time::{Duration, Instant},
 };
 
 use futures::future::join_all;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::compat::{FuturesAsyncReadCompatExt as _, TokioAsyncReadCompatExt as _};
 
 use super::*;
-use crate::multiplex::{BACKCHANNEL, HANDSHAKE_TIMEOUT};
+use crate::multiplex::{BACKCHANNEL, HANDSHAKE_TIMEOUT, MAX_INBOUND_STREAMS};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vote_goes_back_while_the_request_is_under_way() {
@@ -116,18 +119,14 @@ async fn whoever_says_too_little_or_nonsense_disturbs_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_stream_for_requests_is_reset_and_the_first_goes_on() {
-    use tokio_util::compat::FuturesAsyncReadCompatExt as _;
-    use tokio_util::compat::TokioAsyncReadCompatExt as _;
     let node = start_node().await;
     let mut connection = node.address.connect().await.unwrap();
     connection.write_all(BACKCHANNEL).await.unwrap();
     let mut yamux =
         yamux::Connection::new(connection.compat(), yamux::Config::default(), yamux::Mode::Client);
-    let first = std::future::poll_fn(|cx| yamux.poll_new_outbound(cx)).await.unwrap();
-    let second = std::future::poll_fn(|cx| yamux.poll_new_outbound(cx)).await.unwrap();
-    tokio::spawn(
-        async move { while std::future::poll_fn(|cx| yamux.poll_next_inbound(cx)).await.is_some() {} },
-    );
+    let first = poll_fn(|cx| yamux.poll_new_outbound(cx)).await.unwrap();
+    let second = poll_fn(|cx| yamux.poll_new_outbound(cx)).await.unwrap();
+    tokio::spawn(async move { while poll_fn(|cx| yamux.poll_next_inbound(cx)).await.is_some() {} });
     let mut sender = http2(first.compat()).await;
     assert_eq!(said(&mut sender, "/echo", "hello").await.1, "hello");
     let mut second = second.compat();
@@ -138,7 +137,6 @@ async fn a_second_stream_for_requests_is_reset_and_the_first_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sidechannel_is_refused_and_the_rest_goes_on() {
-    use tokio_util::compat::{FuturesAsyncReadCompatExt as _, TokioAsyncReadCompatExt as _};
     let listener = Listener::bind(&ListenAddress::Tcp(([127, 0, 0, 1], 0).into())).await.unwrap();
     let (address, tasks) = (listener.address().unwrap(), Tasks::new());
     let peer = tokio::spawn(async move {
@@ -146,11 +144,9 @@ async fn a_sidechannel_is_refused_and_the_rest_goes_on() {
         connection.read_exact(&mut [0; BACKCHANNEL.len()]).await.unwrap();
         let mut yamux =
             yamux::Connection::new(connection.compat(), yamux::Config::default(), yamux::Mode::Server);
-        let side = std::future::poll_fn(|cx| yamux.poll_new_outbound(cx)).await.unwrap();
-        let back = std::future::poll_fn(|cx| yamux.poll_new_outbound(cx)).await.unwrap();
-        tokio::spawn(async move {
-            while std::future::poll_fn(|cx| yamux.poll_next_inbound(cx)).await.is_some() {}
-        });
+        let side = poll_fn(|cx| yamux.poll_new_outbound(cx)).await.unwrap();
+        let back = poll_fn(|cx| yamux.poll_new_outbound(cx)).await.unwrap();
+        tokio::spawn(async move { while poll_fn(|cx| yamux.poll_next_inbound(cx)).await.is_some() {} });
         let mut side = side.compat();
         side.write_all(b"sidechannel\0\0\0\0\0\0\0\x01").await.unwrap();
         assert_eq!(side.read(&mut [0; 2]).await.unwrap(), 0, "not a word of agreement");
@@ -158,6 +154,44 @@ async fn a_sidechannel_is_refused_and_the_rest_goes_on() {
     });
     let _rpcs = dial(&address, answers(), &tasks).await.unwrap();
     assert_eq!(peer.await.unwrap(), "change: commit");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_opens_too_many_streams_loses_only_those() {
+    let listener = Listener::bind(&ListenAddress::Tcp(([127, 0, 0, 1], 0).into())).await.unwrap();
+    let (address, tasks) = (listener.address().unwrap(), Tasks::new());
+    let peer = tokio::spawn(async move {
+        let mut connection = listener.accept().await.unwrap();
+        connection.read_exact(&mut [0; BACKCHANNEL.len()]).await.unwrap();
+        let mut yamux =
+            yamux::Connection::new(connection.compat(), yamux::Config::default(), yamux::Mode::Server);
+        let mut streams = Vec::new();
+        for _ in 0..MAX_INBOUND_STREAMS + 44 {
+            let open = poll_fn(|cx| {
+                // Acknowledgements are taken in meanwhile; without them this end would hold the next one back.
+                let _ = yamux.poll_next_inbound(cx);
+                yamux.poll_new_outbound(cx)
+            });
+            let stream = open.await.unwrap();
+            let mut stream = stream.compat();
+            let mut written = pin!(stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"));
+            poll_fn(|cx| {
+                let _ = yamux.poll_next_inbound(cx);
+                written.as_mut().poll(cx)
+            })
+            .await
+            .unwrap();
+            streams.push(stream);
+        }
+        tokio::spawn(async move { while poll_fn(|cx| yamux.poll_next_inbound(cx)).await.is_some() {} });
+        let greeted = streams.iter_mut().map(async |stream| stream.read(&mut [0; 9]).await.unwrap());
+        let greeted = join_all(greeted).await;
+        (greeted.iter().filter(|bytes| **bytes > 0).count(), streams)
+    });
+    let _rpcs = dial(&address, answers(), &tasks).await.unwrap();
+    let (greeted, _streams) = tokio::time::timeout(HANDSHAKE_TIMEOUT, peer).await.unwrap().unwrap();
+    assert_eq!(greeted, MAX_INBOUND_STREAMS);
+    assert_eq!(tasks.running().len(), 2, "the session goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
