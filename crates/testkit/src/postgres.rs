@@ -47,6 +47,18 @@ impl Postgres {
     }
 }
 
+/// Transactions that a database has committed since it was made. The server adds them up about once a second.
+pub async fn committed_transactions(url: &str) -> Result<f64, sqlx::Error> {
+    let mut connection = PgConnection::connect_with(&url.parse::<PgConnectOptions>()?).await?;
+    let count: i64 =
+        sqlx::query_scalar("select xact_commit from pg_stat_database where datname = current_database()")
+            .fetch_one(&mut connection)
+            .await?;
+    connection.close().await?;
+    #[expect(clippy::cast_precision_loss, reason = "a figure")]
+    Ok(count as f64)
+}
+
 impl Drop for Postgres {
     fn drop(&mut self) {
         let names = std::mem::take(&mut *self.databases.lock().unwrap());

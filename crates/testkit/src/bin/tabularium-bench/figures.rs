@@ -5,6 +5,8 @@
 pub(crate) enum Bar {
     /// At most this.
     AtMost(f64),
+    /// At least this.
+    AtLeast(f64),
     /// For the reader only.
     Told,
 }
@@ -25,6 +27,7 @@ impl Figures {
     pub(crate) fn print(&mut self, name: &str, value: f64, bar: Bar) {
         let (bar, reached) = match bar {
             Bar::AtMost(limit) => (format!("<={limit}"), value <= limit),
+            Bar::AtLeast(limit) => (format!(">={limit}"), value >= limit),
             Bar::Told => ("-".to_owned(), true),
         };
         if !reached {
@@ -54,6 +57,8 @@ mod tests {
         let mut figures = Figures::new();
         figures.print("a", 1.0, Bar::AtMost(1.0));
         figures.print("b", 9.0, Bar::Told);
+        assert!(figures.all_reached());
+        figures.print("d", 1.0, Bar::AtLeast(1.0));
         assert!(figures.all_reached());
         figures.print("c", f64::NAN, Bar::AtMost(1.0));
         assert!(!figures.all_reached(), "what could not be measured was not reached");

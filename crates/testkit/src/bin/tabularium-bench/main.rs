@@ -13,6 +13,7 @@ mod large;
 mod process;
 mod relay;
 mod relay_backend;
+mod writes;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -50,6 +51,18 @@ enum Bench {
         #[arg(long, default_value_t = 1024)]
         mebibytes: u64,
     },
+    /// Quorum writes: latency by number of replicas, a slow or lost secondary, a hot repository, a replica that comes back.
+    Writes {
+        /// Pushes of each kind whose median counts.
+        #[arg(long, default_value_t = 30)]
+        pushes: usize,
+        /// Size of the upload that loses a secondary, in MiB.
+        #[arg(long, default_value_t = 150)]
+        upload_mebibytes: u64,
+        /// Writes that a node misses.
+        #[arg(long, default_value_t = 2000)]
+        missed_writes: usize,
+    },
     /// The storage node that `relay` measures with. Not for people.
     #[command(hide = true)]
     RelayBackend {
@@ -73,6 +86,9 @@ fn main() -> ExitCode {
             Bench::Relay { rounds } => relay::run(rounds).await,
             Bench::Clone { rounds, mebibytes } => clone::run(rounds, mebibytes).await,
             Bench::Large { mebibytes } => large::run(mebibytes).await,
+            Bench::Writes { pushes, upload_mebibytes, missed_writes } => {
+                writes::run(writes::Extent { pushes, upload_mebibytes, missed_writes }).await
+            }
             Bench::RelayBackend { announce } => {
                 relay_backend::serve(&announce).await.map(|()| figures::Figures::new())
             }
