@@ -83,11 +83,9 @@ names! {
         RouterRouteLease => "router.route_lease",
         /// Answers votes though the write's lease has run out.
         RouterWriteFence => "router.write_fence",
-        /// Gives a repository's ticket to more than one write.
-        CoordinatorTicket => "coordinator.ticket",
         /// Confirms a write before cached routes to replicas it left behind are revoked.
         CoordinatorRevocation => "coordinator.revocation",
-        /// Counts replicas that did not take part as up to date.
+        /// Counts everybody who took part as up to date, whatever they voted.
         CoordinatorCommittedOnly => "coordinator.committed_only",
         /// Applies a change though the vote was refused.
         NodeVote => "node.vote",

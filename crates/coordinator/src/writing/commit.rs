@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use tabularium_common::{
+    faults::{CrashPoint, SafetyStep, crash_point, is_off},
+    ids::StorageName,
+};
 use uuid::Uuid;
 
 use super::revoke_owed;
@@ -20,6 +24,9 @@ use crate::{
 /// because its answer was lost, is answered as the first one.
 pub(crate) async fn commit(shared: &Arc<Shared>, report: &Report<'_>) -> Result<Recorded, WriteError> {
     let db = &shared.db;
+    let everybody = everybody(shared, report).await?;
+    let report = &Report { storages: everybody.as_deref().unwrap_or(report.storages), ..report.clone() };
+    crash_point(CrashPoint::CoordinatorBeforeCommit);
     match db.promptly(|| commits::commit(db.pool(), report)).await? {
         Committed::Unknown => repeated(shared, report).await,
         Committed::WithoutPrimary(primary) => Err(WriteError::WithoutPrimary { primary }),
@@ -31,20 +38,31 @@ pub(crate) async fn commit(shared: &Arc<Shared>, report: &Report<'_>) -> Result<
                 shared.metrics.primary_moved();
                 tracing::info!(repository_id = %route.id, storage = %recorded.primary, epoch = %recorded.epoch, "primary moved");
             }
-            if !owed.is_empty() {
+            crash_point(CrashPoint::CoordinatorAfterCommit);
+            if !owed.is_empty() && !is_off(SafetyStep::CoordinatorRevocation) {
                 shared.revoker.revoke(&[route], owed).await?;
             }
+            crash_point(CrashPoint::CoordinatorAfterRevocation);
             Ok(recorded)
         }
     }
+}
+
+/// All that took part, for tests that want to see the difference.
+async fn everybody(shared: &Shared, report: &Report<'_>) -> Result<Option<Vec<StorageName>>, WriteError> {
+    if !is_off(SafetyStep::CoordinatorCommittedOnly) {
+        return Ok(None);
+    }
+    let db = &shared.db;
+    let open = db.promptly(|| writes::write_find(db.pool(), report.id)).await?;
+    Ok(open.map(|open| open.participants))
 }
 
 /// A report of a write whose intent is gone.
 async fn repeated(shared: &Arc<Shared>, report: &Report<'_>) -> Result<Recorded, WriteError> {
     let (db, id) = (&shared.db, report.id);
     let not_open = || WriteError::NotOpen { id: id.to_string() };
-    let found =
-        db.promptly(|| ended_writes::ended_write_find(db.pool(), id, report.router_id)).await?;
+    let found = db.promptly(|| ended_writes::ended_write_find(db.pool(), id, report.router_id)).await?;
     let ended = found.ok_or_else(not_open)?;
     if !ended.committed {
         // It was settled, and the nodes may have gone on. Nobody is told that it counts, but what it left must be

@@ -5,7 +5,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tabularium_common::ids::StorageName;
+use tabularium_common::{
+    faults::{CrashPoint, crash_point},
+    ids::StorageName,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -47,7 +50,12 @@ enum Settled {
     RepairGivenUp,
     /// All hold the same, and nobody had written.
     Unchanged,
-    Kept { holders: Vec<StorageName>, route: RevokedRoute, owed: Vec<i64>, primary_moved: bool },
+    Kept {
+        holders: Vec<StorageName>,
+        route: RevokedRoute,
+        owed: Vec<i64>,
+        primary_moved: bool,
+    },
 }
 
 /// Settles a write of which nobody knows whether it took effect. That it is not there, or was renewed, is no error.
@@ -68,6 +76,7 @@ pub(crate) async fn settle(shared: &Arc<Shared>, id: Uuid, doubt: &Doubt) -> Res
         WriteKind::Update => inspect(shared, &open).await?,
         WriteKind::Create | WriteKind::Repair => Inspection::default(),
     };
+    crash_point(CrashPoint::CoordinatorBeforeSettlement);
     let settled = db.retrying(|| settle_under_lock(shared, &open, &inspection)).await?;
     let (repository_id, correlation_id) = (open.repository_id, &open.correlation_id);
     tracing::info!(write_id = %id, correlation_id, %repository_id, ?settled, ?doubt, "write in doubt settled");
@@ -201,8 +210,9 @@ async fn take_for_look(shared: &Shared, ended: Uuid, look: Uuid) -> Result<bool,
     if let Some(repository) = repositories::repository_lock_id(&mut transaction, id).await? {
         let mut participants: Vec<StorageName> = repository.up_to_date().cloned().collect();
         participants.sort_by_key(|storage| *storage != repository.primary);
-        taken = ended_writes::ended_write_look_again_in_txn(&mut transaction, look, &repository, &participants)
-            .await?;
+        taken =
+            ended_writes::ended_write_look_again_in_txn(&mut transaction, look, &repository, &participants)
+                .await?;
         if !taken {
             return Ok(false);
         }

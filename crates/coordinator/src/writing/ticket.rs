@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tabularium_common::ids::RepositoryId;
+use tabularium_common::{
+    faults::{CrashPoint, crash_point},
+    ids::RepositoryId,
+};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -50,7 +53,10 @@ where
             return Err(WriteError::Busy);
         }
         match attempt().await? {
-            Try::Over(outcome) => return Ok(outcome),
+            Try::Over(outcome) => {
+                crash_point(CrashPoint::CoordinatorAfterBegin);
+                return Ok(outcome);
+            }
             Try::Held => turn.try_again(deadline).await?,
             Try::NotYet(error) => {
                 if Instant::now() + NOT_YET >= deadline {

@@ -8,7 +8,7 @@ use crate::session::{self, Options};
 /// Harm that makes the lack of a step felt, and for how many seconds.
 fn plan(step: SafetyStep) -> (&'static [&'static str], u64) {
     match step {
-        SafetyStep::RouterTicket | SafetyStep::CoordinatorTicket => (&["kill-router", "stop-node"], 30),
+        SafetyStep::RouterTicket => (&["kill-router", "stop-node"], 40),
         SafetyStep::RouterQuorum => (&["kill-primary", "stop-primary", "swallow-node"], 40),
         SafetyStep::RouterRecordBeforeAnswer => (&["crash-router.before_record", "kill-primary"], 40),
         SafetyStep::RouterRouteLease => {
