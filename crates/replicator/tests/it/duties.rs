@@ -15,7 +15,7 @@ use crate::{
     support::{World, admin, until},
 };
 
-const PATH: &str = "@cluster/repositories/6b/86/1";
+pub(crate) const PATH: &str = "@cluster/repositories/6b/86/1";
 
 impl World {
     pub(crate) fn storage(&self, name: &str) -> StorageAddress {
@@ -35,15 +35,19 @@ impl World {
         })
     }
 
-    async fn owe_copy(&self) -> Uuid {
+    pub(crate) async fn owe_copy(&self) -> Uuid {
         self.node.put("node-1", PATH, &[("refs/heads/main", "11")]);
-        let duty = self.coordinator.owe(self.copy());
+        self.owe_work(self.copy()).await
+    }
+
+    pub(crate) async fn owe_work(&self, work: Work) -> Uuid {
+        let duty = self.coordinator.owe(work);
         self.ring(Class::Replication, duty).await;
         duty
     }
 }
 
-fn failure(outcome: Outcome) -> (String, bool) {
+pub(crate) fn failure(outcome: Outcome) -> (String, bool) {
     match outcome {
         Outcome::Failed(failed) => (failed.message, failed.unreachable),
         Outcome::Succeeded(succeeded) => panic!("{succeeded:?}"),

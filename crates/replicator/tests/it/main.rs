@@ -3,6 +3,7 @@
 
 mod bus;
 mod coordinator;
+mod copying;
 mod duties;
 mod life;
 mod node;

@@ -57,8 +57,17 @@ impl World {
     }
 
     pub(crate) fn config(&self) -> ReplicatorConfig {
+        parse(std::path::Path::new("test.toml"), &self.config_text()).unwrap()
+    }
+
+    /// A directory of this world's own.
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
+    pub(crate) fn config_text(&self) -> String {
         let file = |name: &str| self.directory.path().join(name).display().to_string();
-        let text = format!(
+        format!(
             "admin_listen = '127.0.0.1:0'\n\
              coordinators = ['{coordinator}']\n\
              nats_url = '{nats}'\n\
@@ -76,8 +85,7 @@ impl World {
             site = self.site.url,
             hook = file("hook"),
             home = file("home"),
-        );
-        parse(std::path::Path::new("test.toml"), &text).unwrap()
+        )
     }
 
     pub(crate) async fn replicator(&self) -> Running {
