@@ -4,8 +4,10 @@
 mod binary;
 mod duties;
 mod geo;
+mod migrations;
 mod node;
 mod operator;
+mod placement;
 mod recovery;
 mod relay;
 mod repair;

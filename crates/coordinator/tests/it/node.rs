@@ -9,7 +9,9 @@ use tabularium_common::{
 use tabularium_proto::{
     gitaly::{
         CalculateChecksumRequest, CalculateChecksumResponse, FindDefaultBranchNameRequest,
-        FindDefaultBranchNameResponse, ServerInfoRequest, ServerInfoResponse,
+        FindDefaultBranchNameResponse, RepositoryExistsRequest, RepositoryExistsResponse, ServerInfoRequest,
+        ServerInfoResponse, WalkReposRequest, WalkReposResponse,
+        internal_gitaly_server::{InternalGitaly, InternalGitalyServer},
         ref_service_server::{RefService, RefServiceServer},
         repository_service_server::{RepositoryService, RepositoryServiceServer},
         server_info_response::StorageStatus,
@@ -21,7 +23,7 @@ use tabularium_proto::{
     },
 };
 use tokio::task::JoinHandle;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, codegen::BoxStream};
 
 /// What a node answers when it is asked what it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +42,9 @@ pub(crate) enum Holding {
 struct Played {
     storage: String,
     holding: Arc<Mutex<Holding>>,
-    asked: Arc<Mutex<u32>>,
+    filesystem_id: Arc<Mutex<String>>,
+    /// What a walk of its storage finds beside anything else.
+    found: Arc<Mutex<Vec<String>>>,
 }
 
 #[tonic::async_trait]
@@ -56,6 +60,7 @@ impl ServerService for Played {
                 storage_name: self.storage.clone(),
                 readable: true,
                 writeable: true,
+                filesystem_id: self.filesystem_id.lock().unwrap().clone(),
                 ..StorageStatus::default()
             }],
         }))
@@ -68,7 +73,6 @@ impl ReplicaService for Played {
         let repository = request.into_inner().repository.unwrap();
         assert_eq!(repository.storage_name, self.storage);
         assert!(repository.relative_path.starts_with("@cluster/"), "{}", repository.relative_path);
-        *self.asked.lock().unwrap() += 1;
         let holding = *self.holding.lock().unwrap();
         match holding {
             Holding::State(state) => {
@@ -83,7 +87,30 @@ impl ReplicaService for Played {
 }
 
 #[tonic::async_trait]
+impl InternalGitaly for Played {
+    async fn walk_repos(
+        &self,
+        request: Request<WalkReposRequest>,
+    ) -> Result<Response<BoxStream<WalkReposResponse>>, Status> {
+        assert_eq!(request.into_inner().storage_name, self.storage);
+        let found = self.found.lock().unwrap().clone();
+        let found = found.into_iter().map(|relative_path| {
+            Ok(WalkReposResponse { relative_path, modification_time: Some(std::time::UNIX_EPOCH.into()) })
+        });
+        Ok(Response::new(Box::pin(futures::stream::iter(found.collect::<Vec<_>>()))))
+    }
+}
+
+#[tonic::async_trait]
 impl RepositoryService for Played {
+    async fn repository_exists(
+        &self,
+        _request: Request<RepositoryExistsRequest>,
+    ) -> Result<Response<RepositoryExistsResponse>, Status> {
+        let exists = *self.holding.lock().unwrap() != Holding::Nothing;
+        Ok(Response::new(RepositoryExistsResponse { exists }))
+    }
+
     async fn calculate_checksum(
         &self,
         _request: Request<CalculateChecksumRequest>,
@@ -124,7 +151,8 @@ impl Node {
         let played = Played {
             storage: storage.into(),
             holding: Arc::new(Mutex::new(Holding::State("old"))),
-            asked: Arc::default(),
+            filesystem_id: Arc::new(Mutex::new(format!("disk of {storage}"))),
+            found: Arc::default(),
         };
         let (_, health) = tonic_health::server::health_reporter();
         let router = grpc::server()
@@ -132,6 +160,7 @@ impl Node {
             .add_service(ServerServiceServer::new(played.clone()))
             .add_service(ReplicaServiceServer::new(played.clone()))
             .add_service(RepositoryServiceServer::new(played.clone()))
+            .add_service(InternalGitalyServer::new(played.clone()))
             .add_service(RefServiceServer::new(played.clone()));
         let serving = Tasks::new().spawn("node", async move {
             router.serve_with_incoming(listener).await.unwrap();
@@ -143,9 +172,14 @@ impl Node {
         *self.played.holding.lock().unwrap() = holding;
     }
 
-    /// How often it was asked to be quiet and say what it holds.
-    pub(crate) fn asked(&self) -> u32 {
-        *self.played.asked.lock().unwrap()
+    /// Its disk is another one from now on.
+    pub(crate) fn exchange_disk(&self, filesystem_id: &str) {
+        filesystem_id.clone_into(&mut self.played.filesystem_id.lock().unwrap());
+    }
+
+    /// A walk of its storage finds this too.
+    pub(crate) fn has_on_disk(&self, path: &str) {
+        self.played.found.lock().unwrap().push(path.to_owned());
     }
 
     /// Nobody listens any more, nor answers on connections that stand.

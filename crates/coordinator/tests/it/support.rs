@@ -170,6 +170,9 @@ fn config(database: &str, nats_url: &str, nodes: &[Node]) -> Config {
             relay_interval: ConfigDuration::from_millis(100),
             reconcile_interval: ConfigDuration::from_millis(300),
             parked_after: 2,
+            movement_interval: ConfigDuration::from_millis(50),
+            // Tests of other things count how often nodes are asked what they hold.
+            verification_interval: ConfigDuration::from_secs(3600),
             ..Timing::default()
         },
         repair: RepairConfig::default(),
