@@ -3,7 +3,8 @@
 //!
 //! The registry is data (`methods/methods.tsv`), read once. Nothing in the router is written per method. Columns:
 //! service, method, client streaming, server streaming, operation in 16.7, operation in 19.x (`-`: absent there), scope,
-//! and the field paths of target repository, additional repository, storage name and partition id.
+//! and the field paths of target repository, additional repository, storage name, partition id, and of the time at which
+//! the change is said to have been made.
 
 use std::collections::HashMap;
 
@@ -63,6 +64,9 @@ pub struct Method {
     pub operation: Operation,
     /// What it is aimed at.
     pub scope: Scope,
+    /// Field path of the `google.protobuf.Timestamp` that becomes part of what is written. Nodes take their own clock for
+    /// one that is missing, and would write different commits.
+    pub timestamp: Option<Vec<u32>>,
     /// Known to Gitaly 16.7.
     pub in_16_7: bool,
     /// Known to Gitaly 19.x.
@@ -86,6 +90,19 @@ impl Method {
     /// The RPC writes a repository whether or not it exists yet (section k.4).
     pub fn upserts(&self) -> bool {
         matches!(self.name.as_str(), "ReplicateRepository" | "RestoreRepository")
+    }
+
+    /// Nodes vote on the RPC (section g.1).
+    pub fn votes(&self) -> bool {
+        self.operation == Operation::Mutator
+            && matches!(self.scope, Scope::Repository { .. })
+            && !matches!(self.name.as_str(), "CreateObjectPool" | "DeleteObjectPool" | "RemoveRepository")
+    }
+
+    /// The RPC uploads before it changes anything, and its first vote separates the two: only what follows that has to
+    /// be the only write to its repository.
+    pub fn uploads_before_it_votes(&self) -> bool {
+        matches!(self.name.as_str(), "PostReceivePack" | "SSHReceivePack")
     }
 
     /// The RPC reads from the primary whatever the policy, because replicas differ in what it measures (section k.4).
@@ -140,7 +157,7 @@ impl Registry {
 
 fn parse_line(line: &str) -> Result<Method, String> {
     let columns: Vec<&str> = line.split('\t').collect();
-    let [service, name, client, server, old, new, scope, target, additional, storage, partition] =
+    let [service, name, client, server, old, new, scope, target, additional, storage, partition, timestamp] =
         columns[..]
     else {
         return Err(format!("{} columns", columns.len()));
@@ -167,6 +184,7 @@ fn parse_line(line: &str) -> Result<Method, String> {
         server_streaming: server == "true",
         operation,
         scope,
+        timestamp: parse_path(timestamp)?,
         in_16_7: old != "-",
         in_19: new != "-",
     })
@@ -221,5 +239,23 @@ mod tests {
         assert_eq!(method("/gitaly.CommitService/CommitLanguages").operation, Operation::Accessor);
         assert_eq!(method("/gitaly.RepositoryService/OptimizeRepository").operation, Operation::Maintenance);
         assert_eq!(method("/gitaly.ServerService/ServerInfo").operation, Operation::Intercepted);
+    }
+
+    #[test]
+    fn what_becomes_part_of_a_commit_stands_where_the_wire_reference_says() {
+        assert_eq!(method("/gitaly.OperationService/UserCommitFiles").timestamp, Some(vec![1, 11]));
+        assert_eq!(method("/gitaly.OperationService/UserSquash").timestamp, Some(vec![9]));
+        assert_eq!(method("/gitaly.OperationService/UserFFBranch").timestamp, None);
+        assert_eq!(Registry::read().unwrap().iter().filter(|method| method.timestamp.is_some()).count(), 12);
+    }
+
+    #[test]
+    fn nodes_vote_on_what_they_change_alike() {
+        let push = method("/gitaly.SmartHTTPService/PostReceivePack");
+        assert!(push.votes() && push.uploads_before_it_votes());
+        let write_ref = method("/gitaly.RepositoryService/WriteRef");
+        assert!(write_ref.votes() && !write_ref.uploads_before_it_votes());
+        assert!(!method("/gitaly.ObjectPoolService/CreateObjectPool").votes());
+        assert!(!method("/gitaly.RefService/ListRefs").votes());
     }
 }

@@ -1,7 +1,10 @@
 //! One RPC's account: opened when it arrives, closed once with the status the client was sent, or as cancelled when the
 //! client goes away first. Closing counts it and writes its log line.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use http::{HeaderMap, HeaderValue};
 use tabularium_common::telemetry::CorrelationId;
@@ -12,6 +15,31 @@ use crate::{
     metrics::{Metrics, OperationLabel},
     table::{Action, Entry},
 };
+
+/// What is known of a write by the task that drives it, and may change while it does.
+#[derive(Clone, Default)]
+pub(crate) struct Notes(Arc<Mutex<Noted>>);
+
+#[derive(Default)]
+struct Noted {
+    route: Option<Arc<Route>>,
+    storage: Option<Arc<str>>,
+    write_id: Option<String>,
+}
+
+impl Notes {
+    /// Where it goes.
+    pub(crate) fn route(&self, route: &Arc<Route>, storage: &Arc<str>) {
+        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.route = Some(Arc::clone(route));
+        noted.storage = Some(Arc::clone(storage));
+    }
+
+    /// Its ticket.
+    pub(crate) fn write_id(&self, id: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write_id = Some(id.to_owned());
+    }
+}
 
 /// The account of one RPC.
 pub(crate) struct Account {
@@ -24,8 +52,9 @@ pub(crate) struct Account {
     pub(crate) route: Option<Arc<Route>>,
     /// The storage that served it.
     pub(crate) storage: Option<Arc<str>>,
-    /// The write it caused.
-    pub(crate) write_id: Option<String>,
+    /// What the task that drives the write has noted, if it is one.
+    pub(crate) notes: Option<Notes>,
+    write_id: Option<String>,
     /// Why the router itself ended it.
     pub(crate) refusal: Option<String>,
 }
@@ -42,6 +71,7 @@ impl Account {
             closed: false,
             route: None,
             storage: None,
+            notes: None,
             write_id: None,
             refusal: None,
         }
@@ -73,6 +103,12 @@ impl Account {
     pub(crate) fn close(&mut self, code: Code) {
         if std::mem::replace(&mut self.closed, true) {
             return;
+        }
+        if let Some(notes) = self.notes.take() {
+            let noted = notes.0.lock().unwrap_or_else(PoisonError::into_inner);
+            self.route.clone_from(&noted.route);
+            self.storage.clone_from(&noted.storage);
+            self.write_id.clone_from(&noted.write_id);
         }
         let operation = self.operation();
         self.metrics.open_streams.dec();

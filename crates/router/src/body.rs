@@ -2,7 +2,7 @@
 //!
 //! * [`Spliced`]: towards a node: the rewritten first message, then the untouched rest of the client's stream.
 //! * [`Graceful`]: from a node: a connection that is lost becomes a status instead of a reset.
-//! * [`Settled`]: from a node, for writes: the status is held until the write has been recorded.
+//! * [`Driven`]: from the task that drives a write, which decides what the client is told and when.
 //! * [`Deadline`]: to a client: the whole exchange ends when the client's time is up.
 //! * [`Accounted`]: to a client: metrics and the log line at the end, however it ends.
 
@@ -16,17 +16,18 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
-use tokio::{sync::oneshot, time::Sleep};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Sleep,
+};
 use tonic::Code;
 
 use crate::{
     account::Account,
     refusal::{Refusal, code_of},
-    routing::{Ending, settlement},
-    writes::ActiveWrite,
 };
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Ties a request to its answer: when this is dropped, the request is reset if it has not ended by itself.
 ///
@@ -106,7 +107,8 @@ where
     }
 }
 
-fn cancelled() -> BoxError {
+/// Ends a request as reset, so that the node does not take what it has for the whole of it.
+pub(crate) fn cancelled() -> BoxError {
     h2::Error::from(h2::Reason::CANCEL).into()
 }
 
@@ -114,23 +116,16 @@ fn cancelled() -> BoxError {
 pub(crate) struct Graceful<B> {
     inner: Option<(B, Option<Tether>)>,
     storage: std::sync::Arc<str>,
-    lost: bool,
 }
 
 impl<B> Graceful<B> {
     /// Wraps the answer of a storage, and holds what ties the request to it.
     pub(crate) fn new(inner: B, tether: Option<Tether>, storage: std::sync::Arc<str>) -> Self {
-        Self { inner: Some((inner, tether)), storage, lost: false }
-    }
-
-    /// The status is ours: the node went away without one.
-    pub(crate) fn lost(&self) -> bool {
-        self.lost
+        Self { inner: Some((inner, tether)), storage }
     }
 
     fn give_up(&mut self) -> Frame<Bytes> {
         self.inner = None;
-        self.lost = true;
         Frame::trailers(Refusal::Lost(self.storage.to_string()).trailers())
     }
 }
@@ -157,43 +152,19 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Graceful<B> {
     }
 }
 
-type Settling = Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>>;
-type Losing = Pin<Box<tokio_util::sync::WaitForCancellationFutureOwned>>;
-
-/// A node's answer to a write. Data flows; the status waits until the coordinator knows what the write did.
-pub(crate) struct Settled<B> {
-    inner: Option<Graceful<B>>,
-    write: Option<Box<(ActiveWrite, Losing)>>,
-    settling: Option<(Settling, HeaderMap)>,
+/// A write's answer, frame by frame, from the task that drives the write.
+pub(crate) struct Driven {
+    frames: Option<mpsc::Receiver<Frame<Bytes>>>,
 }
 
-impl<B> Settled<B> {
-    /// The answer to something that is no write: nothing is held.
-    pub(crate) fn read(inner: Graceful<B>) -> Self {
-        Self { inner: Some(inner), write: None, settling: None }
-    }
-
-    /// The answer to a write.
-    pub(crate) fn write(inner: Graceful<B>, write: ActiveWrite) -> Self {
-        let losing = Box::pin(write.lost().cancelled_owned());
-        Self { inner: Some(inner), write: Some(Box::new((write, losing))), settling: None }
-    }
-
-    fn poll_settling(&mut self, cx: &mut Context<'_>) -> Poll<HeaderMap> {
-        let Some((settling, trailers)) = &mut self.settling else {
-            return Poll::Pending;
-        };
-        let recorded = ready!(settling.as_mut().poll(cx));
-        let trailers = std::mem::take(trailers);
-        self.settling = None;
-        Poll::Ready(match recorded {
-            Err(refusal) if code_of(&trailers) == Some(Code::Ok) => refusal.trailers(),
-            _ => trailers,
-        })
+impl Driven {
+    /// The sender is the task's.
+    pub(crate) fn new(frames: mpsc::Receiver<Frame<Bytes>>) -> Self {
+        Self { frames: Some(frames) }
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Settled<B> {
+impl Body for Driven {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -201,43 +172,17 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Settled<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let this = &mut *self;
-        if this.settling.is_some() {
-            return this.poll_settling(cx).map(|trailers| Some(Ok(Frame::trailers(trailers))));
-        }
-        if let Some(write) = &mut this.write
-            && write.1.as_mut().poll(cx).is_ready()
-        {
-            // The coordinator has settled the intent already; the node is stopped by dropping its answer. Dropping the
-            // write then tells the coordinator that the node was at it until now.
-            this.inner = None;
-            this.write = None;
-            return Poll::Ready(Some(Ok(Frame::trailers(Refusal::IntentLost.trailers()))));
-        }
-        let Some(inner) = &mut this.inner else {
+        let Some(frames) = &mut self.frames else {
             return Poll::Ready(None);
         };
-        let Some(Ok(frame)) = ready!(Pin::new(&mut *inner).poll_frame(cx)) else {
-            this.inner = None;
-            return Poll::Ready(None);
-        };
-        let frame = match frame.into_trailers() {
-            Ok(trailers) => trailers,
-            Err(frame) => return Poll::Ready(Some(Ok(frame))),
-        };
-        let lost = inner.lost();
-        this.inner = None;
-        let Some(write) = this.write.take() else {
-            return Poll::Ready(Some(Ok(Frame::trailers(frame))));
-        };
-        let (write, _) = *write;
-        let ending = match code_of(&frame) {
-            Some(code) if !lost => Ending::Status(code),
-            _ => Ending::Lost,
-        };
-        let settlement = settlement(write.kind(), ending);
-        this.settling = Some((Box::pin(write.settle(settlement)), frame));
-        this.poll_settling(cx).map(|trailers| Some(Ok(Frame::trailers(trailers))))
+        let frame = ready!(frames.poll_recv(cx)).unwrap_or_else(|| {
+            // A task that ends always says how; this one was ended.
+            Frame::trailers(Refusal::Abandoned.trailers())
+        });
+        if frame.is_trailers() {
+            self.frames = None;
+        }
+        Poll::Ready(Some(Ok(frame)))
     }
 }
 
@@ -309,13 +254,15 @@ impl<B: Body<Data = Bytes, Error = Infallible> + Unpin> Body for Accounted<B> {
 }
 
 /// What a node's answer is wrapped in.
-pub(crate) type Relayed<B> = Accounted<Deadline<Settled<B>>>;
+pub(crate) type Relayed<B> = Accounted<Deadline<Graceful<B>>>;
 
 /// What the router answers with.
 #[expect(clippy::large_enum_variant, reason = "the large one is the usual one; a box would cost every RPC")]
 pub(crate) enum Reply {
     /// A node's answer.
     Relayed(Relayed<hyper::body::Incoming>),
+    /// The answer to a write.
+    Driven(Accounted<Deadline<Driven>>),
     /// One of the typed services.
     Typed(tonic::body::Body),
     /// Known in full: at most one message, then trailers.
@@ -337,6 +284,7 @@ impl Body for Reply {
     ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
         match self.get_mut() {
             Self::Relayed(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Driven(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             Self::Typed(body) => Pin::new(body).poll_frame(cx),
             Self::Whole { message, trailers } => Poll::Ready(
                 message.take().map(Frame::data).or_else(|| trailers.take().map(Frame::trailers)).map(Ok),
@@ -346,7 +294,7 @@ impl Body for Reply {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Relayed(_) => false,
+            Self::Relayed(_) | Self::Driven(_) => false,
             Self::Typed(body) => body.is_end_stream(),
             Self::Whole { message, trailers } => message.is_none() && trailers.is_none(),
         }
@@ -429,7 +377,7 @@ mod tests {
         assert_eq!(codes(silent).await, ("a".into(), Some(Code::Unavailable)));
         let own =
             Graceful::new(body(vec![Ok(data("a")), Ok(Frame::trailers(status("5")))]), None, "s".into());
-        assert_eq!(codes(Settled::read(own)).await, ("a".into(), Some(Code::NotFound)));
+        assert_eq!(codes(own).await, ("a".into(), Some(Code::NotFound)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -35,6 +35,8 @@ mod routing;
 mod serve;
 mod table;
 mod timeout;
+mod turns;
+mod votes;
 mod wire;
 mod writes;
 
@@ -50,7 +52,8 @@ use tabularium_common::{
     lifecycle::{Readiness, Tasks},
 };
 use tabularium_proto::gitaly::{
-    praefect_info_service_server::PraefectInfoServiceServer, server_service_server::ServerServiceServer,
+    praefect_info_service_server::PraefectInfoServiceServer, ref_transaction_server::RefTransactionServer,
+    server_service_server::ServerServiceServer,
 };
 use tonic::service::Routes as TypedServices;
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -66,6 +69,8 @@ use crate::{
     routes::{Routes, session::Sessions},
     serve::Workers,
     table::Table,
+    turns::Turns,
+    votes::Transactions,
     writes::Writes,
 };
 
@@ -132,7 +137,9 @@ pub async fn run(
     let router_id = uuid::Uuid::new_v4().to_string();
     let workers = config.worker_count();
     let coordinators = Coordinators::new(&config.coordinators, &coordinator_token);
-    let nodes = Arc::new(Nodes::new(workers, TypedServices::default(), background.clone(), Arc::clone(&metrics)));
+    let transactions = Transactions::default();
+    let votes = TypedServices::new(RefTransactionServer::new(transactions.clone())).prepare();
+    let nodes = Arc::new(Nodes::new(workers, votes, background.clone(), Arc::clone(&metrics)));
     let routes = Arc::new(Routes::new(coordinators.clone(), Arc::clone(&metrics)));
     let writes = Writes::new(coordinators.clone(), router_id.clone(), serving.clone(), Arc::clone(&metrics));
     let (health, typed) = typed_services(&nodes, &routes, &node_token)?;
@@ -143,6 +150,9 @@ pub async fn run(
         nodes: Arc::clone(&nodes),
         routes: Arc::clone(&routes),
         writes: writes.clone(),
+        turns: Turns::default(),
+        transactions,
+        tasks: serving.clone(),
         coordinators: coordinators.clone(),
         typed,
     });

@@ -41,8 +41,6 @@ pub(crate) const SLOW_PROBES: u8 = 2;
 
 /// Nodes tried for one read.
 pub(crate) const READ_ATTEMPTS: usize = 3;
-/// Primaries tried for one write.
-pub(crate) const WRITE_ATTEMPTS: usize = 3;
 /// Largest answer of one node to a maintenance RPC.
 pub(crate) const MAINTENANCE_ANSWER_BYTES: usize = 64 * 1024;
 /// How long a node may take to answer what the router asks it for itself.
@@ -74,3 +72,32 @@ pub(crate) const MAX_CACHED_ROUTES: usize = 131_072;
 pub(crate) const ROUTE_SHARDS: usize = 16;
 /// How often a read joins somebody else's question for a route before it asks for itself.
 pub(crate) const FOLLOW_ATTEMPTS: usize = 2;
+
+/// How long a node may take to cast a vote that enough others have cast, at most; it halves with every write in a row in
+/// which the node was late, down to the second value.
+pub(crate) const VOTE_GRACE: (Duration, Duration) = (Duration::from_millis(400), Duration::from_millis(12));
+/// Before the ticket is taken a node may also be late by a tenth of what the upload took, at most this.
+pub(crate) const EARLY_GRACE_CAP: Duration = Duration::from_secs(5);
+/// How long the primary may take to say that it has changed its refs when enough others have, and how long those that
+/// the primary left behind may.
+pub(crate) const PRIMARY_GRACE: Duration = Duration::from_secs(2);
+/// How long one vote may wait for its answer; Gitaly's own limit.
+pub(crate) const VOTE_WAIT: Duration = Duration::from_secs(300);
+/// Votes on their way to the one that counts them; each node has one at a time.
+pub(crate) const VOTE_QUEUE: usize = 64;
+/// How long a write that has not begun is tried on changing routes, waiting for its ticket included.
+pub(crate) const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+/// Pause before a write that has not begun is tried again.
+pub(crate) const WRITE_BACKOFF: Duration = Duration::from_millis(25);
+/// What may wait for one node of a client's stream.
+pub(crate) const FAN_OUT_BYTES: usize = 1024 * 1024;
+/// The front of a client's stream that is kept, so that a write which has not begun can begin again.
+pub(crate) const REPLAY_BYTES: usize = 64 * 1024;
+/// How long a secondary may hold up the client's stream, over all, beside a tenth of the time it has taken so far.
+pub(crate) const STALL_GRACE: Duration = Duration::from_millis(500);
+/// How long secondaries may go on once the client has its answer.
+pub(crate) const SECONDARY_DRAIN: Duration = Duration::from_secs(5);
+/// How often the health of those that take part is looked at.
+pub(crate) const HEALTH_GLANCE: Duration = Duration::from_millis(250);
+/// How long a write whose client has gone may go on, once it has its ticket.
+pub(crate) const ORPHAN_PATIENCE: Duration = Duration::from_secs(60);

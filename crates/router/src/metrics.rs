@@ -73,6 +73,10 @@ pub(crate) struct Metrics {
     pub(crate) open_writes: Gauge,
     /// Settlements that no coordinator took in time.
     pub(crate) unsettled_writes: Counter,
+    /// Writes on which the nodes did not vote though they were asked to.
+    pub(crate) unvoted_writes: Counter,
+    /// Nodes that were left behind in a write because they were late.
+    pub(crate) late_votes: Family<StorageLabels, Counter>,
 }
 
 impl Metrics {
@@ -97,6 +101,8 @@ impl Metrics {
             node_healthy: Family::default(),
             open_writes: Gauge::default(),
             unsettled_writes: Counter::default(),
+            unvoted_writes: Counter::default(),
+            late_votes: Family::default(),
         };
         registry.register("open_streams", "RPCs being served", metrics.open_streams.clone());
         registry.register("connections", "Client connections", metrics.connections.clone());
@@ -127,6 +133,16 @@ impl Metrics {
             "unsettled_writes",
             "Settlements that no coordinator took in time",
             metrics.unsettled_writes.clone(),
+        );
+        registry.register(
+            "unvoted_writes",
+            "Writes that are known to be on the primary only, because no node voted on them",
+            metrics.unvoted_writes.clone(),
+        );
+        registry.register(
+            "late_votes",
+            "Writes in which a node was left behind because it was late",
+            metrics.late_votes.clone(),
         );
         metrics
     }

@@ -61,6 +61,10 @@ pub(crate) enum Refusal {
     NotRecorded(String),
     #[error("the right to write was lost to another router or coordinator")]
     IntentLost,
+    #[error("the router gave up driving the write")]
+    Abandoned,
+    #[error("other writes to the repository take too long")]
+    Busy,
     #[error("a node's answer to a maintenance RPC is larger than {0} bytes")]
     AnswerTooLarge(usize),
     /// A coordinator's or node's own answer.
@@ -102,6 +106,8 @@ impl Refusal {
             | Self::Lost(_)
             | Self::NotGrpc(_)
             | Self::NotRecorded(_)
+            | Self::Abandoned
+            | Self::Busy
             | Self::IntentLost => Code::Unavailable,
             Self::Status(status) => status.code(),
         }

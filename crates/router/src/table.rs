@@ -26,7 +26,7 @@ pub(crate) enum Action {
         /// Which replica may serve it.
         reader: Reader,
     },
-    /// Relays it to the primary, between `BeginWrite` and `CommitWrite`.
+    /// Relays it to all that take part, between `BeginWrite` and `CommitWrite`.
     Write {
         /// Field path of the repository.
         target: Vec<u32>,

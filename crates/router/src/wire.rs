@@ -178,13 +178,13 @@ fn put_varint(out: &mut Vec<u8>, mut value: usize) {
     out.push(value.to_le_bytes()[0]);
 }
 
-/// A new value for a text field.
+/// A new value for a text or a nested message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Edit<'v> {
     /// Field number.
     pub(crate) number: u32,
-    /// The text.
-    pub(crate) value: &'v str,
+    /// The text, or the encoded message.
+    pub(crate) value: &'v [u8],
 }
 
 impl Edit<'_> {
@@ -199,7 +199,7 @@ impl Edit<'_> {
     fn put(&self, out: &mut Vec<u8>) {
         put_varint(out, self.tag());
         put_varint(out, self.value.len());
-        out.extend_from_slice(self.value.as_bytes());
+        out.extend_from_slice(self.value);
     }
 }
 
@@ -275,7 +275,7 @@ mod tests {
     use super::*;
 
     fn edits<'v>(storage: &'v str, path: &'v str) -> [Edit<'v>; 2] {
-        [Edit { number: 2, value: storage }, Edit { number: 3, value: path }]
+        [Edit { number: 2, value: storage.as_bytes() }, Edit { number: 3, value: path.as_bytes() }]
     }
 
     fn edited(message: &[u8], path: &[u32], storage: &str, relative_path: &str) -> Option<Vec<u8>> {

@@ -2,7 +2,8 @@
 //!
 //! Whatever becomes of the client, a write that was begun is settled: an [`ActiveWrite`] that is dropped aborts itself.
 //! Every call runs as a task of its own, so that a client that goes away does not take it along. While it is open, a
-//! background task renews the intent.
+//! background task renews the intent. It is ours for certain only until the lease of the last renewal is over, counted
+//! from when that was sent, by this router's clock ([`ActiveWrite::leased_until`]).
 
 use std::{
     collections::HashMap,
@@ -17,7 +18,7 @@ use std::{
 use http::HeaderValue;
 use tabularium_common::lifecycle::Tasks;
 use tabularium_proto::coordinator::{
-    AbortWriteRequest, BeginWriteRequest, CommitWriteRequest, RenewWritesRequest, Route, WriteKind,
+    AbortWriteRequest, BeginWriteRequest, CommitWriteRequest, RenewWritesRequest, Route,
     abort_write_request::Outcome,
 };
 use tokio::{sync::Notify, time::Instant};
@@ -29,7 +30,6 @@ use crate::{
     limits::{COMMIT_CALL_TIMEOUT, SETTLE_BACKOFF, SETTLE_PATIENCE, WRITE_CALL_TIMEOUT},
     metrics::Metrics,
     refusal::Refusal,
-    routing::Settlement,
 };
 
 /// Write ids in one renewal.
@@ -39,13 +39,43 @@ const MIN_RENEWAL_TIMEOUT: Duration = Duration::from_millis(100);
 /// How often open writes are renewed when no lease says otherwise, and the bounds when one does.
 const RENEW_INTERVAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
+/// What is recorded of a write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Settlement {
+    /// It was done.
+    Commit {
+        /// By these storages for certain.
+        storages: Vec<String>,
+        /// Nobody voted, so that only the primary is known to have it.
+        unvoted: bool,
+    },
+    /// It did not happen.
+    NotApplied,
+    /// Nobody knows.
+    InDoubt,
+}
+
+/// The intent of one write.
+#[derive(Debug)]
+struct Intent {
+    lost: CancellationToken,
+    length: Duration,
+    until: Mutex<Instant>,
+}
+
+impl Intent {
+    fn renewed(&self, sent: Instant) {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = sent + self.length;
+    }
+}
+
 struct Inner {
     coordinators: Coordinators,
     router_id: String,
     tasks: Tasks,
     metrics: Arc<Metrics>,
     /// Bounded by the RPCs under way.
-    open: Mutex<HashMap<String, CancellationToken>>,
+    open: Mutex<HashMap<String, Arc<Intent>>>,
     /// Shortest lease seen, in milliseconds.
     lease: AtomicU64,
     shorter_lease: Notify,
@@ -74,19 +104,21 @@ impl Writes {
         }))
     }
 
-    /// Records the intent.
+    /// Takes the ticket and records the intent; waits for it for `patience`.
     pub(crate) async fn begin(
         &self,
         mut request: BeginWriteRequest,
         correlation: HeaderValue,
+        patience: Duration,
     ) -> Result<ActiveWrite, Refusal> {
         request.router_id.clone_from(&self.0.router_id);
+        request.wait_milliseconds = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
         let writes = self.clone();
-        let kind = request.kind();
         let begun = self.0.tasks.spawn("begin write", async move {
+            let sent = Instant::now();
             let call = writes.0.coordinators.call(
                 Some(&correlation),
-                WRITE_CALL_TIMEOUT,
+                patience + WRITE_CALL_TIMEOUT,
                 request,
                 |mut client, request| async move { client.begin_write(request).await },
             );
@@ -94,21 +126,27 @@ impl Writes {
             let Some(route) = answer.route else {
                 return Err(Refusal::Status(Status::internal("the coordinator answered without a route")));
             };
-            let lost = CancellationToken::new();
             let lease = u64::from(answer.lease_milliseconds.max(1));
+            let length = Duration::from_millis(lease);
+            let waited = Duration::from_millis(answer.waited_milliseconds.into());
+            let intent = Arc::new(Intent {
+                lost: CancellationToken::new(),
+                length,
+                until: Mutex::new(sent + waited + length),
+            });
             if writes.0.lease.fetch_min(lease, Ordering::Relaxed) > lease {
                 writes.0.shorter_lease.notify_one();
             }
-            writes.open().insert(answer.write_id.clone(), lost.clone());
+            writes.open().insert(answer.write_id.clone(), Arc::clone(&intent));
             writes.0.metrics.open_writes.inc();
             Ok(ActiveWrite {
                 writes,
                 id: answer.write_id,
-                kind,
                 route: Arc::new(route),
                 additional_replica_path: answer.additional_replica_path,
+                participants: answer.participants,
                 correlation,
-                lost,
+                intent,
                 sent: false,
                 unreachable: Vec::new(),
                 settled: false,
@@ -117,7 +155,7 @@ impl Writes {
         begun.await.unwrap_or_else(|_| Err(Refusal::Status(Status::internal("beginning the write failed"))))
     }
 
-    fn open(&self) -> std::sync::MutexGuard<'_, HashMap<String, CancellationToken>> {
+    fn open(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Intent>>> {
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -147,7 +185,9 @@ impl Writes {
     }
 
     async fn renew_batch(&self, write_ids: Vec<String>, patience: Duration) {
-        let request = RenewWritesRequest { router_id: self.0.router_id.clone(), write_ids };
+        let sent = Instant::now();
+        let request =
+            RenewWritesRequest { router_id: self.0.router_id.clone(), write_ids: write_ids.clone() };
         let call = self.0.coordinators.call(None, patience, request, |mut client, request| async move {
             client.renew_writes(request).await
         });
@@ -155,10 +195,12 @@ impl Writes {
             Err(status) => tracing::warn!(error = status.message(), "open writes were not renewed"),
             Ok(answer) => {
                 let open = self.open();
-                for id in &answer.lost_write_ids {
+                for id in &write_ids {
                     // One that is being settled at this moment is gone from the coordinator and not lost.
-                    if let Some(lost) = open.get(id) {
-                        lost.cancel();
+                    match open.get(id) {
+                        Some(intent) if answer.lost_write_ids.contains(id) => intent.lost.cancel(),
+                        Some(intent) => intent.renewed(sent),
+                        None => {}
                     }
                 }
             }
@@ -209,15 +251,16 @@ fn is_passing(status: &Status) -> bool {
 struct Order {
     write_id: String,
     settlement: Settlement,
-    primary: String,
     unreachable: Vec<String>,
     correlation: HeaderValue,
 }
 
 impl Order {
     async fn give(&self, inner: &Inner) -> Result<(), Status> {
-        let outcome = match self.settlement {
-            Settlement::Commit => return self.commit(inner).await,
+        let outcome = match &self.settlement {
+            Settlement::Commit { storages, unvoted } => {
+                return self.commit(inner, storages.clone(), *unvoted).await;
+            }
             Settlement::NotApplied => Outcome::NotApplied,
             Settlement::InDoubt => Outcome::InDoubt,
         };
@@ -236,12 +279,17 @@ impl Order {
         call.await.map(|_| ())
     }
 
-    async fn commit(&self, inner: &Inner) -> Result<(), Status> {
+    async fn commit(
+        &self,
+        inner: &Inner,
+        committed_storages: Vec<String>,
+        unvoted: bool,
+    ) -> Result<(), Status> {
         let request = CommitWriteRequest {
             write_id: self.write_id.clone(),
             router_id: inner.router_id.clone(),
-            committed_storages: vec![self.primary.clone()],
-            unvoted: true,
+            committed_storages,
+            unvoted,
         };
         let call = inner.coordinators.call(
             Some(&self.correlation),
@@ -257,11 +305,11 @@ impl Order {
 pub(crate) struct ActiveWrite {
     writes: Writes,
     id: String,
-    kind: WriteKind,
     route: Arc<Route>,
     additional_replica_path: String,
+    participants: Vec<String>,
     correlation: HeaderValue,
-    lost: CancellationToken,
+    intent: Arc<Intent>,
     sent: bool,
     unreachable: Vec<String>,
     settled: bool,
@@ -278,9 +326,18 @@ impl ActiveWrite {
         &self.route
     }
 
-    /// What it does to the repository's existence.
-    pub(crate) fn kind(&self) -> WriteKind {
-        self.kind
+    /// Storages that may take part, the primary first.
+    pub(crate) fn participants(&self) -> &[String] {
+        if self.participants.is_empty() {
+            std::slice::from_ref(&self.route.primary)
+        } else {
+            &self.participants
+        }
+    }
+
+    /// Until then nobody else can have settled it.
+    pub(crate) fn leased_until(&self) -> std::time::Instant {
+        self.intent.until.lock().unwrap_or_else(PoisonError::into_inner).into_std()
     }
 
     /// Where the second repository is kept, if there is one.
@@ -290,7 +347,7 @@ impl ActiveWrite {
 
     /// Cancelled when the coordinator has settled the intent without us.
     pub(crate) fn lost(&self) -> CancellationToken {
-        self.lost.clone()
+        self.intent.lost.clone()
     }
 
     /// From now on a node may have applied it.
@@ -317,7 +374,6 @@ impl ActiveWrite {
         let order = Order {
             write_id: self.id.clone(),
             settlement,
-            primary: self.route.primary.clone(),
             unreachable: std::mem::take(&mut self.unreachable),
             correlation: self.correlation.clone(),
         };

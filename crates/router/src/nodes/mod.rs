@@ -6,6 +6,7 @@
 mod multiplexed;
 mod pool;
 mod probe;
+mod punctuality;
 
 use std::{
     collections::HashMap,
@@ -30,9 +31,10 @@ use crate::{
     metrics::{Metrics, StorageLabels},
 };
 use multiplexed::Multiplexed;
-pub(crate) use multiplexed::{OutgoingWrite, WriteBody};
+pub(crate) use multiplexed::OutgoingWrite;
 use pool::Pool;
 pub(crate) use pool::{SendError, Traffic};
+use punctuality::Punctuality;
 
 /// A request as nodes get it.
 pub(crate) type Outgoing = http::Request<Spliced<Incoming>>;
@@ -51,6 +53,8 @@ pub(crate) struct Node {
     pools: Box<[Pool]>,
     /// The same for writes.
     multiplexed: Box<[Multiplexed]>,
+    /// How it keeps up with others when it votes.
+    pub(crate) punctuality: Punctuality,
     /// For what the router asks for itself.
     channel: Channel,
 }
@@ -230,6 +234,7 @@ impl Nodes {
             healthy: AtomicBool::new(true),
             slow_probes: AtomicU8::new(0),
             gauge,
+            punctuality: Punctuality::default(),
             pools: (0..self.workers).map(|_| Pool::new(self.tasks.clone())).collect(),
             multiplexed: (0..self.workers)
                 .map(|_| Multiplexed::new(self.votes.clone(), self.tasks.clone()))

@@ -2,7 +2,11 @@
 //!
 //! No message is decoded and nothing is spawned or boxed on the way of a read but its deadline's timer.
 
+mod client;
+mod drive;
+mod fan_out;
 mod maintain;
+mod participants;
 mod read;
 mod request;
 mod write;
@@ -18,26 +22,28 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use tabularium_common::auth::RequireToken;
+use tabularium_common::{auth::RequireToken, lifecycle::Tasks};
 use tokio::time::Sleep;
 use tonic::{Code, service::Routes as TypedServices};
 
 use crate::{
     account::Account,
     answers,
-    body::{Accounted, Deadline, Graceful, Reply, Settled},
+    body::{Accounted, Deadline, Driven, Graceful, Reply},
     coordinator::Coordinators,
     metrics::Metrics,
     nodes::{Nodes, Storages},
     refusal::{Refusal, code_of},
     routes::Routes,
-    routing::{Ending, settlement},
     table::{Action, Entry, Table},
     timeout,
-    writes::{ActiveWrite, Writes},
+    turns::Turns,
+    votes::Transactions,
+    writes::Writes,
 };
+use client::Started;
 use read::Answer;
-use request::{Call, Target};
+use request::Call;
 pub(crate) use request::{NodeToken, QUESTION, repository};
 
 /// What all workers share.
@@ -54,6 +60,12 @@ pub(crate) struct Shared {
     pub(crate) routes: Arc<Routes>,
     /// Writes under way.
     pub(crate) writes: Writes,
+    /// Who is next at which ticket.
+    pub(crate) turns: Turns,
+    /// What nodes vote on.
+    pub(crate) transactions: Transactions,
+    /// Owns the tasks that drive writes.
+    pub(crate) tasks: Tasks,
     /// Who is asked what no route says.
     pub(crate) coordinators: Coordinators,
     /// Services that are answered here, message by message.
@@ -64,14 +76,16 @@ pub(crate) struct Shared {
 pub(crate) struct Relay {
     pub(crate) shared: Arc<Shared>,
     worker: usize,
-    token: NodeToken,
+    token: Arc<NodeToken>,
     spread: AtomicUsize,
 }
 
 /// How an RPC that was not refused is answered.
 enum Outcome {
     /// By a node, whose answer flows through.
-    Node { answer: Answer, write: Option<ActiveWrite> },
+    Node(Answer),
+    /// By the task that drives a write.
+    Written(Started),
     /// In full.
     Whole(Response<Reply>),
 }
@@ -80,7 +94,7 @@ impl Relay {
     /// The relay of a worker.
     pub(crate) fn new(shared: Arc<Shared>, worker: usize, token: NodeToken) -> Self {
         // Workers start at different replicas.
-        Self { shared, worker, token, spread: AtomicUsize::new(worker) }
+        Self { shared, worker, token: Arc::new(token), spread: AtomicUsize::new(worker) }
     }
 
     fn spread(&self) -> usize {
@@ -146,10 +160,7 @@ impl Relay {
                 self.read_storage(&call, within, *name, body, account).await
             }
             // Boxed, so that a read does not carry the size of a write.
-            Action::Write { target, additional, kind } => {
-                let target = Target { target, additional: additional.as_deref() };
-                Box::pin(self.write(&call, target, *kind, body, account)).await
-            }
+            Action::Write { .. } => Box::pin(self.write(call, &entry, body, account)).await,
             Action::Maintain { target } => Box::pin(self.maintain(&call, target, body, account)).await,
             Action::RepositoryExists => {
                 Box::pin(answers::repository::exists(&self.shared, &call.correlation, body))
@@ -212,7 +223,7 @@ fn finish(
             account.close(whole_code(&response));
             response
         }
-        Ok(Outcome::Node { answer: Answer { response, tether, storage }, write }) => {
+        Ok(Outcome::Node(Answer { response, tether, storage })) => {
             let (mut parts, body) = response.into_parts();
             if let Some(code) = code_of(&parts.headers) {
                 account.close(code);
@@ -221,12 +232,17 @@ fn finish(
             // The answer may end earlier than the node meant it to.
             parts.headers.remove(header::CONTENT_LENGTH);
             let graceful = Graceful::new(body, tether, storage);
-            let settled = match write {
-                None => Settled::read(graceful),
-                Some(write) => Settled::write(graceful, write),
-            };
-            let body = Accounted::new(Deadline::new(settled, expiry), account);
+            let body = Accounted::new(Deadline::new(graceful, expiry), account);
             Response::from_parts(parts, Reply::Relayed(body))
+        }
+        Ok(Outcome::Written(Started::Whole(parts))) => {
+            account.close(code_of(&parts.headers).unwrap_or(Code::Unknown));
+            Response::from_parts(parts, Reply::Whole { message: None, trailers: None })
+        }
+        Ok(Outcome::Written(Started::Stream(mut parts, frames))) => {
+            parts.headers.remove(header::CONTENT_LENGTH);
+            let body = Accounted::new(Deadline::new(Driven::new(frames), expiry), account);
+            Response::from_parts(parts, Reply::Driven(body))
         }
     }
 }
@@ -272,14 +288,4 @@ fn ok(mut headers: HeaderMap, message: Bytes) -> Response<Reply> {
     let mut response = Response::new(Reply::Whole { message: Some(message), trailers: Some(trailers) });
     *response.headers_mut() = headers;
     response
-}
-
-/// Settles a write whose node answered with a status and nothing else, before the client gets it.
-async fn settle_status(write: ActiveWrite, code: Code) -> Result<(), Refusal> {
-    let settlement = settlement(write.kind(), Ending::Status(code));
-    match write.settle(settlement).await {
-        Err(refusal) if code == Code::Ok => Err(refusal),
-        // The client is told of a failure in any case; what could not be recorded has been logged.
-        _ => Ok(()),
-    }
 }

@@ -35,8 +35,6 @@ pub(super) struct Failure {
     pub(super) refusal: Refusal,
     /// Nothing that matters has happened: another node may be asked.
     pub(super) again: bool,
-    /// The request did not reach the node.
-    pub(super) unsent: bool,
 }
 
 impl Relay {
@@ -49,33 +47,29 @@ impl Relay {
         rest: &mut Rest,
     ) -> Result<Answer, Failure> {
         let (body, tether) = rest.behind(head);
-        let request = call.request(&self.token, body).map_err(|refusal| Failure {
-            refusal,
-            again: false,
-            unsent: true,
-        })?;
+        let request = call.request(&self.token, body).map_err(|refusal| Failure { refusal, again: false })?;
         let response = match node.send(self.worker, call.traffic, request).await {
             Ok(response) => response,
             Err(SendError::Unsent { request, .. }) => {
                 rest.restore(*request);
                 let refusal = Refusal::Unreachable(node.storage.to_string());
-                return Err(Failure { refusal, again: true, unsent: true });
+                return Err(Failure { refusal, again: true });
             }
             Err(SendError::Refused) => {
                 let refusal = Refusal::Unreachable(node.storage.to_string());
-                return Err(Failure { refusal, again: rest.whole(), unsent: true });
+                return Err(Failure { refusal, again: rest.whole() });
             }
             Err(SendError::Lost(error)) => {
                 tracing::debug!(storage = %node.storage, %error, "no answer from a node");
                 let refusal = Refusal::Lost(node.storage.to_string());
-                return Err(Failure { refusal, again: rest.whole(), unsent: false });
+                return Err(Failure { refusal, again: rest.whole() });
             }
         };
         if response.status() == http::StatusCode::OK {
             Ok(Answer { response, tether, storage: Arc::clone(&node.storage) })
         } else {
             let refusal = Refusal::NotGrpc(node.storage.to_string());
-            Err(Failure { refusal, again: rest.whole(), unsent: false })
+            Err(Failure { refusal, again: rest.whole() })
         }
     }
 
@@ -177,7 +171,7 @@ impl Relay {
         match self.attempt(call, node, head, rest).await {
             Ok(answer) => {
                 let unavailable = code_of(answer.response.headers()) == Some(Code::Unavailable);
-                let outcome = Outcome::Node { answer, write: None };
+                let outcome = Outcome::Node(answer);
                 if unavailable && rest.whole() {
                     self.shared.metrics.retries.inc();
                     return Err(Tried { outcome: Ok(outcome), again: true });

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 use hyper::body::Incoming;
+use prost::Message as _;
 use tabularium_common::{
     auth::{SendToken, unix_now},
     telemetry::{CORRELATION_ID, CorrelationId},
@@ -108,7 +109,7 @@ impl Call {
     }
 
     /// The request for a node.
-    pub(super) fn request(&self, token: &NodeToken, body: Spliced<Incoming>) -> Result<Outgoing, Refusal> {
+    pub(super) fn request<B>(&self, token: &NodeToken, body: B) -> Result<Request<B>, Refusal> {
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(Scheme::HTTP);
         // Only text in the request: where it goes is the connection's business.
@@ -165,6 +166,11 @@ impl Rest {
                 (spliced, Some(tether))
             }
         }
+    }
+
+    /// What was read past the first message, and what comes behind it.
+    pub(super) fn into_parts(self) -> (Option<Bytes>, Option<Incoming>) {
+        (self.leftover, self.body)
     }
 
     /// Takes back what a request that was not sent held.
@@ -249,8 +255,10 @@ pub(super) fn rewritten(
     replica_path: &str,
 ) -> Result<Bytes, Refusal> {
     let mut out = framed(message.len() + replica_path.len() + storage.len());
-    let edits =
-        [Edit { number: STORAGE_NAME, value: storage }, Edit { number: RELATIVE_PATH, value: replica_path }];
+    let edits = [
+        Edit { number: STORAGE_NAME, value: storage.as_bytes() },
+        Edit { number: RELATIVE_PATH, value: replica_path.as_bytes() },
+    ];
     if !wire::edit(message, target, &edits, &mut out)? {
         return Err(Refusal::RepositoryNotSet);
     }
@@ -270,8 +278,8 @@ pub(super) fn rewritten_twice(
     };
     let mut once = Vec::new();
     let edits = [
-        Edit { number: STORAGE_NAME, value: storage },
-        Edit { number: RELATIVE_PATH, value: additional_replica_path },
+        Edit { number: STORAGE_NAME, value: storage.as_bytes() },
+        Edit { number: RELATIVE_PATH, value: additional_replica_path.as_bytes() },
     ];
     if !wire::edit(message, path, &edits, &mut once)? {
         return Err(Refusal::RepositoryNotSet);
@@ -282,10 +290,26 @@ pub(super) fn rewritten_twice(
 /// The first message of a storage-scoped request as the node of `storage` gets it, with its prefix.
 pub(super) fn restored(message: &[u8], within: &[u32], name: u32, storage: &str) -> Result<Bytes, Refusal> {
     let mut out = framed(message.len() + storage.len());
-    if !wire::edit(message, within, &[Edit { number: name, value: storage }], &mut out)? {
+    if !wire::edit(message, within, &[Edit { number: name, value: storage.as_bytes() }], &mut out)? {
         return Err(Refusal::TargetStorage);
     }
     seal(out)
+}
+
+/// The same message with a time where the client gave none: nodes would each take their own.
+pub(super) fn timestamped(message: Bytes, path: Option<&[u32]>, now: SystemTime) -> Result<Bytes, Refusal> {
+    let Some((field, within)) = path.and_then(<[u32]>::split_last) else { return Ok(message) };
+    let Some(holder) = wire::message_at(&message, within)? else { return Ok(message) };
+    if wire::message_at(holder, &[*field])?.is_some() {
+        return Ok(message);
+    }
+    let time = prost_types::Timestamp::from(now).encode_to_vec();
+    let mut out = Vec::with_capacity(message.len() + time.len());
+    if wire::edit(&message, within, &[Edit { number: *field, value: &time }], &mut out)? {
+        Ok(out.into())
+    } else {
+        Ok(message)
+    }
 }
 
 /// How long the router waits for what it asks a node for itself.
@@ -293,7 +317,6 @@ pub(crate) const QUESTION: Duration = crate::limits::NODE_QUESTION_TIMEOUT;
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
     use tabularium_proto::gitaly::{FetchIntoObjectPoolRequest, ObjectPool, Repository, WriteRefRequest};
 
     use super::*;
@@ -334,6 +357,30 @@ mod tests {
         let decoded = FetchIntoObjectPoolRequest::decode(&head.unwrap()[PREFIX_BYTES..]).unwrap();
         assert_eq!(decoded.origin, Some(named("node-1", "@cluster/repositories/2")));
         assert_eq!(decoded.object_pool.unwrap().repository, Some(named("node-1", "@cluster/pools/1")));
+    }
+
+    #[test]
+    fn a_time_is_filled_in_only_where_the_client_gave_none() {
+        use tabularium_proto::gitaly::{UserCommitFilesRequestHeader, UserSquashRequest};
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_500);
+        let bare = UserSquashRequest { repository: Some(named("default", "a.git")), ..Default::default() };
+        let message = timestamped(bare.encode_to_vec().into(), Some(&[9]), now).unwrap();
+        let filled = UserSquashRequest::decode(&message[..]).unwrap();
+        let time = filled.timestamp.unwrap();
+        assert_eq!((time.seconds, time.nanos), (1_700_000_000, 500_000_000));
+        assert_eq!(filled.repository, bare.repository);
+        let again = timestamped(message.clone(), Some(&[9]), now + Duration::from_secs(9)).unwrap();
+        assert_eq!(again, message);
+
+        // In a header, behind a prefix that is its own message.
+        let header = UserCommitFilesRequestHeader { repository: bare.repository, ..Default::default() };
+        let mut framed = vec![0x0a];
+        framed.push(u8::try_from(header.encoded_len()).unwrap());
+        framed.extend(header.encode_to_vec());
+        let message = timestamped(framed.into(), Some(&[1, 11]), now).unwrap();
+        let holder = wire::message_at(&message, &[1]).unwrap().unwrap();
+        assert!(UserCommitFilesRequestHeader::decode(holder).unwrap().timestamp.is_some());
+        assert!(timestamped(Bytes::new(), Some(&[1, 11]), now).unwrap().is_empty());
     }
 
     #[test]

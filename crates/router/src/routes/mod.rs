@@ -21,7 +21,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tabularium_common::ids::RelativePath;
+use tabularium_common::{
+    faults::{self, SafetyStep},
+    ids::RelativePath,
+};
 use tabularium_proto::coordinator::{
     RepositoryName, ResolveRepositoryRequest, ResolveRepositoryResponse, RevokeRoute, Route,
 };
@@ -87,7 +90,7 @@ impl Routes {
         relative_path: &str,
         correlation: Correlation<'_>,
     ) -> Result<Arc<Route>, Refusal> {
-        if self.leased()
+        if (self.leased() || faults::is_off(SafetyStep::RouterRouteLease))
             && let Some(route) = self.cache.get(&cache::key(virtual_storage, relative_path))
         {
             self.metrics.cache_hits.inc();
@@ -123,6 +126,20 @@ impl Routes {
                 }
             }
         }
+        let answer = self.ask(name, String::new(), correlation).await?;
+        unpack(answer).map(|(route, _)| route)
+    }
+
+    /// The route of a repository from a coordinator, after the known one proved to be out of date.
+    pub(crate) async fn resolve_anew(
+        &self,
+        virtual_storage: &str,
+        relative_path: &str,
+        correlation: Correlation<'_>,
+    ) -> Result<Arc<Route>, Refusal> {
+        let path: RelativePath = relative_path.parse().map_err(Refusal::Path)?;
+        self.cache.revoke(&cache::key(virtual_storage, path.as_str()));
+        let name = RepositoryName { virtual_storage: virtual_storage.to_owned(), relative_path: path.into() };
         let answer = self.ask(name, String::new(), correlation).await?;
         unpack(answer).map(|(route, _)| route)
     }

@@ -87,28 +87,28 @@ pub(crate) enum Ending {
     Lost,
 }
 
-/// What is recorded of a write.
+/// What is presumed of a write on which nodes do not vote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Settlement {
+pub(crate) enum Presumed {
     /// The primary has it.
-    Commit,
+    Written,
     /// It did not happen.
-    NotApplied,
+    NotWritten,
     /// Nobody knows.
-    InDoubt,
+    Unknown,
 }
 
-/// What is recorded of a write whose request reached the primary.
+/// What is presumed of a write whose request reached the primary, when nodes do not vote on it.
 ///
 /// A node may have written before it answered with an error, so an update counts as a write unless the node cannot even
 /// have started it. A creation that failed has left nothing that anybody was promised.
-pub(crate) fn settlement(kind: WriteKind, ending: Ending) -> Settlement {
+pub(crate) fn presumed(kind: WriteKind, ending: Ending) -> Presumed {
     match (kind, ending) {
-        (_, Ending::Status(Code::Ok)) => Settlement::Commit,
+        (_, Ending::Status(Code::Ok)) => Presumed::Written,
         (_, Ending::Status(Code::Unimplemented | Code::Unauthenticated))
-        | (WriteKind::Create, Ending::Status(_)) => Settlement::NotApplied,
-        (WriteKind::Upsert, Ending::Status(_)) | (_, Ending::Lost) => Settlement::InDoubt,
-        (WriteKind::Update | WriteKind::Unspecified, Ending::Status(_)) => Settlement::Commit,
+        | (WriteKind::Create, Ending::Status(_)) => Presumed::NotWritten,
+        (WriteKind::Upsert, Ending::Status(_)) | (_, Ending::Lost) => Presumed::Unknown,
+        (WriteKind::Update | WriteKind::Unspecified, Ending::Status(_)) => Presumed::Written,
     }
 }
 

@@ -61,19 +61,19 @@ fn any_healthy_storage_takes_what_is_aimed_at_a_storage() {
 
 #[test]
 fn only_what_cannot_have_been_written_is_not_recorded() {
-    use Settlement::{Commit, InDoubt, NotApplied};
+    use Presumed::{NotWritten, Unknown, Written};
     for (kind, ending, expected) in [
-        (WriteKind::Update, Ending::Status(Code::Ok), Commit),
-        (WriteKind::Update, Ending::Status(Code::FailedPrecondition), Commit),
-        (WriteKind::Update, Ending::Status(Code::Unavailable), Commit),
-        (WriteKind::Update, Ending::Status(Code::Unimplemented), NotApplied),
-        (WriteKind::Update, Ending::Lost, InDoubt),
-        (WriteKind::Create, Ending::Status(Code::Ok), Commit),
-        (WriteKind::Create, Ending::Status(Code::AlreadyExists), NotApplied),
-        (WriteKind::Create, Ending::Lost, InDoubt),
-        (WriteKind::Upsert, Ending::Status(Code::Internal), InDoubt),
+        (WriteKind::Update, Ending::Status(Code::Ok), Written),
+        (WriteKind::Update, Ending::Status(Code::FailedPrecondition), Written),
+        (WriteKind::Update, Ending::Status(Code::Unavailable), Written),
+        (WriteKind::Update, Ending::Status(Code::Unimplemented), NotWritten),
+        (WriteKind::Update, Ending::Lost, Unknown),
+        (WriteKind::Create, Ending::Status(Code::Ok), Written),
+        (WriteKind::Create, Ending::Status(Code::AlreadyExists), NotWritten),
+        (WriteKind::Create, Ending::Lost, Unknown),
+        (WriteKind::Upsert, Ending::Status(Code::Internal), Unknown),
     ] {
-        assert_eq!(settlement(kind, ending), expected, "{kind:?} {ending:?}");
+        assert_eq!(presumed(kind, ending), expected, "{kind:?} {ending:?}");
     }
 }
 

@@ -44,6 +44,14 @@ pub(crate) struct State {
     pub(crate) lost_writes: Vec<String>,
     /// Renewals of writes are heard and not answered, as by a process that is stopped.
     pub(crate) renewals_hang: bool,
+    /// All up-to-date storages take part in writes, and this many of them must agree; 0: only the primary does.
+    pub(crate) quorum: u32,
+    /// `BeginWrite` is refused as many times as out of date.
+    pub(crate) outdated: usize,
+    /// Writes that hold a ticket, by repository.
+    pub(crate) tickets: HashMap<String, String>,
+    /// How many writes ever held the ticket of one repository at once.
+    pub(crate) most_tickets: usize,
     /// What `CommitWrite` answers instead.
     pub(crate) commit_failure: Option<Status>,
     pub(crate) acknowledged: Vec<u64>,
@@ -88,6 +96,10 @@ impl Coordinator {
                 renewals: Vec::new(),
                 lost_writes: Vec::new(),
                 renewals_hang: false,
+                quorum: 0,
+                outdated: 0,
+                tickets: HashMap::new(),
+                most_tickets: 0,
                 commit_failure: None,
                 acknowledged: Vec::new(),
                 sessions: Vec::new(),
@@ -263,7 +275,10 @@ impl RoutingService for Coordinator {
     ) -> Result<Response<ResolveRepositoryResponse>, Status> {
         let correlation = request.metadata().get("x-gitlab-correlation-id").cloned();
         let request = request.into_inner();
-        let answer = self.route(request.name.as_ref());
+        let mut answer = self.route(request.name.as_ref());
+        if let Ok(route) = &mut answer {
+            route.write_quorum = self.state().quorum;
+        }
         let cacheable = !request.session_id.is_empty();
         {
             let mut state = self.state();
@@ -298,20 +313,54 @@ impl RoutingService for Coordinator {
                 return Err(Status::failed_precondition("repository is in read-only mode"));
             };
             route.primary.clone_from(&next.storage);
-            self.change(&path, |own| own.primary.clone_from(&route.primary));
+            route.epoch += 1;
+            self.change(&path, |own| {
+                own.primary.clone_from(&route.primary);
+                own.epoch = route.epoch;
+            });
         }
         let additional_replica_path = match &request.additional_repository {
             Some(name) => self.route(Some(name))?.replica_path,
             None => String::new(),
         };
-        let state = self.state();
+        let mut state = self.state();
+        if let Some(asked) = &request.asked_nodes {
+            let holds = asked.epoch == route.epoch && asked.primary == route.primary;
+            if !holds || state.outdated > 0 {
+                state.outdated = state.outdated.saturating_sub(1);
+                return Err(Status::aborted("the route is out of date"));
+            }
+        }
+        let mut participants = Vec::new();
+        if state.quorum > 0 {
+            let asked = request.asked_nodes.as_ref().map(|asked| &asked.storages);
+            participants = route
+                .replicas
+                .iter()
+                .filter(|replica| replica.generation == route.generation)
+                .map(|replica| replica.storage.clone())
+                .filter(|storage| !unreachable.contains(storage))
+                .filter(|storage| asked.is_none_or(|asked| asked.contains(storage)))
+                .collect();
+            participants.sort_by_key(|storage| *storage != route.primary);
+            if participants.len() < state.quorum as usize {
+                return Err(Status::failed_precondition("repository is in read-only mode"));
+            }
+        }
+        route.write_quorum = state.quorum;
+        let write_id = format!("write-{}", state.begins.len());
+        if state.tickets.insert(path, write_id.clone()).is_some() {
+            state.most_tickets = state.most_tickets.max(2);
+        }
+        state.most_tickets = state.most_tickets.max(1);
         Ok(Response::new(BeginWriteResponse {
-            write_id: format!("write-{}", state.begins.len()),
+            write_id,
             route: Some(route),
             additional_replica_path,
             lease_milliseconds: state.write_lease_milliseconds,
             assigned_secondaries: Vec::new(),
-            participants: Vec::new(),
+            participants,
+            waited_milliseconds: 0,
         }))
     }
 
@@ -321,7 +370,9 @@ impl RoutingService for Coordinator {
     ) -> Result<Response<CommitWriteResponse>, Status> {
         self.0.commits_allowed.acquire().await.unwrap().forget();
         let mut state = self.state();
-        state.commits.push(request.into_inner());
+        let request = request.into_inner();
+        state.tickets.retain(|_, holder| *holder != request.write_id);
+        state.commits.push(request);
         match &state.commit_failure {
             Some(status) => Err(status.clone()),
             None => {
@@ -334,7 +385,10 @@ impl RoutingService for Coordinator {
         &self,
         request: Request<AbortWriteRequest>,
     ) -> Result<Response<AbortWriteResponse>, Status> {
-        self.state().aborts.push(request.into_inner());
+        let request = request.into_inner();
+        let mut state = self.state();
+        state.tickets.retain(|_, holder| *holder != request.write_id);
+        state.aborts.push(request);
         Ok(Response::new(AbortWriteResponse {}))
     }
 

@@ -1,6 +1,7 @@
 //! A storage node below the level of messages: every header, frame and trailer is as the test wants it.
 //!
-//! The request's own metadata says how it is answered: `x-fail` is a code to fail with, `x-mode` how a stream behaves.
+//! The request's own metadata says how it is answered: `x-fail` is a code to fail with, `x-mode` how a stream behaves,
+//! `x-votes` what is voted on the way (see `voter`).
 
 use std::{
     convert::Infallible,
@@ -12,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody, combinators::UnsyncBoxBody};
@@ -21,13 +23,16 @@ use prost::Message as _;
 use tabularium_common::{
     grpc::{ListenAddress, Listener, MAX_CONCURRENT_STREAMS},
     lifecycle::Tasks,
+    multiplex::{self, Backchannel},
 };
 use tabularium_proto::gitaly::{
     CalculateChecksumResponse, DiskStatisticsResponse, GetBlobResponse, RefExistsResponse,
     ServerInfoResponse, WalkReposResponse, disk_statistics_response, server_info_response,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Status, transport::Channel};
+
+use crate::voter::{Play, Seat, Told};
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -52,6 +57,14 @@ pub(crate) struct Inner {
     /// Bytes that an endless answer got rid of.
     pub(crate) sent: AtomicUsize,
     pub(crate) serving: AtomicBool,
+    /// Reads no request to its end.
+    pub(crate) deaf: AtomicBool,
+    /// The way back of the last write.
+    pub(crate) back: Mutex<Option<Channel>>,
+    /// How it votes.
+    pub(crate) play: Mutex<Play>,
+    /// What it was told when it voted.
+    pub(crate) told: Mutex<Vec<Told>>,
     tasks: Tasks,
     life: Mutex<CancellationToken>,
 }
@@ -70,6 +83,10 @@ impl Node {
             whole: AtomicUsize::new(0),
             sent: AtomicUsize::new(0),
             serving: AtomicBool::new(true),
+            deaf: AtomicBool::new(false),
+            back: Mutex::default(),
+            play: Mutex::default(),
+            told: Mutex::default(),
             tasks: tasks.clone(),
             life: Mutex::default(),
         }));
@@ -96,18 +113,21 @@ impl Node {
         let life = CancellationToken::new();
         *self.0.life.lock().unwrap() = life.clone();
         let node = self.clone();
+        let mut incoming = multiplex::Incoming::new(listener, self.0.tasks.clone());
         self.0.tasks.spawn("fake node", async move {
             loop {
                 let connection = tokio::select! {
                     () = life.cancelled() => return,
-                    accepted = listener.accept() => accepted.unwrap(),
+                    accepted = incoming.next() => accepted.unwrap(),
                 };
+                let Ok(connection) = connection else { continue };
                 let node = node.clone();
                 let life = life.clone();
                 node.0.tasks.clone().spawn("fake node connection", async move {
+                    let back = connection.backchannel().map(Backchannel::channel);
                     let service = hyper::service::service_fn(move |request| {
-                        let node = node.clone();
-                        async move { Ok::<_, Infallible>(node.answer(request).await) }
+                        let (node, back) = (node.clone(), back.clone());
+                        async move { Ok::<_, Infallible>(node.answer(request, back).await) }
                     });
                     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                     builder
@@ -127,15 +147,22 @@ impl Node {
         });
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, back: Option<Channel>) -> Response<Body> {
         let (parts, body) = request.into_parts();
+        if back.is_some() {
+            self.0.back.lock().unwrap().clone_from(&back);
+        }
+        let seat = Seat::of(&parts.headers, back);
+        if self.0.deaf.load(Ordering::Relaxed) && parts.uri.path() != "/grpc.health.v1.Health/Check" {
+            std::future::pending::<()>().await;
+        }
         let path = parts.uri.path().to_owned();
         match path.rsplit('/').next().unwrap() {
             "Check" => {
                 let serving = u8::from(!self.0.serving.load(Ordering::Relaxed)) + 1;
                 return unary(&[8, serving]);
             }
-            "PostReceivePack" => return self.echo(path, parts.headers, body),
+            "PostReceivePack" if seat.is_none() => return self.echo(path, parts.headers, body),
             _ => {}
         }
         let Ok(message) = body.collect().await else {
@@ -157,6 +184,11 @@ impl Node {
             ));
             response.headers_mut().insert("x-reason-bin", HeaderValue::from_static("AQID"));
             return response;
+        }
+        if let Some(seat) = seat
+            && let Err(status) = self.vote(seat).await
+        {
+            return failed(&status);
         }
         if mode.as_deref() == Some("stall") {
             /// A call that is dropped was cut off.
