@@ -113,6 +113,25 @@ impl Site {
         Ok(details.route.context("no route")?.primary)
     }
 
+    /// Who has what of a repository, in a line.
+    pub(crate) async fn standing(&self, relative_path: &str) -> String {
+        match self.test.details(relative_path).await {
+            Err(status) => format!("{relative_path}: {status}"),
+            Ok(details) => {
+                let route = details.route.unwrap_or_default();
+                let replicas = route
+                    .replicas
+                    .iter()
+                    .map(|replica| format!("{} {}", replica.storage, replica.generation));
+                let replicas = replicas.collect::<Vec<_>>().join(", ");
+                format!(
+                    "{relative_path}: {} of epoch {} on {}; {replicas}",
+                    route.generation, route.epoch, route.primary
+                )
+            }
+        }
+    }
+
     /// SIGKILL to the process alone: what it started lives on until it notices.
     pub(crate) fn kill_alone(&self, name: &str) -> Result<()> {
         let home = self.test.home();

@@ -137,6 +137,18 @@ impl Harm {
         all
     }
 
+    /// Whether a cluster to which both are done at once still has a router and a coordinator. Two nodes may be gone:
+    /// nothing can be written then, and nothing may be lost.
+    fn leaves_some_of(self, other: Self) -> bool {
+        let ends = |harm: Self| match harm {
+            Self::Kill(kind) | Self::Stop(kind) => Some(kind.name()),
+            Self::Link(callee, trouble) if trouble != Trouble::Delay => Some(callee.name()),
+            Self::Crash(point) => Some(point.service()),
+            _ => None,
+        };
+        ends(self).is_none() || ends(self) != ends(other)
+    }
+
     pub(crate) fn name(self) -> String {
         match self {
             Self::KillPrimary => "kill-primary".into(),
@@ -193,11 +205,19 @@ impl Nemesis {
     /// Goes on until the time is over, then leaves everything as it found it.
     pub(crate) async fn rage(&mut self, end: Instant) -> Result<()> {
         while Instant::now() < end && !self.harms.is_empty() {
-            let mut harms = vec![self.next()];
+            let mut harms = vec![self.draw()];
             if self.random.random_ratio(1, 4) && self.harms.len() > 1 {
-                harms.push(self.next());
+                let another = self.draw();
+                if another.leaves_some_of(harms[0]) {
+                    harms.push(another);
+                } else {
+                    self.deck.push(another);
+                }
             }
             let mut done = Vec::new();
+            for path in &self.hot {
+                tracing::info!("{}", self.site.standing(path).await);
+            }
             for harm in harms {
                 if let Some(one) = self.harm(harm).await.with_context(|| harm.name())? {
                     tracing::info!(harm = harm.name(), target = one.target, "harm");
@@ -224,7 +244,7 @@ impl Nemesis {
     }
 
     /// Every kind comes before any comes again.
-    fn next(&mut self) -> Harm {
+    fn draw(&mut self) -> Harm {
         if self.deck.is_empty() {
             self.deck.clone_from(&self.harms);
         }

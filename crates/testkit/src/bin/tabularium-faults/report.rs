@@ -20,6 +20,9 @@ const ID_LENGTH: usize = 16;
 /// Faults that came together are told apart from all others: no gap can be laid to one of them.
 const TOGETHER: &str = "(two at once)";
 
+/// What a cluster of three cannot hide from clients: no quorum, no database.
+const UNBEARABLE: [&str; 4] = [TOGETHER, "disk-full-2", "postgres-down", "postgres-restart"];
+
 /// Longest gaps in writes and in reads that are promised, in seconds.
 const BARS: [(&str, f64, f64); 3] =
     [("kill-primary", 1.0, 1.0), ("kill-node", 1.0, 1.0), ("kill-router", 5.0, 1.0)];
@@ -59,6 +62,8 @@ struct Column {
     /// Longest time that one client needed until it had its success.
     wait: f64,
     errors: usize,
+    /// Those of them that nothing had been sent for.
+    errors_before_sending: usize,
 }
 
 impl Column {
@@ -68,7 +73,8 @@ impl Column {
             counted.map(|stretch| stretch.seconds()).fold(0.0, f64::max)
         };
         let errors = met.errors.iter().filter(|error| counts(error)).count();
-        Self { gap: longest(&met.gaps), wait: longest(&met.waits), errors }
+        let errors_before_sending = met.errors_before_sending.iter().filter(|error| counts(error)).count();
+        Self { gap: longest(&met.gaps), wait: longest(&met.waits), errors, errors_before_sending }
     }
 }
 
@@ -113,7 +119,7 @@ impl fmt::Display for Report<'_> {
         )?;
         for Line { kind, times, writes, reads } in &lines {
             write!(f, "{kind:<32}{times:>6}")?;
-            for Column { gap, wait, errors } in [writes, reads] {
+            for Column { gap, wait, errors, .. } in [writes, reads] {
                 write!(f, " |{gap:>9.2}{wait:>9.2}{errors:>7}")?;
             }
             writeln!(f)?;
@@ -126,18 +132,19 @@ impl fmt::Display for Report<'_> {
             }
         }
         let failed_reads = self.history.reads.iter().filter(|read| read.refs.is_none()).count();
-        write_bar(
-            f,
-            "errors of writes that had not begun",
-            count(self.errors(ErrorKind::BeforeSending)),
-            0.0,
-        )?;
-        write_bar(f, "errors of reads", count(failed_reads), 0.0)?;
+        let bearable = || lines.iter().filter(|line| !UNBEARABLE.contains(&line.kind));
+        let errors: usize = bearable().map(|line| line.writes.errors_before_sending).sum();
+        write_bar(f, "errors of writes that had not begun", count(errors), 0.0)?;
+        let errors: usize = bearable().map(|line| line.reads.errors).sum();
+        write_bar(f, "errors of reads", count(errors), 0.0)?;
         writeln!(f)?;
         writeln!(f, "{:<20}{:>8}", "acknowledged", self.updates(Outcome::Acknowledged))?;
         writeln!(f, "{:<20}{:>8}", "refused or not sent", self.updates(Outcome::Failed))?;
         writeln!(f, "{:<20}{:>8}", "unknown", self.updates(Outcome::Unknown))?;
-        writeln!(f, "{:<20}{:>8}", "reads", self.history.reads.len() - failed_reads)?;
+        let (before, under_way) = (self.errors(ErrorKind::BeforeSending), self.errors(ErrorKind::UnderWay));
+        writeln!(f, "{:<20}{before:>8} before sending, {under_way} under way", "pushes with errors")?;
+        let answered = self.history.reads.len() - failed_reads;
+        writeln!(f, "{:<20}{answered:>8} and {failed_reads} with errors", "reads")?;
         for broken in Broken::ALL {
             let count = self.violations.iter().filter(|violation| violation.broken == broken).count();
             writeln!(f, "{:<20}{count:>8}", broken.name())?;
@@ -207,6 +214,7 @@ mod tests {
             gaps: vec![stretch(0, 10_000_000), stretch(90_000_000, 150_000_000)],
             waits: Vec::new(),
             errors: vec![stretch(310_000_000, 320_000_000)],
+            errors_before_sending: Vec::new(),
         };
         let faults = [
             fault("kill", 100_000_000, 200_000_000),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::history::{History, Micros};
+use crate::history::{ErrorKind, History, Micros};
 
 /// A time in which something did not come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub(super) struct Met {
     pub(super) waits: Vec<Stretch>,
     /// Operations that ended in an error.
     pub(super) errors: Vec<Stretch>,
+    /// Those of them that nothing had been sent for.
+    pub(super) errors_before_sending: Vec<Stretch>,
 }
 
 /// An operation, as far as it matters here.
@@ -39,6 +41,7 @@ struct Operation<'a> {
     repository: &'a str,
     span: Stretch,
     error: bool,
+    before_sending: bool,
     /// Something was done. A push that lost a race was answered well and did nothing.
     success: bool,
     /// Whether the client does nothing but this.
@@ -53,6 +56,7 @@ impl Met {
             repository: &write.repository,
             span: Stretch { begun: write.invoked, ended: write.completed },
             error: write.error.is_some(),
+            before_sending: write.error == Some(ErrorKind::BeforeSending),
             success: write.updates.iter().any(|update| update.outcome == Acknowledged),
             waits: true,
         });
@@ -65,6 +69,7 @@ impl Met {
             repository: &read.repository,
             span: Stretch { begun: read.invoked, ended: read.completed },
             error: read.refs.is_none(),
+            before_sending: read.refs.is_none(),
             success: read.refs.is_some(),
             // Writers read only now and then.
             waits: read.client.starts_with("reader"),
@@ -81,6 +86,9 @@ impl Met {
             end = end.max(ended);
             if operation.error {
                 met.errors.push(operation.span);
+            }
+            if operation.before_sending {
+                met.errors_before_sending.push(operation.span);
             }
             let first =
                 if operation.waits { *waiting.entry(operation.client).or_insert(begun) } else { begun };
@@ -108,7 +116,15 @@ mod tests {
 
     fn operation(client: &str, begun: Micros, ended: Micros, success: bool) -> Operation<'_> {
         let span = Stretch { begun, ended };
-        Operation { client, repository: "hot-0.git", span, error: !success, success, waits: true }
+        Operation {
+            client,
+            repository: "hot-0.git",
+            span,
+            error: !success,
+            before_sending: false,
+            success,
+            waits: true,
+        }
     }
 
     fn longest(stretches: &[Stretch]) -> Option<Micros> {
