@@ -117,7 +117,11 @@ pub(crate) mod tests {
         assert_eq!(decide(&repository, &[node(0)], false, well, &mut rng), alone);
         let gone = [node(0), node(1)];
         assert_eq!(decide(&repository, &gone, true, |_| false, &mut rng), Decision::ReadOnly);
-        assert_eq!(decide(&repository, &gone, true, all, &mut rng), Decision::Soon, "the fifth is being copied to");
+        assert_eq!(
+            decide(&repository, &gone, true, all, &mut rng),
+            Decision::Soon,
+            "the fifth is being copied to"
+        );
         assert_eq!(decide(&repository, &on(&[0, 1, 2]), true, all, &mut rng), Decision::ReadOnly);
         assert_eq!(decide(&repository, &on(&[0, 1, 2, 3]), false, all, &mut rng), Decision::ReadOnly);
     }

@@ -70,9 +70,7 @@ impl Inspector {
     ) -> Inspection {
         let nodes: Vec<(&StorageName, NodeChannel)> = storages
             .iter()
-            .filter_map(|storage| {
-                Some((storage, self.channel(topology.address(virtual_storage, storage)?)))
-            })
+            .filter_map(|storage| Some((storage, self.channel(topology.address(virtual_storage, storage)?))))
             .collect();
         let asked = |storage: &StorageName| gitaly::Repository {
             storage_name: storage.to_string(),

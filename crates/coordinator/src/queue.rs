@@ -143,10 +143,7 @@ mod tests {
     use super::*;
 
     fn key() -> RepositoryKey {
-        RepositoryKey {
-            virtual_storage: "default".parse().unwrap(),
-            relative_path: "a.git".parse().unwrap(),
-        }
+        RepositoryKey { virtual_storage: "default".parse().unwrap(), relative_path: "a.git".parse().unwrap() }
     }
 
     fn soon() -> Instant {

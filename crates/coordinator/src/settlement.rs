@@ -118,7 +118,11 @@ mod tests {
         assert_eq!(settled(&[(1, 2), (2, 1)]), keep(&[1]), "or the first's");
         assert_eq!(settled(&[(2, 1)]), keep(&[2]));
         assert_eq!(settled(&[]), Settlement::Wait);
-        assert_eq!(settled(&[(0, 0), (1, 0), (2, 1)]), keep(&[2]), "what is lost does not outvote what is there");
+        assert_eq!(
+            settled(&[(0, 0), (1, 0), (2, 1)]),
+            keep(&[2]),
+            "what is lost does not outvote what is there"
+        );
         assert_eq!(settled(&[(0, 0), (1, 0)]), keep(&[0, 1]));
     }
 

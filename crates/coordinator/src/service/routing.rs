@@ -139,7 +139,12 @@ impl Routing {
             key: key(request.name.as_ref())?,
             kind,
             additional,
-            terms: Terms { sync_from_site, unreachable: storages(&request.unreachable_storages)?, votes, asked },
+            terms: Terms {
+                sync_from_site,
+                unreachable: storages(&request.unreachable_storages)?,
+                votes,
+                asked,
+            },
             wait,
             intent: writes::Intent {
                 id: Uuid::now_v7(),
@@ -252,6 +257,7 @@ impl RoutingService for Routing {
             lease_milliseconds: milliseconds(lease),
             assigned_secondaries: started.secondaries.into_iter().map(String::from).collect(),
             participants: started.participants.into_iter().map(String::from).collect(),
+            waited_milliseconds: milliseconds(started.waited),
         }))
     }
 
@@ -299,9 +305,7 @@ impl RoutingService for Routing {
         let task = self.0.tasks.spawn("abort", async move {
             match outcome {
                 Outcome::NotApplied => writing::discard(&shared, id, &router_id).await,
-                Outcome::InDoubt => {
-                    writing::settle(&shared, id, &Doubt::Reported { router_id }).await
-                }
+                Outcome::InDoubt => writing::settle(&shared, id, &Doubt::Reported { router_id }).await,
                 Outcome::Unspecified => Err(WriteError::Argument("outcome is not set".to_owned())),
             }
         });

@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tabularium_common::ids::{ReplicaPath, SiteName, StorageName};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -50,6 +51,8 @@ pub(crate) struct Started {
     pub(crate) participants: Vec<StorageName>,
     /// Of a creation.
     pub(crate) secondaries: Vec<StorageName>,
+    /// How long it was until the try began that took the ticket: its lease began no earlier.
+    pub(crate) waited: Duration,
 }
 
 /// Takes the ticket of a write and answers where it goes. When the caller has hung up it stops waiting.
@@ -61,12 +64,18 @@ pub(crate) async fn begin(
     if shared.topology.get().virtual_storage(&begin.key.virtual_storage).is_none() {
         return Err(NameError::UnknownVirtualStorage.into());
     }
+    let asked = Instant::now();
     let additional = find_additional(shared, begin).await?;
     let additional = additional.as_ref();
+    let mut waited = Duration::ZERO;
     let (repository, participants, secondaries) =
-        ticket::take(shared, &begin.key, begin.wait, hung_up, || attempt(shared, begin, additional)).await?;
+        ticket::take(shared, &begin.key, begin.wait, hung_up, || {
+            waited = asked.elapsed();
+            attempt(shared, begin, additional)
+        })
+        .await?;
     let additional = additional.map(|repository| repository.replica_path.clone());
-    Ok(Started { repository, additional, participants, secondaries })
+    Ok(Started { repository, additional, participants, secondaries, waited })
 }
 
 async fn find_additional(shared: &Shared, begin: &Begin) -> Result<Option<Repository>, WriteError> {
@@ -119,7 +128,7 @@ async fn update(shared: &Arc<Shared>, begin: &Begin) -> Result<Attempted, WriteE
                 let owed = db.retrying(|| revocations::revocation_list_owed(db.pool(), &route.key)).await?;
                 shared.revoke_later(vec![route], owed);
             }
-            Try::Over((repository, participants, Vec::new()))
+            Try::Over((*repository, participants, Vec::new()))
         }
         Moved::Held => Try::Held,
         Moved::Soon => Try::NotYet(WriteError::ReadOnly),
@@ -127,7 +136,7 @@ async fn update(shared: &Arc<Shared>, begin: &Begin) -> Result<Attempted, WriteE
 }
 
 enum Moved {
-    Begun { repository: Repository, participants: Vec<StorageName>, revoke: Option<RevokedRoute> },
+    Begun { repository: Box<Repository>, participants: Vec<StorageName>, revoke: Option<RevokedRoute> },
     Held,
     Soon,
 }
@@ -142,9 +151,7 @@ async fn begin_with_failover(
         return Ok(None);
     };
     let terms = &begin.terms;
-    if let Err(refused) =
-        check_site(&shared.config.home_sites, &repository, terms.sync_from_site.as_ref())
-    {
+    if let Err(refused) = check_site(&shared.config.home_sites, &repository, terms.sync_from_site.as_ref()) {
         return Ok(Some(Err(refused)));
     }
     if let Err(stale) = check_asked(&repository, terms) {
@@ -154,8 +161,7 @@ async fn begin_with_failover(
         return Ok(Some(Ok(Moved::Held)));
     }
     let healthy = |storage: &StorageName| shared.health.is_healthy(&begin.key.virtual_storage, storage);
-    let decision =
-        failover::decide(&repository, &terms.unreachable, terms.votes, healthy, &mut rand::rng());
+    let decision = failover::decide(&repository, &terms.unreachable, terms.votes, healthy, &mut rand::rng());
     let (participants, moves) = match decision {
         Decision::Stay { participants } => (participants, false),
         Decision::Move { participants } => (participants, true),
@@ -197,7 +203,7 @@ async fn begin_with_failover(
             "primary moved"
         );
     }
-    Ok(Some(Ok(Moved::Begun { repository, participants, revoke })))
+    Ok(Some(Ok(Moved::Begun { repository: Box::new(repository), participants, revoke })))
 }
 
 /// Whether a write from this origin may go to this repository here.
@@ -223,6 +229,7 @@ fn check_site(
 /// Whether the nodes that were asked already were asked by a route that still holds.
 fn check_asked(repository: &Repository, terms: &Terms) -> Result<(), WriteError> {
     let Some(Asked { repository_id, epoch, primary, .. }) = &terms.asked else { return Ok(()) };
-    let holds = *repository_id == repository.id && *epoch == repository.epoch && *primary == repository.primary;
+    let holds =
+        *repository_id == repository.id && *epoch == repository.epoch && *primary == repository.primary;
     if holds { Ok(()) } else { Err(WriteError::StaleRoute) }
 }

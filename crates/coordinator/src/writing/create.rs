@@ -4,11 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tabularium_common::ids::{Epoch, Generation, ReplicaPath, RepositoryId, StorageName};
 
-use super::{
-    Begin, Kind,
-    begin::Attempted,
-    ticket::Try,
-};
+use super::{Begin, Kind, begin::Attempted, ticket::Try};
 use crate::{
     app::Shared,
     db::{
@@ -36,8 +32,7 @@ impl RepositoryIds {
             return Ok(id);
         }
         let db = &shared.db;
-        let ids =
-            db.promptly(|| repositories::repository_reserve_ids(db.pool(), IDS_AT_ONCE)).await?;
+        let ids = db.promptly(|| repositories::repository_reserve_ids(db.pool(), IDS_AT_ONCE)).await?;
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend(ids);
         kept.pop().ok_or_else(|| DbError::from(sqlx::Error::RowNotFound))

@@ -79,7 +79,8 @@ pub(crate) async fn settle(shared: &Arc<Shared>, id: Uuid, doubt: &Doubt) -> Res
     crash_point(CrashPoint::CoordinatorBeforeSettlement);
     let settled = db.retrying(|| settle_under_lock(shared, &open, &inspection)).await?;
     let (repository_id, correlation_id) = (open.repository_id, &open.correlation_id);
-    tracing::info!(write_id = %id, correlation_id, %repository_id, ?settled, ?doubt, "write in doubt settled");
+    let holders: &[StorageName] = if let Settled::Kept { holders, .. } = &settled { holders } else { &[] };
+    tracing::info!(write_id = %id, correlation_id, %repository_id, ?settled, ?holders, ?doubt, "write in doubt settled");
     if matches!(settled, Settled::Waiting) {
         return Ok(());
     }

@@ -174,33 +174,42 @@ async fn a_revocation_left_undone_is_carried_out_by_somebody() {
     assert_eq!(router.cached_generation(), None);
 }
 
-/// Two commits wait for one lock; the snapshot of the second is older than what the first owes.
+/// The first write leaves a replica behind, gives the ticket back, and waits until no router reads there. The second one
+/// leaves nobody behind, and must wait for the same.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_waited_for_another_also_waits_for_what_that_one_owes() {
+async fn a_commit_also_waits_for_what_the_one_before_it_owes() {
     let site = Site::start().await;
     let coordinators = [site.coordinator().await, site.coordinator().await];
     let (mut routing, _, _) = clients(&coordinators[0]);
     let (mut other, _, _) = clients(&coordinators[1]);
-    let route = create(&mut routing, "a.git").await;
+    create(&mut routing, "a.git").await;
     let router = Router::start(coordinators[0].grpc_address(), "deaf", "a.git").await;
+    let check = |generation: i64| {
+        let cached = router.cached_generation();
+        assert!(cached.is_none_or(|cached| cached >= generation), "{cached:?} after {generation}");
+    };
     for _ in 0..3 {
         repair(&site).await;
         router.deaf.store(false, Ordering::SeqCst);
         filled(std::slice::from_ref(&router)).await;
         router.deaf.store(true, Ordering::SeqCst);
-        let writes = [begin_write(&mut routing, "a.git").await, begin_write(&mut other, "a.git").await];
-        let mut sql = site.sql().await;
-        sqlx::raw_sql("BEGIN; SELECT id FROM repositories FOR UPDATE").execute(&mut sql).await.unwrap();
-        let check = |generation: i64| {
-            let cached = router.cached_generation();
-            assert!(cached.is_none_or(|cached| cached >= generation), "{cached:?} after {generation}");
+        let begun =
+            routing.begin_write(begin_voted("a.git", wire::WriteKind::Update)).await.unwrap().into_inner();
+        let first = async {
+            let two: Vec<&str> = begun.participants[..2].iter().map(String::as_str).collect();
+            check(commit(&mut routing, &begun, &two).await.unwrap());
+            Instant::now()
         };
-        let first = async { check(commit(&mut routing, &writes[0], &[&route.primary]).await.unwrap()) };
-        let second = async { check(commit(&mut other, &writes[1], &[&route.primary]).await.unwrap()) };
-        let release = async {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            sqlx::raw_sql("COMMIT").execute(&mut sql).await.unwrap();
+        let second = async {
+            let begun =
+                other.begin_write(begin_voted("a.git", wire::WriteKind::Update)).await.unwrap().into_inner();
+            let began = Instant::now();
+            let two: Vec<&str> = begun.participants.iter().map(String::as_str).collect();
+            assert_eq!(two.len(), 2);
+            check(commit(&mut other, &begun, &two).await.unwrap());
+            began
         };
-        tokio::join!(first, second, release);
+        let (first_ended, second_began) = tokio::join!(first, second);
+        assert!(second_began < first_ended, "the ticket is free before everybody was told");
     }
 }
