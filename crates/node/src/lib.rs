@@ -1,8 +1,8 @@
 //! A storage node: repositories on local disks behind Gitaly's RPCs, over the system `git`.
 //!
-//! A node keeps bytes and knows nothing else: not which virtual storage a repository belongs to, not whether its copy
-//! is the primary, not who may push. It never talks to the coordinator, to Postgres or to NATS; the router and the
-//! replicators call it, and it calls another node only to copy a repository when it is told to.
+//! A node keeps bytes and knows nothing else: not which virtual storage a repository belongs to, not who may push, and
+//! of its copy being the primary only what a request says. It never talks to the coordinator, to Postgres or to NATS;
+//! the router and the replicators call it, and it calls another node only to copy a repository when it is told to.
 //!
 //! A request enters in [`server`], passes the call log ([`rpc_log`]), the token check and the guard against cut streams
 //! ([`whole_requests`]), and reaches a service in [`services`]. There its `gitaly.Repository` becomes a checked path
@@ -10,14 +10,19 @@
 //! it that none outlives its request. Whatever is created is built under `<storage>/+gitaly/tmp`, synced, and renamed
 //! into place.
 //!
+//! A write that several replicas decide about together says so in its metadata. Before the node changes anything for
+//! it, and again afterwards, it asks the router, over the connection that the request came on: [`votes`]. `git push`
+//! and `git fetch` move references themselves, so their votes are cast by git's [`hooks`]; those are a second program of
+//! this crate, `tabularium-hook`, which asks the node over a private socket. A repository's own hooks run on the primary
+//! only. What replicas must have in common, and a digest of it, is in [`contents`].
+//!
 //! * [`storage_health`]: whether each disk can be used, found out by using it.
 //! * [`config`]: the file; `deploy/config/node.toml` is an example.
 //! * [`copy_attempts`]: why a copy that comes late cannot undo a later one.
 //! * [`fetch_proxy`]: the subcommand that git runs instead of `ssh` to fetch from another node.
 //! * [`error`]: codes and texts, word for word Gitaly's.
 //!
-//! Not here: GitLab's access checks, reference transactions (votes), SSH and sidechannels. Methods that are not written answer
-//! `UNIMPLEMENTED`.
+//! Not here: GitLab's access checks, SSH and sidechannels. Methods that are not written answer `UNIMPLEMENTED`.
 //!
 //! Tests: `cargo test -p tabularium-node`; the integration tests need git 2.39 or newer in `PATH` and nothing else.
 

@@ -161,7 +161,9 @@ impl Transaction {
         };
         let known = if old.is_empty() { "0".repeat(new.len()) } else { old.to_owned() };
         let subject = [known.as_bytes(), b" ", new.as_bytes(), b" ", reference, b"\n"];
-        subject.into_iter().for_each(|part| self.subject.update(part));
+        for part in subject {
+            self.subject.update(part);
+        }
         let line = [b"update ", reference, b"\0", new.as_bytes(), b"\0", old.as_bytes(), b"\0"].concat();
         // A process that has given up closes its end; why, is told when the transaction is committed.
         match self.stdin.write_all(&line).await {

@@ -330,4 +330,62 @@ mod tests {
             assert_eq!(vote(&both, piece), Some(Sha1::digest(&both).into()), "with all lines");
         }
     }
+
+    const UPDATE: &[u8] = b"00 11 refs/heads/a\n";
+
+    /// A hook of the session says this, and is told that.
+    async fn ask(session: &Arc<Session>, state: &'static [u8]) -> Vec<u8> {
+        let (mut hook, mut node) = UnixStream::pair().unwrap();
+        write_frame(&mut hook, Frame::Input, UPDATE).await.unwrap();
+        write_frame(&mut hook, Frame::End, b"").await.unwrap();
+        let (kind, payload) = session.answer(b"reference-transaction", state, &mut node).await;
+        assert_eq!(kind, Frame::Exit);
+        payload
+    }
+
+    #[tokio::test]
+    async fn git_is_not_killed_between_the_word_and_the_deed() {
+        let directory = tempfile::tempdir().unwrap();
+        let tasks = tabularium_common::lifecycle::Tasks::new();
+        let sections = Arc::<crate::votes::Sections>::default();
+        let place = directory.path().join("run");
+        let hooks = super::super::Hooks::start(
+            &place,
+            std::path::Path::new("/bin/true"),
+            Arc::clone(&sections),
+            &tasks,
+        );
+        let storage = crate::storage::Storage {
+            name: "a".into(),
+            root: directory.path().to_owned(),
+            filesystem_id: "id".into(),
+        };
+        let path = directory.path().join("a.git");
+        let repository =
+            RepositoryPath { storage, relative_path: "a.git".into(), path: path.clone(), quarantine: None };
+        let shared = Arc::clone(&hooks.unwrap().0);
+        let session = || Arc::new(Session::new(Arc::clone(&shared), Voter::none(), repository.clone()));
+        let still = || tokio::time::timeout(std::time::Duration::from_millis(20), sections.still(&path));
+
+        let told = session();
+        assert_eq!(ask(&told, b"prepared").await, [0]);
+        assert!(!told.may_be_killed() && still().await.is_err());
+        let waiting = told.until_it_may_be_killed();
+        tokio::pin!(waiting);
+        assert!(futures::poll!(waiting.as_mut()).is_pending());
+        assert_eq!(ask(&told, b"committed").await, [0]);
+        waiting.await;
+        assert!(told.may_be_killed() && still().await.is_ok());
+
+        let killed = session();
+        assert!(killed.may_be_killed());
+        assert_eq!(ask(&killed, b"prepared").await, b"\x01the request is over");
+        assert!(still().await.is_ok());
+
+        let gone = session();
+        assert_eq!(ask(&gone, b"prepared").await, [0]);
+        drop(gone);
+        assert!(still().await.is_ok(), "git ended without a word");
+        tasks.drain(std::time::Duration::from_secs(5)).await.unwrap();
+    }
 }

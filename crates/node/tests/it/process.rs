@@ -25,6 +25,13 @@ use crate::{
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tabularium-node");
 
+/// An empty storage in the directory.
+fn storage(directory: &Path) -> std::path::PathBuf {
+    let storage = directory.join("storage");
+    fs::create_dir_all(&storage).unwrap();
+    storage
+}
+
 fn config(directory: &Path, storage: &Path) -> std::path::PathBuf {
     let path = directory.join("node.toml");
     let text = format!(
@@ -50,7 +57,7 @@ fn wait(mut child: Child) -> Option<i32> {
 #[tokio::test]
 async fn it_announces_serves_and_stops_when_told_to() {
     let directory = tempfile::tempdir().unwrap();
-    let config = config(directory.path(), directory.path());
+    let config = config(directory.path(), &storage(directory.path()));
     let announce = directory.path().join("announce.json");
     let start = || {
         let mut command = Command::new(PROGRAM);
@@ -103,7 +110,7 @@ async fn a_large_push_and_clone_do_not_grow_the_node() {
     const BOUND_MIB: u64 = 64;
     let mebibytes = std::env::var("TEST_PUSH_MIB").map_or(160, |text| text.parse().unwrap());
     let directory = tempfile::tempdir().unwrap();
-    let config = config(directory.path(), directory.path());
+    let config = config(directory.path(), &storage(directory.path()));
     let announce = directory.path().join("announce.json");
     let mut command = Command::new(PROGRAM);
     command.arg("--config").arg(&config).arg("--announce").arg(&announce).stderr(Stdio::null());
@@ -146,7 +153,7 @@ fn a_bad_configuration_is_named() {
     assert_eq!(output.status.code(), Some(78));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("storage.path of a") && stderr.contains("not-mounted"), "{stderr}");
-    let good = config(directory.path(), directory.path());
+    let good = config(directory.path(), &storage(directory.path()));
     let output = Command::new(PROGRAM).arg("--check-config").arg("--config").arg(good).output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     let output = Command::new(PROGRAM).arg("fetch-proxy").output().unwrap();

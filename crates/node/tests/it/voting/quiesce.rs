@@ -9,10 +9,7 @@ use tabularium_proto::{
 use tonic::{Code, Status};
 
 use super::router::{Answer, Router};
-use crate::{
-    harness::{TestNode, eventually, git},
-    operations::hook,
-};
+use crate::harness::{TestNode, eventually, git};
 
 async fn quiesce(
     node: &TestNode,
@@ -96,23 +93,4 @@ async fn a_change_that_was_begun_is_waited_for() {
     let (written, after) = tokio::join!(client.write_ref(request), settling);
     assert!(written.is_err());
     assert_eq!(after, before, "the router is lost, and with it the word to go ahead");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_push_that_was_told_to_go_ahead_goes_ahead() {
-    use crate::{bridge, harness::git_command, transport::work_tree};
-    let router = Router::agreeing();
-    let node = TestNode::start().await;
-    let repository = node.create("a.git").await;
-    let url = bridge::serve_from(router.client(&node, true), &node.storage, None).await;
-    // Between the word and the deed nothing can be held up from outside; afterwards the hook shows that it is over.
-    hook(&node, "post-receive", "exit 0");
-    let (work, url) = (work_tree(1000), format!("{url}/a.git"));
-    let empty = digest(&node, &repository).await;
-    let mut command = git_command(work.path());
-    command.args(["push", "--quiet", &url, "main:a", "main:b"]);
-    let pushed = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    assert!(pushed.status.success());
-    assert_ne!(digest(&node, &repository).await, empty);
-    assert!(quiesce(&node, &repository, Duration::ZERO).await.is_ok(), "nothing is under way any more");
 }
