@@ -28,7 +28,7 @@ pub struct Stream {
     shut_down: bool,
     _room: OwnedSemaphorePermit,
     /// Set for the streams whose end is the session's end.
-    _guard: Option<DropGuard>,
+    guard: Option<DropGuard>,
 }
 
 impl Stream {
@@ -39,13 +39,13 @@ impl Stream {
             session: session.clone(),
             shut_down: false,
             _room: room,
-            _guard: None,
+            guard: None,
         }
     }
 
     /// Dropping it ends the session from here on.
     pub(super) fn holding_session(mut self) -> Self {
-        self._guard = Some(self.session.clone().drop_guard());
+        self.guard = Some(self.session.clone().drop_guard());
         self
     }
 }

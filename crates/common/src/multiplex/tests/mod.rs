@@ -1,5 +1,9 @@
 //! Both ends against each other, over real sockets.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "tests: what they start ends with their runtime"
+)]
 
 mod deaths;
 mod process;

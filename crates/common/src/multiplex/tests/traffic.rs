@@ -220,7 +220,7 @@ async fn a_stopping_node_finishes_what_runs_and_no_task_is_left() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement: prints what passes through, beside a plain connection"]
-#[expect(clippy::print_stderr, clippy::cast_precision_loss, reason = "its purpose")]
+#[expect(clippy::cast_precision_loss, reason = "its purpose")]
 async fn throughput() {
     let node = start_node().await;
     let size = 512 * MIB;
