@@ -3,7 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use rand::{
+    Rng as _, SeedableRng as _,
+    rngs::StdRng,
+    seq::{IndexedRandom as _, SliceRandom as _},
+};
 use tabularium_common::faults::CrashPoint;
 use tabularium_testkit::{
     cluster::service::Kind as Service,
@@ -19,7 +23,7 @@ use crate::{
 /// Between two faults, and what counts as the time of the one before: the cluster notices that it is over.
 const REST: Duration = Duration::from_secs(4);
 /// How long a crash point may wait for somebody to come by.
-const CRASH_PATIENCE: Duration = Duration::from_secs(6);
+const CRASH_PATIENCE: Duration = Duration::from_secs(4);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How much slower a slow link answers.
 const DELAY: Duration = Duration::from_millis(200);
@@ -327,21 +331,26 @@ impl Nemesis {
         }
     }
 
-    /// Arms the point everywhere; answers who was struck, and when.
+    /// Arms the point in one process after the other until one is struck; answers which, and when.
     async fn crash(&mut self, point: CrashPoint) -> Result<Option<(String, Micros)>> {
         let kind = Service::ALL.into_iter().find(|kind| kind.name() == point.service());
-        let names = self.site.names(kind.context("no such service")?);
-        let target = names.choose(&mut self.random).cloned().context("no process")?;
-        self.site.arm(&target, point)?;
-        let end = Instant::now() + CRASH_PATIENCE;
-        while !self.site.ended(&target) {
-            if Instant::now() > end && self.site.disarm(&target, point)? {
-                tracing::warn!(point = point.name(), target, "nobody came by");
-                return Ok(None);
+        let mut names = self.site.names(kind.context("no such service")?);
+        names.shuffle(&mut self.random);
+        for target in names {
+            self.site.arm(&target, point)?;
+            let end = Instant::now() + CRASH_PATIENCE;
+            loop {
+                if self.site.ended(&target) {
+                    return Ok(Some((target, self.recorder.now())));
+                }
+                if Instant::now() > end && self.site.disarm(&target, point)? {
+                    break;
+                }
+                sleep(LOOK_INTERVAL).await;
             }
-            sleep(LOOK_INTERVAL).await;
         }
-        Ok(Some((target, self.recorder.now())))
+        tracing::warn!(point = point.name(), "nobody came by");
+        Ok(None)
     }
 
     async fn heal(&mut self, done: &[Done]) -> Result<()> {
