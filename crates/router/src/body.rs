@@ -257,7 +257,6 @@ impl<B: Body<Data = Bytes, Error = Infallible> + Unpin> Body for Accounted<B> {
 pub(crate) type Relayed<B> = Accounted<Deadline<Graceful<B>>>;
 
 /// What the router answers with.
-#[expect(clippy::large_enum_variant, reason = "the large one is the usual one; a box would cost every RPC")]
 pub(crate) enum Reply {
     /// A node's answer.
     Relayed(Relayed<hyper::body::Incoming>),

@@ -8,15 +8,18 @@
 //! (`first_message`) and the repository found in it (`wire`) without decoding it. Then
 //! * a *read* gets the route from `routes` (cached under a lease, else asked), `routing` picks an up-to-date replica, and
 //!   `nodes` carries the rewritten request to it; the rest of the stream and the whole answer pass through as they are;
-//! * a *write* goes between `BeginWrite` and `CommitWrite` (`writes`): its status reaches the client only after the
-//!   coordinator has recorded it;
+//! * a *write* becomes a task of its own (`relay::write`). Every up-to-date replica that is healthy takes part: the client's
+//!   stream is given to all of them (`relay::fan_out`), each votes before and after it changes its refs, and what the
+//!   votes mean is decided in `votes::transaction`, without I/O. `turns` queues for the repository's ticket, `writes`
+//!   holds it between `BeginWrite` and `CommitWrite`, and `relay::drive` carries all of it out, to the end even when the
+//!   client has gone. What has not begun begins again when a node or a route turns out to be no good;
 //! * *maintenance* goes to every replica;
 //! * what Praefect answers itself, `answers` does.
 //!
-//! `body` holds the wrappers that make a lost node a status, bound the whole exchange by the client's deadline, and hold
-//! a write's status. `routes::session` keeps the lease and takes revocations.
+//! `body` holds the wrappers that make a lost node a status, and bound the whole exchange by the client's deadline.
+//! Writes go over `nodes::multiplexed`, on which nodes ask back how the vote went; all else over plain pools. `routes::session` keeps the lease and takes revocations.
 //!
-//! Pure parts are tested beside the code (`routing`, `wire`, `routes::cache`); `tests/it` runs a router between fake nodes
+//! Pure parts are tested beside the code (`routing`, `wire`, `routes::cache`, `votes::transaction`); `tests/it` runs a router between fake nodes
 //! and a fake coordinator: `cargo test -p tabularium-router`.
 
 mod account;

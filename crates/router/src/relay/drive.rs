@@ -376,7 +376,10 @@ impl<'s> Drive<'s> {
                 self.handle(Event::TicketRefused);
                 self.primary.abandon();
                 self.outbox = None;
-                if self.end.is_none() || self.ticket_is_late {
+                if self.ticket_is_late {
+                    let refusal = Refusal::NotRecorded(failed.refusal.to_string());
+                    self.end = Some(End::Broken { refusal, again: false });
+                } else if self.end.is_none() {
                     self.end = Some(End::Broken { refusal: failed.refusal, again: failed.again });
                 }
                 self.story.upload.cut_all();

@@ -203,9 +203,9 @@ impl Story {
             let held = self.take_ticket(None)?.await?;
             let route = Arc::clone(held.write.route());
             let asked = if self.entry.method.votes() {
-                self.nodes(&storages, held.write.participants())
+                nodes(&storages, held.write.participants())
             } else {
-                self.nodes(&storages, std::slice::from_ref(&route.primary))
+                nodes(&storages, std::slice::from_ref(&route.primary))
             };
             return Ok(Cast { nodes: asked?, route, held: Some(held) });
         }
@@ -223,35 +223,16 @@ impl Story {
             let others = current(&route).filter(|storage| *storage != primary && usable(storage));
             let asked: Vec<String> =
                 std::iter::once(primary.as_str()).chain(others).map(str::to_owned).collect();
-            return Ok(Cast { nodes: self.nodes(&storages, &asked)?, route, held: None });
+            return Ok(Cast { nodes: nodes(&storages, &asked)?, route, held: None });
         }
         // The primary has to move before anything is uploaded to it, and only a ticket moves it. It is given back at
         // once: the upload may take long.
         let Held { write, turn } = self.take_ticket(None)?.await?;
         let route = Arc::clone(write.route());
-        let nodes = self.nodes(&storages, write.participants());
+        let nodes = nodes(&storages, write.participants());
         write.settle(Settlement::NotApplied).await?;
         drop(turn);
         Ok(Cast { nodes: nodes?, route, held: None })
-    }
-
-    fn nodes(&self, storages: &Storages, names: &[String]) -> Result<Vec<Arc<Node>>, Failed> {
-        let mut nodes = Vec::with_capacity(names.len());
-        for (place, storage) in names.iter().enumerate() {
-            match named(storages, storage) {
-                Some(node) => nodes.push(Arc::clone(node)),
-                None => {
-                    tracing::error!(
-                        storage,
-                        "the coordinator chose a storage that its topology does not have"
-                    );
-                    if place == 0 {
-                        return Err(Refusal::Unreachable(storage.clone()).into());
-                    }
-                }
-            }
-        }
-        Ok(nodes)
     }
 
     /// Queues for the ticket and takes it. `asked`: the route and the nodes that have been asked already.
@@ -277,6 +258,7 @@ impl Story {
                 epoch: route.epoch,
                 primary: route.primary.clone(),
                 storages,
+                can_ask_again: self.upload.can_begin_again() && !self.client.is_answered(),
             }),
             ..BeginWriteRequest::default()
         };
@@ -297,6 +279,22 @@ impl Story {
         };
         Ok(take.boxed())
     }
+}
+
+/// The nodes of those storages; one that the topology does not have is left out, unless it is the primary.
+fn nodes(storages: &Storages, names: &[String]) -> Result<Vec<Arc<Node>>, Failed> {
+    let mut nodes = Vec::with_capacity(names.len());
+    for (place, storage) in names.iter().enumerate() {
+        if let Some(node) = named(storages, storage) {
+            nodes.push(Arc::clone(node));
+            continue;
+        }
+        tracing::error!(storage, "the coordinator chose a storage that its topology does not have");
+        if place == 0 {
+            return Err(Refusal::Unreachable(storage.clone()).into());
+        }
+    }
+    Ok(nodes)
 }
 
 /// The texts of section h.3 stand in front of what a coordinator says of a repository it does not know.
