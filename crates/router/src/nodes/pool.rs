@@ -166,8 +166,7 @@ impl Pool {
         traffic: Traffic,
         request: Outgoing,
     ) -> Result<http::Response<Incoming>, SendError> {
-        let dial =
-            async { Ok(BufReader::with_capacity(SOCKET_BUFFER_BYTES, address.connect().await?)) };
+        let dial = async { Ok(BufReader::with_capacity(SOCKET_BUFFER_BYTES, address.connect().await?)) };
         self.slot(traffic).send(&self.tasks, dial, request).await
     }
 }
@@ -199,7 +198,12 @@ fn is_refused(error: &hyper::Error) -> bool {
 
 /// The connection broke, and not only the one stream.
 pub(super) fn is_connection_lost(error: &hyper::Error) -> bool {
-    error.is_closed() || http2_error(error).is_some_and(h2::Error::is_io)
+    // hyper takes errors of the socket out of what HTTP/2 wrapped around them; a ping that nobody answered is a timeout.
+    let of_the_socket = std::error::Error::source(error).is_some_and(|source| source.is::<io::Error>());
+    of_the_socket
+        || error.is_closed()
+        || error.is_timeout()
+        || http2_error(error).is_some_and(|error| error.is_io() || error.is_go_away())
 }
 
 fn builder() -> Builder<TokioExecutor> {
