@@ -1,6 +1,6 @@
 //! What can be asked on the command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand};
 use tabularium_common::grpc::Address;
@@ -92,6 +92,31 @@ pub(crate) enum Command {
     Repo(Repo),
     /// The cluster as its coordinator sees it. Exit code 1 when something is wrong.
     Status,
+    /// Storages that come and go.
+    #[command(subcommand)]
+    Storage(Storage),
+    /// Repositories of which a replica is behind, or that nobody can serve. Exit code 1 when one cannot be served.
+    Dataloss {
+        /// Only what nobody can serve.
+        #[arg(long)]
+        unavailable: bool,
+    },
+    /// Make one replica of a repository the truth; what only the others have is lost.
+    AcceptDataloss(AcceptDataLoss),
+    /// All that is known of one repository's replicas.
+    Metadata(Metadata),
+    /// Owe whatever is missing its copy, now.
+    Reconcile,
+    /// Have replicas compared with each other again soon.
+    Verify(Verify),
+    /// Make a repository known that is on a storage and in no record.
+    TrackRepository(TrackRepository),
+    /// Repositories on storages that are in no record.
+    ListUntracked {
+        /// Only what has not changed for so many seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 6 * 3600)]
+        older_than: u32,
+    },
     /// Work that is owed: copies, removals, notifications.
     #[command(subcommand)]
     Duties(Duties),
@@ -180,6 +205,144 @@ pub(crate) enum Repo {
         /// `group/other`.
         new_path: String,
     },
+    /// Set how many storages hold a repository; replicas come and go while clients work.
+    SetReplicationFactor {
+        /// `group/project`.
+        path: String,
+        /// 1 or more, all, or default: as the virtual storage says.
+        factor: Factor,
+    },
+    /// Set how many replicas must have a write before it is acknowledged.
+    SetWriteQuorum {
+        /// `group/project`.
+        path: String,
+        /// majority, available (one is enough), or default: as the virtual storage says.
+        #[arg(value_parser = ["majority", "available", "default"])]
+        policy: String,
+    },
+}
+
+/// How many storages are to hold a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Factor {
+    /// All of them.
+    All,
+    /// As the virtual storage says.
+    Default,
+    /// So many.
+    Of(u16),
+}
+
+impl FromStr for Factor {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::All),
+            "default" => Ok(Self::Default),
+            text => match text.parse() {
+                Ok(count) if count > 0 => Ok(Self::Of(count)),
+                _ => Err("allowed: 1 or more, all, default".to_owned()),
+            },
+        }
+    }
+}
+
+/// `tabularium storage`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Storage {
+    /// List storages with what they hold and what moves. Exit code 1 when one is not healthy.
+    List,
+    /// Make a storage known to routers, and a place for replicas.
+    Add {
+        /// As its node calls it.
+        name: String,
+        /// Where its node is reached: tcp://host:port or unix:/path
+        #[arg(long, value_name = "ADDRESS")]
+        address: Address,
+    },
+    /// Move everything away from a storage, a few replicas at a time, and follow it.
+    Drain {
+        /// Its name.
+        name: String,
+        /// Also when repositories will have fewer replicas than they should.
+        #[arg(long)]
+        allow_fewer_replicas: bool,
+        /// Do not follow it.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Keep a storage that was to be drained.
+    Undrain {
+        /// Its name.
+        name: String,
+    },
+    /// Forget a storage that holds nothing.
+    Remove {
+        /// Its name.
+        name: String,
+        /// Also when it holds something, which is given up for lost.
+        #[arg(long)]
+        force_lost: bool,
+    },
+    /// Use a storage with the disk that is in it now, and make its replicas again there.
+    Accept {
+        /// Its name.
+        name: String,
+        /// Also when only the disk before had the newest state of something, which is given up for lost.
+        #[arg(long)]
+        force_lost: bool,
+    },
+}
+
+/// `tabularium accept-dataloss`.
+#[derive(Debug, Args)]
+pub(crate) struct AcceptDataLoss {
+    /// `group/project`.
+    pub(crate) path: String,
+    /// Storage whose replica becomes the truth.
+    #[arg(long, value_name = "STORAGE")]
+    pub(crate) authoritative_storage: String,
+    /// Do not ask.
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+/// `tabularium metadata`.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Metadata {
+    /// `group/project`.
+    pub(crate) path: Option<String>,
+    /// The repository's id instead.
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<i64>,
+}
+
+/// `tabularium verify`.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Verify {
+    /// `group/project`.
+    pub(crate) path: Option<String>,
+    /// All replicas of one storage instead.
+    #[arg(long, value_name = "STORAGE")]
+    pub(crate) storage: Option<String>,
+    /// All replicas.
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// `tabularium track-repository`.
+#[derive(Debug, Args)]
+pub(crate) struct TrackRepository {
+    /// `group/project`, as clients are to know it.
+    pub(crate) path: String,
+    /// Where it is below the storage.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) replica_path: String,
+    /// Storage that has it.
+    #[arg(long, value_name = "STORAGE")]
+    pub(crate) authoritative_storage: String,
 }
 
 /// `tabularium duties`.
@@ -236,6 +399,11 @@ mod tests {
             &["tabularium", "up", "--nodes", "0"],
             &["tabularium", "duties", "list", "--state", "lost"],
             &["tabularium", "repo", "show"],
+            &["tabularium", "repo", "set-replication-factor", "a", "0"],
+            &["tabularium", "repo", "set-write-quorum", "a", "some"],
+            &["tabularium", "storage", "add", "n"],
+            &["tabularium", "verify"],
+            &["tabularium", "metadata", "a", "--id", "1"],
         ] {
             let error = Arguments::try_parse_from(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line:?}");

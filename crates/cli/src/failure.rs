@@ -53,7 +53,7 @@ impl Failure {
             Code::AlreadyExists => {
                 Self::No(format!("{what}: {}", message.rsplit(": ").next().unwrap_or(message)))
             }
-            Code::NotFound | Code::FailedPrecondition | Code::ResourceExhausted => {
+            Code::NotFound | Code::FailedPrecondition | Code::Aborted | Code::ResourceExhausted => {
                 Self::No(format!("{what}: {message}"))
             }
             code => Self::Internal(format!("{what}: {whom} answered {code:?}: {message}")),

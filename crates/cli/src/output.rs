@@ -5,6 +5,8 @@
     reason = "a page of text, built once: clarity counts, not an allocation"
 )]
 
+pub(crate) mod placement;
+
 use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};

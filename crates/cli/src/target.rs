@@ -9,7 +9,10 @@ use tabularium_common::{
     grpc::{Address, channel},
 };
 use tabularium_proto::{
-    coordinator::operator_service_client::OperatorServiceClient,
+    coordinator::{
+        operator_service_client::OperatorServiceClient, repair_service_client::RepairServiceClient,
+        storage_service_client::StorageServiceClient,
+    },
     gitaly::repository_service_client::RepositoryServiceClient,
 };
 use tonic::{service::interceptor::InterceptedService, transport::Channel};
@@ -79,9 +82,26 @@ impl Target {
 
     /// The coordinator that answers first, with its address.
     pub(crate) async fn operator(&self) -> Result<(OperatorServiceClient<Signed>, String), Failure> {
+        let (signed, whom) = self.coordinator().await?;
+        Ok((OperatorServiceClient::new(signed), whom))
+    }
+
+    /// As [`Self::operator`], for storages.
+    pub(crate) async fn storages(&self) -> Result<(StorageServiceClient<Signed>, String), Failure> {
+        let (signed, whom) = self.coordinator().await?;
+        Ok((StorageServiceClient::new(signed), whom))
+    }
+
+    /// As [`Self::operator`], for replicas.
+    pub(crate) async fn repair(&self) -> Result<(RepairServiceClient<Signed>, String), Failure> {
+        let (signed, whom) = self.coordinator().await?;
+        Ok((RepairServiceClient::new(signed), whom))
+    }
+
+    async fn coordinator(&self) -> Result<(Signed, String), Failure> {
         let address = self.first_that_listens("coordinator", &self.coordinators).await?;
         let signed = InterceptedService::new(channel(address), SendToken(self.coordinator_token.clone()));
-        Ok((OperatorServiceClient::new(signed), format!("coordinator {address}")))
+        Ok((signed, format!("coordinator {address}")))
     }
 
     /// The router that answers first, with its address.

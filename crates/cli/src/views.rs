@@ -1,5 +1,7 @@
 //! The stable shapes of answers: what `--json` prints, field for field, and what the tables are made of.
 
+pub(crate) mod placement;
+
 use serde::Serialize;
 use tabularium_proto::coordinator as wire;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};

@@ -2,10 +2,14 @@
 
 mod check;
 mod cluster;
+mod losses;
 pub(crate) mod repository;
 mod sql;
+mod storage;
 
 use std::process::ExitCode;
+
+use losses::Losses;
 
 use crate::{
     arguments::{Arguments, Command, Duties, Global, Repo},
@@ -28,7 +32,15 @@ pub(crate) async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> 
     match command {
         Command::Up(options) => up::run(&global, &options).await,
         Command::Demo(options) => demo::run(&global, &options).await,
-        Command::Repo(command) => repo(&global, command).await.map(|()| ExitCode::SUCCESS),
+        Command::Repo(command) => repo(&global, command).await,
+        Command::Storage(command) => storage::run(&global, command).await,
+        Command::Dataloss { unavailable } => Losses::of(&global).await?.dataloss(unavailable).await,
+        Command::AcceptDataloss(options) => Losses::accept(&global, options).await,
+        Command::Metadata(options) => Losses::of(&global).await?.metadata(options).await,
+        Command::Reconcile => Losses::of(&global).await?.reconcile().await,
+        Command::Verify(options) => Losses::of(&global).await?.verify(options).await,
+        Command::TrackRepository(options) => Losses::of(&global).await?.track(options).await,
+        Command::ListUntracked { older_than } => Losses::of(&global).await?.list_untracked(older_than).await,
         Command::Status => cluster::status(&Target::resolve(&global)?, global.json).await,
         Command::Duties(Duties::List { state, limit }) => {
             cluster::duties(&Target::resolve(&global)?, state.unwrap_or_default(), limit, global.json).await
@@ -49,16 +61,23 @@ pub(crate) async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> 
     }
 }
 
-async fn repo(global: &Global, command: Repo) -> Result<(), Failure> {
+async fn repo(global: &Global, command: Repo) -> Result<ExitCode, Failure> {
     let target = Target::resolve(global)?;
     let repositories = repository::Repositories { target: &target, global };
-    match command {
+    let done = match command {
         Repo::Create { path, default_branch } => repositories.create(&path, &default_branch).await,
         Repo::List { prefix, limit } => repositories.list(&prefix, limit).await,
         Repo::Show { path } => repositories.show(&path).await,
         Repo::Remove { path, yes } => repositories.remove(&path, yes).await,
         Repo::Rename { path, new_path } => repositories.rename(&path, &new_path).await,
-    }
+        Repo::SetReplicationFactor { path, factor } => {
+            return Losses::of(global).await?.set_replication_factor(&path, factor).await;
+        }
+        Repo::SetWriteQuorum { path, policy } => {
+            return Losses::of(global).await?.set_write_quorum(&path, policy).await;
+        }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// A request that gives up after [`CALL_DEADLINE`].

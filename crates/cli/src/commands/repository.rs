@@ -97,7 +97,7 @@ impl Repositories<'_> {
     pub(crate) async fn remove(&self, path: &str, yes: bool) -> Result<(), Failure> {
         let path = repository_path(path)?;
         if !yes {
-            confirm(&path)?;
+            confirm(&path, &format!("This removes {path} with all of its replicas"))?;
         }
         let (mut router, whom) = self.target.repositories().await?;
         let remove = gitaly::RemoveRepositoryRequest { repository: Some(self.gitaly_repository(&path)) };
@@ -159,19 +159,19 @@ fn new_path(text: &str) -> Result<RelativePath, Failure> {
     }
 }
 
-/// On a terminal the name has to be typed; elsewhere `--yes` is needed.
-fn confirm(path: &RelativePath) -> Result<(), Failure> {
+/// On a terminal the name has to be typed; elsewhere `--yes` is needed. `what` is a sentence without its end.
+pub(super) fn confirm(path: &RelativePath, what: &str) -> Result<(), Failure> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
-        return Err(Failure::Usage(format!("removing {path} cannot be undone; add --yes to do it")));
+        return Err(Failure::Usage(format!("{what} and cannot be undone; add --yes to do it")));
     }
     let mut typed = String::new();
-    eprint!("This removes {path} with all of its replicas and cannot be undone.\nType its name to go on: ");
+    eprint!("{what} and cannot be undone.\nType the name of the repository to go on: ");
     let read = std::io::stderr().flush().and_then(|()| stdin.lock().read_line(&mut typed));
     read.map_err(|error| Failure::Internal(format!("cannot read the answer: {error}")))?;
     match repository_path(typed.trim()) {
         Ok(typed) if typed == *path => Ok(()),
-        _ => Err(Failure::No(format!("{path} was not removed: the name typed is another"))),
+        _ => Err(Failure::No(format!("nothing was done to {path}: the name typed is another"))),
     }
 }
 

@@ -12,6 +12,15 @@ fn without_a_cluster_commands_say_how_to_get_one() {
         &["repo", "remove", "a/b", "--yes"],
         &["duties", "list"],
         &["dial-nodes"],
+        &["storage", "list"],
+        &["storage", "drain", "node-1"],
+        &["dataloss"],
+        &["accept-dataloss", "a/b", "--authoritative-storage", "node-1", "--yes"],
+        &["metadata", "a/b"],
+        &["reconcile"],
+        &["verify", "--all"],
+        &["list-untracked"],
+        &["repo", "set-replication-factor", "a/b", "all"],
     ] {
         let (code, output) = run(state.path(), arguments);
         assert_eq!(code, 69, "{arguments:?}");
@@ -36,6 +45,8 @@ fn nonsense_is_a_usage_error() {
     for arguments in [
         &["repo", "remove", "a/b"][..],
         &["repo", "show", "../x"],
+        &["accept-dataloss", "a/b", "--authoritative-storage", "node-1"],
+        &["repo", "set-replication-factor", "a/b", "none"],
         &["status", "--coordinator", "tls://a:1"],
         &["status", "--coordinator-token-file", "/no/such/file"],
         &["sql-ping"],
