@@ -78,7 +78,9 @@ pub enum Gateways {
 /// Puts something between two services: who is told an address (`home/router-1`), whose it is (`home/node-2`), and the
 /// address itself (`host:port`), to the address that is told instead.
 #[derive(Clone)]
-pub struct Detour(Arc<dyn Fn(&str, &str, &str) -> String + Send + Sync>);
+pub struct Detour(Arc<Between>);
+
+type Between = dyn Fn(&str, &str, &str) -> String + Send + Sync;
 
 impl Detour {
     /// Asked once for each pair of services, when the first of them is configured.

@@ -286,7 +286,7 @@ impl Nemesis {
         match harm {
             Harm::KillPrimary => self.site.kill_alone(&done.target)?,
             Harm::KillNode | Harm::Kill(_) | Harm::NatsDown | Harm::PostgresDown => {
-                self.site.kill(&done.target)?
+                self.site.kill(&done.target)?;
             }
             Harm::StopPrimary | Harm::Stop(_) => self.site.pause(&done.target)?,
             Harm::Link(callee, trouble) => self.trouble(callee, trouble, &mut done.target),

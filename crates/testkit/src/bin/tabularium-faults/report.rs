@@ -70,7 +70,7 @@ impl Column {
     fn new(met: &Met, counts: impl Fn(&Stretch) -> bool) -> Self {
         let longest = |stretches: &[Stretch]| {
             let counted = stretches.iter().filter(|stretch| counts(stretch));
-            counted.map(|stretch| stretch.seconds()).fold(0.0, f64::max)
+            counted.map(Stretch::seconds).fold(0.0, f64::max)
         };
         let errors = met.errors.iter().filter(|error| counts(error)).count();
         let errors_before_sending = met.errors_before_sending.iter().filter(|error| counts(error)).count();

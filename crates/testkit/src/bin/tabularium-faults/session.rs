@@ -85,7 +85,9 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Violation>> {
     }
     raged.with_context(|| format!("logs: {}", options.directory.display()))?;
     sleep(QUIET_AFTER).await;
-    running.drain(DRAIN).await.context("clients")?;
+    if let Err(hanging) = running.drain(DRAIN).await {
+        recorder.record(&Event::Finding(Finding { what: "clients".into(), detail: hanging.to_string() }))?;
+    }
     for path in clients.close(seed).await? {
         recorder.record(&Event::Finding(Finding { what: "unusable".into(), detail: path }))?;
     }
