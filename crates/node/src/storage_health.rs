@@ -311,14 +311,16 @@ mod tests {
                 minimum_free_mebibytes,
             };
             let tasks = Tasks::new();
-            let health =
-                StorageHealth::start(std::slice::from_ref(&storage), &config, reporter, &tasks).await.unwrap();
+            let health = StorageHealth::start(std::slice::from_ref(&storage), &config, reporter, &tasks)
+                .await
+                .unwrap();
             Self { _directory: directory, storage, health, service, tasks }
         }
 
         async fn serving(&self, service: &str) -> bool {
             let request = Request::new(HealthCheckRequest { service: service.to_owned() });
-            self.service.check(request).await.unwrap().into_inner().status() == tonic_health::pb::health_check_response::ServingStatus::Serving
+            self.service.check(request).await.unwrap().into_inner().status()
+                == tonic_health::pb::health_check_response::ServingStatus::Serving
         }
 
         fn problem(&self) -> Option<Problem> {
@@ -410,7 +412,8 @@ mod tests {
         let well = Findings { identity: Ok("one".into()), listed: Ok(()), written: Ok(()), available: 10 };
         assert_eq!(judge(&well, "one", 10), None);
         assert!(matches!(judge(&well, "one", 11), Some(Problem::Full { .. })));
-        let unmounted = Findings { identity: Err("not found".into()), written: Err("no".into()), ..well.clone() };
+        let unmounted =
+            Findings { identity: Err("not found".into()), written: Err("no".into()), ..well.clone() };
         assert!(matches!(judge(&unmounted, "one", 11), Some(Problem::IdentityUnreadable(_))));
         let other = Findings { identity: Ok("two".into()), ..well.clone() };
         let said = judge(&other, "one", 0).unwrap().to_string();

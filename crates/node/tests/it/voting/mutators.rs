@@ -73,22 +73,22 @@ impl Scene {
         Self { node, repository, main, side, remote, snapshot, bundle }
     }
 
-    fn named(&self, path: &str) -> Option<Repository> {
-        Some(self.node.named(path))
+    fn named(&self, path: &str) -> Repository {
+        self.node.named(path)
     }
 
-    fn target(&self) -> Option<Repository> {
-        Some(self.repository.clone())
+    fn target(&self) -> Repository {
+        self.repository.clone()
     }
 }
 
-fn one(message: impl Message) -> Vec<Vec<u8>> {
+fn one(message: &impl Message) -> Vec<Vec<u8>> {
     vec![message.encode_to_vec()]
 }
 
 fn commit_files(scene: &Scene) -> Vec<Vec<u8>> {
     let header = UserCommitFilesRequestHeader {
-        repository: scene.target(),
+        repository: Some(scene.target()),
         user: Some(user()),
         branch_name: b"main".to_vec(),
         commit_message: b"more".to_vec(),
@@ -109,7 +109,7 @@ fn commit_files(scene: &Scene) -> Vec<Vec<u8>> {
 
 fn merge(scene: &Scene) -> Vec<Vec<u8>> {
     let first = UserMergeBranchRequest {
-        repository: scene.target(),
+        repository: Some(scene.target()),
         user: Some(user()),
         commit_id: scene.side.clone(),
         branch: b"main".to_vec(),
@@ -126,16 +126,19 @@ const CASES: &[Case] = &[
         path: "/gitaly.RepositoryService/CreateRepository",
         votes: "PC",
         messages: |scene| {
-            one(CreateRepositoryRequest { repository: scene.named("x/y/new.git"), ..Default::default() })
+            one(&CreateRepositoryRequest {
+                repository: Some(scene.named("x/y/new.git")),
+                ..Default::default()
+            })
         },
     },
     Case {
         path: "/gitaly.RepositoryService/CreateFork",
         votes: "PC",
         messages: |scene| {
-            one(CreateForkRequest {
-                repository: scene.named("x/y/new.git"),
-                source_repository: scene.target(),
+            one(&CreateForkRequest {
+                repository: Some(scene.named("x/y/new.git")),
+                source_repository: Some(scene.target()),
                 ..Default::default()
             })
         },
@@ -144,8 +147,8 @@ const CASES: &[Case] = &[
         path: "/gitaly.RepositoryService/CreateRepositoryFromSnapshot",
         votes: "PC",
         messages: |scene| {
-            one(CreateRepositoryFromSnapshotRequest {
-                repository: scene.named("x/y/new.git"),
+            one(&CreateRepositoryFromSnapshotRequest {
+                repository: Some(scene.named("x/y/new.git")),
                 http_url: scene.snapshot.clone(),
                 ..Default::default()
             })
@@ -154,14 +157,14 @@ const CASES: &[Case] = &[
     Case {
         path: "/gitaly.RepositoryService/RemoveRepository",
         votes: "PC",
-        messages: |scene| one(RemoveRepositoryRequest { repository: scene.target() }),
+        messages: |scene| one(&RemoveRepositoryRequest { repository: Some(scene.target()) }),
     },
     Case {
         path: "/gitaly.RepositoryService/WriteRef",
         votes: "PC",
         messages: |scene| {
-            one(WriteRefRequest {
-                repository: scene.target(),
+            one(&WriteRefRequest {
+                repository: Some(scene.target()),
                 r#ref: b"refs/heads/new".to_vec(),
                 revision: b"main".to_vec(),
                 ..Default::default()
@@ -172,8 +175,8 @@ const CASES: &[Case] = &[
         path: "/gitaly.RepositoryService/WriteRef",
         votes: "PC",
         messages: |scene| {
-            one(WriteRefRequest {
-                repository: scene.target(),
+            one(&WriteRefRequest {
+                repository: Some(scene.target()),
                 r#ref: b"HEAD".to_vec(),
                 revision: b"refs/heads/side".to_vec(),
                 ..Default::default()
@@ -184,8 +187,8 @@ const CASES: &[Case] = &[
         path: "/gitaly.RepositoryService/FetchRemote",
         votes: "PCC",
         messages: |scene| {
-            one(FetchRemoteRequest {
-                repository: scene.target(),
+            one(&FetchRemoteRequest {
+                repository: Some(scene.target()),
                 remote_params: Some(Remote { url: scene.remote.clone(), ..Default::default() }),
                 force: true,
                 ..Default::default()
@@ -196,8 +199,8 @@ const CASES: &[Case] = &[
         path: "/gitaly.RepositoryService/FetchBundle",
         votes: "PCC",
         messages: |scene| {
-            one(FetchBundleRequest {
-                repository: scene.target(),
+            one(&FetchBundleRequest {
+                repository: Some(scene.target()),
                 data: scene.bundle.clone().into(),
                 update_head: true,
             })
@@ -207,8 +210,8 @@ const CASES: &[Case] = &[
         path: "/gitaly.RefService/DeleteRefs",
         votes: "PC",
         messages: |scene| {
-            one(DeleteRefsRequest {
-                repository: scene.target(),
+            one(&DeleteRefsRequest {
+                repository: Some(scene.target()),
                 refs: vec![b"refs/heads/side".to_vec(), b"refs/tags/none".to_vec()],
                 ..Default::default()
             })
@@ -223,8 +226,8 @@ const CASES: &[Case] = &[
                 old_object_id: Vec::new(),
                 new_object_id: scene.main.clone().into(),
             };
-            one(UpdateReferencesRequest {
-                repository: scene.target(),
+            one(&UpdateReferencesRequest {
+                repository: Some(scene.target()),
                 updates: vec![update("refs/heads/side"), update("refs/heads/new")],
             })
         },
@@ -233,8 +236,8 @@ const CASES: &[Case] = &[
         path: "/gitaly.OperationService/UserCreateBranch",
         votes: BY_USER,
         messages: |scene| {
-            one(UserCreateBranchRequest {
-                repository: scene.target(),
+            one(&UserCreateBranchRequest {
+                repository: Some(scene.target()),
                 branch_name: b"new".to_vec(),
                 user: Some(user()),
                 start_point: b"main".to_vec(),
@@ -245,8 +248,8 @@ const CASES: &[Case] = &[
         path: "/gitaly.OperationService/UserUpdateBranch",
         votes: BY_USER,
         messages: |scene| {
-            one(UserUpdateBranchRequest {
-                repository: scene.target(),
+            one(&UserUpdateBranchRequest {
+                repository: Some(scene.target()),
                 branch_name: b"feature".to_vec(),
                 user: Some(user()),
                 newrev: scene.main.clone().into(),
@@ -258,8 +261,8 @@ const CASES: &[Case] = &[
         path: "/gitaly.OperationService/UserDeleteBranch",
         votes: BY_USER,
         messages: |scene| {
-            one(UserDeleteBranchRequest {
-                repository: scene.target(),
+            one(&UserDeleteBranchRequest {
+                repository: Some(scene.target()),
                 branch_name: b"side".to_vec(),
                 user: Some(user()),
                 ..Default::default()
@@ -270,8 +273,8 @@ const CASES: &[Case] = &[
         path: "/gitaly.OperationService/UserCreateTag",
         votes: BY_USER,
         messages: |scene| {
-            one(UserCreateTagRequest {
-                repository: scene.target(),
+            one(&UserCreateTagRequest {
+                repository: Some(scene.target()),
                 tag_name: b"v9".to_vec(),
                 user: Some(user()),
                 target_revision: b"main".to_vec(),
@@ -284,8 +287,8 @@ const CASES: &[Case] = &[
         path: "/gitaly.OperationService/UserDeleteTag",
         votes: BY_USER,
         messages: |scene| {
-            one(UserDeleteTagRequest {
-                repository: scene.target(),
+            one(&UserDeleteTagRequest {
+                repository: Some(scene.target()),
                 tag_name: b"v1".to_vec(),
                 user: Some(user()),
                 ..Default::default()
