@@ -10,6 +10,9 @@
 //! * [`proxy::FaultProxy`] stands between two processes and cuts, delays or swallows. [`wait::wait_until`] waits for
 //!   conditions instead of times.
 //!
+//! Two programs stand on it: `tabularium-bench` measures, `tabularium-faults` (`script/faults`) breaks a cluster in every
+//! way it knows and looks whether a promise was broken.
+//!
 //! Run the tests with `cargo test -p tabularium-testkit`.
 
 #![allow(
