@@ -82,28 +82,27 @@ pub(crate) fn mishaps(state: &State, steps: &mut Vec<AnyStep>) {
 
 /// A transaction that waits for its answer at the target holds the lock of a reference that is to be written.
 fn can_write(protocol: &Protocol, state: &State, target: usize, refs: Refs) -> bool {
-    protocol.has(Safeguard::QuietTarget)
-        || state.nodes[target].parts.iter().enumerate().all(|(write, part)| {
-            let round = match part {
-                Part::Prepared => state.writes[write].ballot.round,
-                Part::Told(round) => *round,
-                Part::Nothing | Part::Asked | Part::Applied => return true,
-            };
-            let reference = writing::reference(protocol, write, round);
-            refs[reference] == state.nodes[target].refs[reference]
-        })
+    state.nodes[target].parts.iter().enumerate().all(|(write, part)| {
+        let round = match part {
+            Part::Prepared => state.writes[write].ballot.round,
+            Part::Told(round) => *round,
+            Part::Nothing | Part::Asked | Part::Applied => return true,
+        };
+        let reference = writing::reference(protocol, write, round);
+        refs[reference] == state.nodes[target].refs[reference]
+    })
 }
 
-fn write(protocol: &Protocol, state: &mut State, target: usize, refs: Refs) {
-    let node = &mut state.nodes[target];
+/// What waits at the target for an answer ends before the copy begins. It is enough to do so once: nobody answers votes of
+/// a replica that is behind, and an answer that was under way when it fell behind finds nothing to go on with.
+fn quieten(protocol: &Protocol, state: &mut State, target: usize) {
     if protocol.has(Safeguard::QuietTarget) {
-        for part in &mut node.parts {
+        for part in &mut state.nodes[target].parts {
             if matches!(part, Part::Prepared | Part::Told(_)) {
                 *part = Part::Nothing;
             }
         }
     }
-    node.refs = refs;
 }
 
 pub(crate) fn take(protocol: &Protocol, state: &mut State, step: Step) {
@@ -115,13 +114,14 @@ pub(crate) fn take(protocol: &Protocol, state: &mut State, step: Step) {
         }
         Step::LateRead { source } => {
             let refs = state.nodes[source].refs;
-            if let Some(late) = &mut state.late {
-                late.read = Some(refs);
-            }
+            let Some(late) = &mut state.late else { return };
+            late.read = Some(refs);
+            let target = late.target;
+            quieten(protocol, state, target);
         }
         Step::LateWrite => {
             if let Some(LateCopy { target, read: Some(refs), .. }) = state.late.take() {
-                write(protocol, state, target, refs);
+                state.nodes[target].refs = refs;
             }
         }
         Step::LoseWorker => {
@@ -165,13 +165,13 @@ pub(crate) fn take(protocol: &Protocol, state: &mut State, step: Step) {
                 late.superseded = true;
                 late.read = None;
             }
+            quieten(protocol, state, target);
         }
         Step::Write => {
             let Some(copying) = &mut state.repair else { return };
             if let Progress::Read(refs) = copying.progress {
                 copying.progress = Progress::Written;
-                let target = copying.target;
-                write(protocol, state, target, refs);
+                state.nodes[copying.target].refs = refs;
             }
         }
     }
