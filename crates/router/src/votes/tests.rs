@@ -325,7 +325,6 @@ proptest! {
         let mut cast: Vec<Vec<Ballot>> = vec![Vec::new(); voters];
         let mut told: Vec<Vec<Verdict>> = vec![Vec::new(); voters];
         let mut out = vec![false; voters];
-        let mut primary_dead = false;
         let (mut asked, mut held, mut record_asked, mut recorded) = (false, !wanted, false, false);
 
         for step in steps {
@@ -356,9 +355,6 @@ proptest! {
                 Step::Pass(milliseconds) => { now += Duration::from_millis(milliseconds); Event::Tick }
                 Step::Vote(..) | Step::Withdraw(_) | Step::End(..) | Step::Drop(_) => continue,
             };
-            if let Event::Ended { voter: PRIMARY, .. } | Event::Dropped(PRIMARY) = event {
-                primary_dead = true;
-            }
             let actions = subject.handle(event, now);
             check(&subject, actions, &cast, &mut told, &mut out, quorum, held, recorded, now < lease, &mut asked, &mut record_asked)?;
             if let Some(conclusion) = subject.conclusion() {
@@ -384,7 +380,6 @@ proptest! {
         if !wanted && !record_asked {
             prop_assert!(subject.conclusion().is_some());
         }
-        let _ = primary_dead;
     }
 }
 

@@ -261,7 +261,7 @@ fn open_push(
 ) -> (tokio::sync::mpsc::Sender<Bytes>, tokio::task::JoinHandle<Result<(), Status>>) {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     let channel = house.channel.clone();
-    let push = tokio::spawn(async move {
+    let push = house.tasks.spawn("push", async move {
         let mut grpc = Grpc::new(channel);
         grpc.ready().await.unwrap();
         let mut request = Request::new(ReceiverStream::new(receiver));

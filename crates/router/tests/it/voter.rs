@@ -83,7 +83,7 @@ impl Seat {
             repository: None,
             transaction_id: self.id,
             node: self.node.clone(),
-            reference_updates_hash: vec![value; 20].into(),
+            reference_updates_hash: vec![value; 20],
             phase: phase.into(),
         };
         match self.client.vote_transaction(request).await {
