@@ -27,7 +27,7 @@ const WRITE_BEGIN: &str = concat!(
           AND virtual_storage = $1 AND relative_path = $2 AND state = 'ready'
         FOR NO KEY UPDATE
     ), copies AS (
-        SELECT p.storage, p.generation, p.joining FROM r JOIN replicas p ON p.repository_id = r.id FOR SHARE OF p
+        SELECT p.storage, p.generation, p.joining, p.copied_at FROM r JOIN replicas p ON p.repository_id = r.id FOR SHARE OF p
     ), rule AS (
         SELECT coalesce(r.write_quorum, v.write_quorum) AS policy FROM r JOIN virtual_storages v ON v.name = r.virtual_storage
     ), able AS (
@@ -46,6 +46,9 @@ const WRITE_BEGIN: &str = concat!(
           AND r.primary_storage IN (SELECT storage FROM able)
           AND (NOT $10 OR (SELECT count(*) FROM able)
                           >= CASE rule.policy WHEN 'available' THEN 1 ELSE (SELECT count(*) FROM copies WHERE NOT joining) / 2 + 1 END)
+          AND NOT ($15 AND EXISTS (
+              SELECT FROM copies c WHERE c.generation = r.generation AND c.storage <> ALL ($9) AND c.storage <> ALL ($11)
+                                     AND c.copied_at > now() - $16 * interval '1 millisecond'))
           AND ($12::bigint IS NULL OR (r.id = $12 AND r.epoch = $13 AND r.primary_storage = $14))
         ON CONFLICT (repository_id) DO NOTHING
         RETURNING participants
@@ -59,6 +62,12 @@ const WRITE_BEGIN: &str = concat!(
        (SELECT participants FROM intent) AS participants
     FROM seen LEFT JOIN (r CROSS JOIN rule) ON true"
 );
+
+const WRITE_LEAVES_OUT_NEWCOMER: &str = "
+    SELECT EXISTS (
+        SELECT FROM replicas p JOIN repositories r ON r.id = p.repository_id
+        WHERE r.id = $1 AND p.generation = r.generation AND p.storage <> ALL ($2) AND p.storage <> ALL ($3)
+          AND p.copied_at > now() - $4 * interval '1 millisecond')";
 
 const WRITE_IS_HELD: &str = "SELECT EXISTS (SELECT FROM writes WHERE repository_id = $1)";
 
@@ -166,7 +175,13 @@ pub(crate) struct Asked {
     pub(crate) epoch: tabularium_common::ids::Epoch,
     pub(crate) primary: StorageName,
     pub(crate) storages: Vec<StorageName>,
+    /// It can ask anew, unseen by its client.
+    pub(crate) can_ask_again: bool,
 }
+
+/// For how long a replica that has become up to date counts as a newcomer, which writes that were under way may have left
+/// out. Longer than a write takes that can begin again.
+const NEWCOMER: Duration = Duration::from_secs(10);
 
 /// On what terms a write to an existing repository may begin.
 #[derive(Debug, Clone)]
@@ -310,6 +325,8 @@ pub(crate) async fn write_begin(
         .bind(asked.map(|asked| asked.repository_id.0))
         .bind(asked.map(|asked| asked.epoch.0))
         .bind(asked.map(|asked| asked.primary.as_str()))
+        .bind(asked.is_some_and(|asked| asked.can_ask_again))
+        .bind(milliseconds(NEWCOMER))
         .fetch_optional(pool)
         .await?;
     let Some(row) = row else { return Ok(Begun::NotFound) };
@@ -325,6 +342,23 @@ pub(crate) async fn write_begin(
         }
         None => Begun::Undecided(repository),
     })
+}
+
+/// Whether a replica has just become up to date that was not asked, though it can be reached. It would fall behind again
+/// with every write that was under way when it came. The caller holds the repository's lock.
+pub(crate) async fn write_leaves_out_newcomer_in_txn(
+    connection: &mut PgConnection,
+    id: RepositoryId,
+    unreachable: &[StorageName],
+    asked: &[StorageName],
+) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(WRITE_LEAVES_OUT_NEWCOMER)
+        .bind(id.0)
+        .bind(texts(unreachable))
+        .bind(texts(asked))
+        .bind(milliseconds(NEWCOMER))
+        .fetch_one(connection)
+        .await
 }
 
 /// Whether somebody has the repository's ticket. The caller holds its lock.

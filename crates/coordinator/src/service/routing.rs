@@ -64,6 +64,7 @@ fn asked(nodes: &wire::AskedNodes) -> Result<Asked, Status> {
         epoch: Epoch(nodes.epoch),
         primary: argument("primary", &nodes.primary)?,
         storages: storages(&nodes.storages)?,
+        can_ask_again: nodes.can_ask_again,
     })
 }
 

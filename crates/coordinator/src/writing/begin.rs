@@ -160,6 +160,12 @@ async fn begin_with_failover(
     if writes::write_is_held_in_txn(&mut transaction, repository.id).await? {
         return Ok(Some(Ok(Moved::Held)));
     }
+    if let Some(asked) = terms.asked.as_ref().filter(|asked| asked.can_ask_again) {
+        let (id, asked) = (repository.id, &asked.storages);
+        if writes::write_leaves_out_newcomer_in_txn(&mut transaction, id, &terms.unreachable, asked).await? {
+            return Ok(Some(Err(WriteError::StaleRoute)));
+        }
+    }
     let healthy = |storage: &StorageName| shared.health.is_healthy(&begin.key.virtual_storage, storage);
     let decision = failover::decide(&repository, &terms.unreachable, terms.votes, healthy, &mut rand::rng());
     let (participants, moves) = match decision {

@@ -1,6 +1,12 @@
 //! Copies: their rounds, leases, sources, and ends.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use tabularium_common::config::ConfigDuration;
 use tabularium_coordinator::QuorumPolicy;
@@ -79,7 +85,8 @@ async fn the_last_round_runs_while_nobody_writes() {
     renew(&mut duties, id, "w").await.unwrap();
     let patient = {
         let mut routing = routing.clone();
-        let request = wire::BeginWriteRequest { wait_milliseconds: 9000, ..begin("a.git", WriteKind::Update) };
+        let request =
+            wire::BeginWriteRequest { wait_milliseconds: 9000, ..begin("a.git", WriteKind::Update) };
         async move { routing.begin_write(request).await.unwrap().into_inner() }
     };
     let ended = finish_attempt(&mut duties, id, "w", last.attempt, succeeded(last.generation));
@@ -317,11 +324,8 @@ async fn a_poisoned_repository_rests_between_tries_and_others_do_not_wait_for_it
     })
     .await;
     let states = |owed: Vec<wire::DutyDetails>| {
-        let mut states: Vec<String> = owed
-            .into_iter()
-            .filter(|duty| duty.relative_path == "bad.git")
-            .map(|duty| duty.state)
-            .collect();
+        let mut states: Vec<String> =
+            owed.into_iter().filter(|duty| duty.relative_path == "bad.git").map(|duty| duty.state).collect();
         states.sort();
         states
     };
@@ -371,7 +375,111 @@ async fn routers_learn_that_a_replica_is_up_to_date() {
     let work = start_copy(&mut duties, &duty.duty_id, "w").await;
     assert!(router.cached_generation().is_some());
     finish_attempt(&mut duties, &duty.duty_id, "w", work.attempt, succeeded(0)).await;
-    eventually("the cached route is taken back", || async { router.cached_generation().is_none().then_some(()) })
-        .await;
+    eventually("the cached route is taken back", || async {
+        router.cached_generation().is_none().then_some(())
+    })
+    .await;
     assert!(router.fill().await, "and the new one may be cached");
+}
+
+/// One push: nodes are asked by the route, the upload takes its time, then the ticket is taken. Answers who took part, or
+/// nothing when it has to be begun anew.
+async fn push(routing: &mut Routing, path: &str, upload: Duration) -> Option<Vec<String>> {
+    let route = resolve(routing, path).await.unwrap();
+    let newest = route.replicas.iter().filter(|replica| replica.generation == route.generation);
+    let storages = newest.map(|replica| replica.storage.clone()).collect();
+    tokio::time::sleep(upload).await;
+    let asked = wire::AskedNodes {
+        repository_id: route.repository_id,
+        epoch: route.epoch,
+        primary: route.primary,
+        storages,
+        can_ask_again: true,
+    };
+    let request =
+        wire::BeginWriteRequest { asked_nodes: Some(asked), ..begin_voted(path, WriteKind::Update) };
+    let begun = match routing.begin_write(request).await {
+        Ok(begun) => begun.into_inner(),
+        Err(status) if status.code() == Code::Aborted => return None,
+        Err(status) => panic!("{status}"),
+    };
+    let storages: Vec<&str> = begun.participants.iter().map(String::as_str).collect();
+    commit(routing, &begun, &storages).await.unwrap();
+    Some(begun.participants)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_catches_up_with_a_repository_that_is_pushed_to_all_the_time_and_stays_level() {
+    const UPLOAD: Duration = Duration::from_millis(150);
+    const PAUSE: Duration = Duration::from_millis(120);
+    const COPY: Duration = Duration::from_millis(200);
+    let site = Site::start().await;
+    let coordinator = site.coordinator().await;
+    let (mut routing, duties, operator) = clients(&coordinator);
+    let route = create(&mut routing, "a.git").await;
+    let others = others(&route);
+    write(&mut routing, "a.git", &[&others[0]]).await;
+    let late = others[1].clone();
+
+    let level = Arc::new(AtomicU32::new(0));
+    let pushes = Arc::new(AtomicU32::new(0));
+    let tasks = tabularium_common::lifecycle::Tasks::new();
+    let stop = tasks.stopping();
+    let mut running = Vec::new();
+    for _ in 0..3 {
+        let (mut routing, late, stop) = (routing.clone(), late.clone(), stop.clone());
+        let (level, pushes) = (Arc::clone(&level), Arc::clone(&pushes));
+        running.push(tasks.spawn("pusher", async move {
+            while !stop.is_cancelled() {
+                if let Some(participants) = push(&mut routing, "a.git", UPLOAD).await {
+                    pushes.fetch_add(1, Ordering::SeqCst);
+                    if participants.contains(&late) {
+                        level.fetch_add(1, Ordering::SeqCst);
+                    } else {
+                        level.store(0, Ordering::SeqCst);
+                    }
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }));
+    }
+    let worker = {
+        let (mut duties, mut operator, stop) = (duties.clone(), operator.clone(), stop.clone());
+        tasks.spawn("worker", async move {
+            while !stop.is_cancelled() {
+                for duty in open(&mut operator, "replication").await {
+                    let mut next = match start(&mut duties, &duty.duty_id, "w").await {
+                        Work::Replicate(work) => Some(work),
+                        _ => None,
+                    };
+                    while let Some(work) = next.take() {
+                        tokio::time::sleep(COPY).await;
+                        let outcome = succeeded(work.generation);
+                        let id = &duty.duty_id;
+                        if let Disposition::AnotherRound(work) =
+                            finish_attempt(&mut duties, id, "w", work.attempt, outcome).await
+                        {
+                            next = Some(work);
+                        }
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+    };
+    let began = std::time::Instant::now();
+    eventually("it takes part in thirty pushes in a row", || async {
+        (level.load(Ordering::SeqCst) >= 30).then_some(())
+    })
+    .await;
+    let rate = f64::from(pushes.load(Ordering::SeqCst)) / began.elapsed().as_secs_f64();
+    println!("{rate:.1} pushes a second, level after {:.1} s", began.elapsed().as_secs_f64());
+    tasks.drain(PATIENCE).await.unwrap();
+    for task in running {
+        task.await.unwrap();
+    }
+    worker.await.unwrap();
+    let after = resolve(&mut routing, "a.git").await.unwrap();
+    assert_eq!(generations(&after), [after.generation; 3]);
+    site.check_consistency().await;
 }

@@ -35,6 +35,7 @@ fn asked(route: &wire::Route, storages: &[String]) -> wire::BeginWriteRequest {
             epoch: route.epoch,
             primary: route.primary.clone(),
             storages: storages.to_vec(),
+            can_ask_again: false,
         }),
         ..begin_voted("a.git", WriteKind::Update)
     }
