@@ -80,11 +80,7 @@ pub(crate) fn source<'a>(
         return None;
     }
     let rank = |replica: &Replica| {
-        (
-            !healthy(&replica.storage),
-            avoid.contains(&replica.storage),
-            replica.storage == repository.primary,
-        )
+        (!healthy(&replica.storage), avoid.contains(&replica.storage), replica.storage == repository.primary)
     };
     let candidates = || repository.replicas.iter().filter(|replica| replica.generation == newest);
     let best = candidates().map(rank).min()?;
@@ -170,7 +166,10 @@ pub(crate) fn after_round(end: &RoundEnd, config: &RepairConfig) -> AfterRound {
         // What was copied from does not stand any more; others may write while that is copied from elsewhere.
         Ticket::Ours => AfterRound::Again,
         // Every ticket that was not enough is followed by one more round without.
-        _ if !end.asked && end.took <= config.short_round.0 && end.rounds > end.tickets_lost.saturating_mul(2) => {
+        _ if !end.asked
+            && end.took <= config.short_round.0
+            && end.rounds > end.tickets_lost.saturating_mul(2) =>
+        {
             AfterRound::AskTicket
         }
         _ => AfterRound::Again,
@@ -305,7 +304,8 @@ mod tests {
     }
 
     fn round_end() -> impl Strategy<Value = RoundEnd> {
-        let state = || (0_i64..3, 0_i64..3).prop_map(|(generation, epoch)| (Generation(generation), Epoch(epoch)));
+        let state =
+            || (0_i64..3, 0_i64..3).prop_map(|(generation, epoch)| (Generation(generation), Epoch(epoch)));
         let ticket = prop_oneof![Just(Ticket::Free), Just(Ticket::Ours), Just(Ticket::Others)];
         (state(), state(), ticket, any::<bool>(), 0_u64..5000, 1_u32..200, 0_u32..5, any::<bool>()).prop_map(
             |(copied, present, ticket, source_stands, took, rounds, tickets_lost, asked)| RoundEnd {

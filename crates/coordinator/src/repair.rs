@@ -438,8 +438,7 @@ async fn doubt_source(
     aftermath: &mut Aftermath,
 ) -> Result<(), sqlx::Error> {
     let Some(source) = &duty.source else { return Ok(()) };
-    let healthy =
-        |storage: &StorageName| shared.health.is_healthy(&repository.key.virtual_storage, storage);
+    let healthy = |storage: &StorageName| shared.health.is_healthy(&repository.key.virtual_storage, storage);
     let up_to_date = repository.up_to_date().any(|storage| storage == source);
     if !up_to_date || !duties::may_be_doubted(repository, source, healthy) {
         return Ok(());
@@ -466,8 +465,7 @@ pub(crate) async fn retry_or_park(
     error: &str,
 ) -> Result<Disposition, sqlx::Error> {
     let timing = &shared.config.timing;
-    let mut next =
-        duties::after_failure(duty.attempts, duty.failures, unreachable, timing, &mut rand::rng());
+    let mut next = duties::after_failure(duty.attempts, duty.failures, unreachable, timing, &mut rand::rng());
     if let AfterFailure::Retry { failures, .. } = next
         && failures > duty.failures
         && outbox::duty_has_parked_twin_in_txn(transaction, duty).await?

@@ -40,15 +40,12 @@ impl Default for RepairConfig {
 impl RepairConfig {
     pub(crate) fn faults(&self) -> Vec<Fault> {
         let shortest = ConfigDuration::from_millis(10);
-        let mut faults: Vec<Fault> = [
-            ("lease", self.lease),
-            ("ticket_round", self.ticket_round),
-            ("ticket_wait", self.ticket_wait),
-        ]
-        .into_iter()
-        .filter(|(_, length)| *length < shortest)
-        .map(|(key, length)| Fault::new(format!("repair.{key}"), length, "10ms or more"))
-        .collect();
+        let mut faults: Vec<Fault> =
+            [("lease", self.lease), ("ticket_round", self.ticket_round), ("ticket_wait", self.ticket_wait)]
+                .into_iter()
+                .filter(|(_, length)| *length < shortest)
+                .map(|(key, length)| Fault::new(format!("repair.{key}"), length, "10ms or more"))
+                .collect();
         // A report of a worker is answered within ten seconds, or it asks another coordinator.
         let longest = ConfigDuration::from_secs(8);
         if self.ticket_wait > longest {

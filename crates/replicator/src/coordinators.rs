@@ -13,7 +13,8 @@ use tabularium_common::{
 };
 use tabularium_proto::coordinator::{
     BeginSyncRequest, BeginSyncResponse, FinishDutyRequest, FinishDutyResponse, FinishSyncRequest,
-    FinishSyncResponse, RenewDutyRequest, RenewDutyResponse, StartDutyRequest, StartDutyResponse, duty_service_client::DutyServiceClient,
+    FinishSyncResponse, RenewDutyRequest, RenewDutyResponse, StartDutyRequest, StartDutyResponse,
+    duty_service_client::DutyServiceClient,
 };
 use tonic::{Request, Response, Status};
 

@@ -57,8 +57,7 @@ impl Workshop {
     async fn keep(&self, duty_id: &str, lease: &Lease, correlation_id: &CorrelationId) -> Infallible {
         loop {
             sleep((lease.length() / 3).max(SHORTEST_PAUSE)).await;
-            let renew =
-                RenewDutyRequest { duty_id: duty_id.to_owned(), worker_id: self.worker_id.clone() };
+            let renew = RenewDutyRequest { duty_id: duty_id.to_owned(), worker_id: self.worker_id.clone() };
             let sent = Instant::now();
             match self.coordinators.renew_duty(correlation_id, renew).await {
                 Ok(_) => lease.renewed(sent),

@@ -4,12 +4,7 @@
 //! coordinator. The clock goes on while the process is stopped: a worker that wakes up late sees it before it does
 //! anything else.
 
-use std::{
-    future::poll_fn,
-    pin::pin,
-    task::Poll,
-    time::Duration,
-};
+use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -85,9 +80,11 @@ impl Lease {
                     _ = state.changed() => {}
                 }
             });
-            poll_fn(|context| {
-                if Instant::now() >= until { Poll::Ready(()) } else { changed.as_mut().poll(context) }
-            })
+            poll_fn(
+                |context| {
+                    if Instant::now() >= until { Poll::Ready(()) } else { changed.as_mut().poll(context) }
+                },
+            )
             .await;
         }
     }

@@ -15,7 +15,9 @@ use tabularium_common::{
 };
 use tabularium_proto::{
     coordinator::StorageAddress,
-    gitaly::{CalculateChecksumRequest, FsckRequest, Repository, repository_service_client::RepositoryServiceClient},
+    gitaly::{
+        CalculateChecksumRequest, FsckRequest, Repository, repository_service_client::RepositoryServiceClient,
+    },
 };
 use tonic::{Code, metadata::MetadataValue, transport::Channel};
 
@@ -106,7 +108,8 @@ impl Nodes {
         match within(LOOKUP_DEADLINE, call).await {
             Ok(response) => Ok(response.checksum),
             Err(status) => {
-                let failure = Failure::of_call(&format!("reading the checksum on {}", storage.storage), &status);
+                let failure =
+                    Failure::of_call(&format!("reading the checksum on {}", storage.storage), &status);
                 let bad_source =
                     matches!(status.code(), Code::NotFound | Code::FailedPrecondition | Code::DataLoss);
                 Err(Failure { bad_source: bad_source && !failure.unreachable, ..failure })
@@ -121,8 +124,7 @@ impl Nodes {
         replica_path: &str,
         correlation_id: &CorrelationId,
     ) -> bool {
-        let body =
-            FsckRequest { repository: Some(replica(storage, replica_path)), ..FsckRequest::default() };
+        let body = FsckRequest { repository: Some(replica(storage, replica_path)), ..FsckRequest::default() };
         let Ok(mut client) = self.repositories(storage) else { return false };
         match within(FSCK_DEADLINE, client.fsck(request(body, correlation_id, FSCK_DEADLINE))).await {
             Ok(response) => lacks_objects(&response.error),

@@ -8,11 +8,11 @@ use tabularium_common::{
     duties::{BodyError, Class, DutyMessage, SyncMessage, read_body},
     telemetry::CorrelationId,
 };
-use tokio::time::Instant;
 use tabularium_proto::coordinator::{
     DutyFailed, DutySucceeded, FinishDutyRequest, NotifyWork, StartDutyRequest, finish_duty_request,
     start_duty_response::Work,
 };
+use tokio::time::Instant;
 
 use crate::{
     cleanup::clean_up,

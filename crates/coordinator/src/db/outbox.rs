@@ -326,7 +326,9 @@ impl TryFrom<DutyRow> for Duty {
             copy_attempt: row.copy_attempt,
             source: row.source.as_deref().map(parsed).transpose()?,
             round_started_at: row.round_started_at,
-            round_took: Duration::from_millis(row.round_milliseconds.unwrap_or_default().max(0).unsigned_abs()),
+            round_took: Duration::from_millis(
+                row.round_milliseconds.unwrap_or_default().max(0).unsigned_abs(),
+            ),
             under_ticket: row.under_ticket,
             rounds: row.rounds.unsigned_abs(),
             tickets_lost: row.tickets_lost.unsigned_abs(),

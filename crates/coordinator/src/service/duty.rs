@@ -153,8 +153,7 @@ impl Duties {
         let mut transaction = self.0.db.begin().await?;
         let Some(duty) = started_by(&mut transaction, id, worker).await? else { return Ok(repair::done()) };
         history::history_add_in_txn(&mut transaction, &duty, End::Failed, error).await?;
-        let disposition =
-            repair::retry_or_park(&self.0, &mut transaction, &duty, unreachable, error).await?;
+        let disposition = repair::retry_or_park(&self.0, &mut transaction, &duty, unreachable, error).await?;
         transaction.commit().await?;
         tracing::warn!(duty_id = %id, repository_id = %duty.repository_id, target = duty.target, error, "duty failed");
         Ok(disposition)
@@ -266,7 +265,9 @@ impl DutyService for Duties {
         if repair::renew(&self.0, id, worker(&request.worker_id)?).await? {
             Ok(Response::new(wire::RenewDutyResponse {}))
         } else {
-            Err(Status::failed_precondition("the duty is not held any more: it was finished, or its lease ran out"))
+            Err(Status::failed_precondition(
+                "the duty is not held any more: it was finished, or its lease ran out",
+            ))
         }
     }
 

@@ -11,8 +11,7 @@ use crate::{
         ended_writes::{self, Word},
         geo_log, history,
         outbox::{self, DutyState},
-        repositories, routers, storages,
-        writes,
+        repositories, routers, storages, writes,
     },
 };
 

@@ -3,8 +3,9 @@
 use futures::StreamExt as _;
 use tabularium_common::duties::{Class, DutyMessage, read_body};
 use tabularium_proto::coordinator::{
-    self as wire, WriteKind, abort_write_request::Outcome as AbortOutcome, duty_service_client::DutyServiceClient, finish_duty_request::Outcome,
-    finish_duty_response::Disposition, start_duty_response::Work,
+    self as wire, WriteKind, abort_write_request::Outcome as AbortOutcome,
+    duty_service_client::DutyServiceClient, finish_duty_request::Outcome, finish_duty_response::Disposition,
+    start_duty_response::Work,
 };
 use tonic::{Code, transport::Channel};
 

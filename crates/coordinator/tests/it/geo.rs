@@ -218,13 +218,19 @@ async fn what_everybody_was_told_of_leaves_the_log_and_positions_go_on() {
     let (duty_id, work) = notification(&mut duties, &mut operator).await;
     let reached = work.events[2].position;
     let outcome = Some(finish_duty_request::Outcome::Succeeded(wire::DutySucceeded { reached }));
-    duties.finish_duty(wire::FinishDutyRequest { duty_id, worker_id: "w".into(), outcome, attempt: 0 }).await.unwrap();
+    duties
+        .finish_duty(wire::FinishDutyRequest { duty_id, worker_id: "w".into(), outcome, attempt: 0 })
+        .await
+        .unwrap();
     eventually("what was told is gone", || async { (rows().await == [4]).then_some(()) }).await;
     let (duty_id, work) = notification(&mut duties, &mut operator).await;
     let reached = work.events[0].position;
     assert_eq!((work.events.len(), reached), (1, 4));
     let outcome = Some(finish_duty_request::Outcome::Succeeded(wire::DutySucceeded { reached }));
-    duties.finish_duty(wire::FinishDutyRequest { duty_id, worker_id: "w".into(), outcome, attempt: 0 }).await.unwrap();
+    duties
+        .finish_duty(wire::FinishDutyRequest { duty_id, worker_id: "w".into(), outcome, attempt: 0 })
+        .await
+        .unwrap();
     write(&mut routing).await;
     let (_, work) = notification(&mut duties, &mut operator).await;
     assert_eq!(work.events.iter().map(|event| event.position).collect::<Vec<_>>(), [5]);

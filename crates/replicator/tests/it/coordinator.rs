@@ -8,10 +8,10 @@ use std::{
 
 use tabularium_proto::coordinator::{
     BeginSyncRequest, BeginSyncResponse, DutyDone, FinishDutyRequest, FinishDutyResponse, FinishSyncRequest,
-    FinishSyncResponse, NothingToDo, RenewDutyRequest, RenewDutyResponse, StartDutyRequest, StartDutyResponse, SyncClaim, SyncSettled,
-    begin_sync_response::Decision, duty_service_server::DutyService, finish_duty_request,
-    finish_duty_response::Disposition, finish_sync_request, finish_sync_response::Next,
-    start_duty_response::Work,
+    FinishSyncResponse, NothingToDo, RenewDutyRequest, RenewDutyResponse, StartDutyRequest,
+    StartDutyResponse, SyncClaim, SyncSettled, begin_sync_response::Decision,
+    duty_service_server::DutyService, finish_duty_request, finish_duty_response::Disposition,
+    finish_sync_request, finish_sync_response::Next, start_duty_response::Work,
 };
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};

@@ -40,7 +40,9 @@ fn attempts(world: &World) -> Vec<String> {
     world.node.with(|state| {
         let copies = state.writes.iter().filter(|(method, _)| *method == "replicate");
         copies
-            .map(|(_, metadata)| metadata.get("tabularium-copy-attempt").unwrap().to_str().unwrap().to_owned())
+            .map(|(_, metadata)| {
+                metadata.get("tabularium-copy-attempt").unwrap().to_str().unwrap().to_owned()
+            })
             .collect()
     })
 }
@@ -138,12 +140,7 @@ async fn a_worker_that_was_stopped_asks_no_node_for_anything_when_it_goes_on() {
     world.owe_work(Work::Replicate(world.round(7, |work| work.lease_milliseconds = lease))).await;
     let config = world.directory().join("replicator.toml");
     std::fs::write(&config, world.config_text()).unwrap();
-    let mut child = Command::new(PROGRAM)
-        .arg("--config")
-        .arg(&config)
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = Command::new(PROGRAM).arg("--config").arg(&config).stderr(Stdio::null()).spawn().unwrap();
     let signal = |name: &str, pid: u32| {
         assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
     };

@@ -8,9 +8,9 @@ use std::{
 use tabularium_proto::gitaly::{
     CalculateChecksumRequest, CalculateChecksumResponse, CreateRepositoryRequest, CreateRepositoryResponse,
     FetchRemoteRequest, FetchRemoteResponse, FindDefaultBranchNameRequest, FindDefaultBranchNameResponse,
-    FsckRequest, FsckResponse, ListRefsRequest, ListRefsResponse, RemoveRepositoryRequest, RemoveRepositoryResponse,
-    ReplicateRepositoryRequest, ReplicateRepositoryResponse, Repository, WriteRefRequest, WriteRefResponse,
-    list_refs_response::Reference, ref_service_server::RefService,
+    FsckRequest, FsckResponse, ListRefsRequest, ListRefsResponse, RemoveRepositoryRequest,
+    RemoveRepositoryResponse, ReplicateRepositoryRequest, ReplicateRepositoryResponse, Repository,
+    WriteRefRequest, WriteRefResponse, list_refs_response::Reference, ref_service_server::RefService,
     repository_service_server::RepositoryService,
 };
 use tokio::sync::Semaphore;
@@ -60,13 +60,12 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) async fn start() -> Self {
-        let mut node =
-            Self {
-                address: String::new(),
-                state: Arc::default(),
-                copy_gate: Arc::new(Semaphore::new(1000)),
-                checksum_gate: Arc::new(Semaphore::new(1000)),
-            };
+        let mut node = Self {
+            address: String::new(),
+            state: Arc::default(),
+            copy_gate: Arc::new(Semaphore::new(1000)),
+            checksum_gate: Arc::new(Semaphore::new(1000)),
+        };
         node.address = serve_node(node.clone()).await;
         node
     }

@@ -68,7 +68,8 @@ async fn only_2xx_is_taken() {
     for (status, unreachable) in [(302, false), (401, false), (503, true)] {
         let world = World::new().await;
         world.site.with(|state| state.answers.push_back(status));
-        let Outcome::Failed(DutyFailed { message, unreachable: said, .. }) = notify(&world, "oslo", &[1]).await
+        let Outcome::Failed(DutyFailed { message, unreachable: said, .. }) =
+            notify(&world, "oslo", &[1]).await
         else {
             panic!("{status} counted as delivered")
         };
