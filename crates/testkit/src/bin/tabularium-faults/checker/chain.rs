@@ -31,6 +31,36 @@ struct Graph<'a> {
     deleted: BTreeMap<&'a str, Vec<Step<'a>>>,
 }
 
+impl<'a> Graph<'a> {
+    /// A value that is there, and all that it stands on.
+    fn insert(
+        &mut self,
+        value: &'a str,
+        witness: &str,
+        bringing: &BTreeMap<&'a str, Step<'a>>,
+        known: &mut BTreeSet<&'a str>,
+        report: &mut impl FnMut(Broken, String),
+    ) {
+        let mut next = Some((value, witness.to_owned()));
+        while let Some((value, witness)) = next.take() {
+            if !known.insert(value) {
+                return;
+            }
+            let Some(step) = bringing.get(value) else {
+                return report(Broken::Foreign, format!("nobody brought {}: {witness}", shortened(value)));
+            };
+            if step.update.outcome == Outcome::Failed {
+                report(Broken::FailureDone, format!("{step}, and yet there: {witness}"));
+            }
+            self.brought.insert(value, *step);
+            if let Some(old) = step.update.old.as_deref() {
+                self.followed.entry(old).or_default().push(*step);
+                next = Some((old, format!("under {step}")));
+            }
+        }
+    }
+}
+
 /// `last` holds what the ref is on each disk; nothing at all in a history that has not come to its end.
 pub(super) fn put_together<'a>(
     steps: &[Step<'a>],
@@ -62,31 +92,26 @@ fn graph<'a>(
     let bringing: BTreeMap<&str, Step<'a>> =
         steps.iter().filter_map(|step| Some((step.update.new.as_deref()?, *step))).collect();
     let mut graph = Graph { brought: BTreeMap::new(), followed: BTreeMap::new(), deleted: BTreeMap::new() };
-    let acknowledged = || steps.iter().filter(|step| step.acknowledged());
-    // Of a value that was acknowledged it need not be asked whether it was seen.
-    let mut open: Vec<(&str, String)> = acknowledged()
+    let mut known = BTreeSet::new();
+    let acknowledged = steps.iter().filter(|step| step.acknowledged());
+    let lasting = acknowledged
         .flat_map(|step| [step.update.new.as_deref(), step.update.old.as_deref()])
         .flatten()
         .map(|value| (value, "an acknowledged push".to_owned()))
-        .chain(looks.iter().filter_map(|look| Some((look.value?, look.to_string()))))
-        .chain(last.iter().flatten().map(|value| (*value, "a disk at the end".to_owned())))
-        .collect();
-    let mut known = BTreeSet::new();
-    while let Some((value, witness)) = open.pop() {
-        if !known.insert(value) {
-            continue;
-        }
-        let Some(step) = bringing.get(value) else {
-            report(Broken::Foreign, format!("nobody brought {}: {witness}", shortened(value)));
-            continue;
-        };
-        if step.update.outcome == Outcome::Failed {
-            report(Broken::FailureDone, format!("{step}, and yet there: {witness}"));
-        }
-        graph.brought.insert(value, *step);
-        if let Some(old) = step.update.old.as_deref() {
-            graph.followed.entry(old).or_default().push(*step);
-            open.push((old, format!("under {step}")));
+        .chain(last.iter().flatten().map(|value| (*value, "a disk at the end".to_owned())));
+    for (value, witness) in lasting {
+        graph.insert(value, &witness, &bringing, &mut known, report);
+    }
+    let deletions = steps.iter().filter(|step| step.update.new.is_none());
+    let deleted: BTreeSet<_> = deletions.filter_map(|step| step.update.old.as_deref()).collect();
+    for look in looks {
+        let Some(value) = look.value.filter(|value| !known.contains(value)) else { continue };
+        let unknown = bringing.get(value).is_some_and(|step| step.update.outcome == Outcome::Unknown);
+        if unknown && !last.is_empty() && !deleted.contains(value) {
+            known.insert(value);
+            report(Broken::Vanished, format!("{} was there: {look}", bringing[value]));
+        } else {
+            graph.insert(value, &look.to_string(), &bringing, &mut known, report);
         }
     }
     for step in steps.iter().filter(|step| step.update.outcome != Outcome::Failed) {

@@ -2,8 +2,8 @@
 //!
 //! A ref is a register with compare-and-set, and no two pushes bring the same value. So the updates that were done form
 //! one chain, each standing on the value before, and the chain can be put together without guessing: what was
-//! acknowledged is in it, what failed is not, and what nobody knows is in it exactly when its value was seen: in a read,
-//! under an acknowledged update, or on a disk at the end. Where a ref was deleted the chain is cut into *lives*.
+//! acknowledged is in it, what failed is not, and what nobody knows is in it exactly when its value is found under an
+//! acknowledged update or on a disk at the end. What only a reader saw has vanished. Where a ref was deleted the chain is cut into *lives*.
 //!
 //! With the chain known, the order of everything that touched the ref is known up to reads of one and the same value,
 //! and real time decides: whatever ended before something else began must not come after it.
@@ -23,11 +23,11 @@ use crate::history::{Finding, History, Micros, Outcome, Read, Update, Value, Wri
 /// A promise that was broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Broken {
-    /// Acknowledged, or seen by a reader, and gone.
+    /// Acknowledged, and gone.
     Lost,
     /// Replicas differ after healing.
     Diverged,
-    /// A read that began after an acknowledgement, or after another read, shows less.
+    /// A read that began after an acknowledgement shows less.
     Stale,
     /// Two updates were acknowledged on top of one value.
     Twice,
@@ -43,10 +43,14 @@ pub(crate) enum Broken {
     Disordered,
     /// Something was left on a node, or is not as it should be there.
     Unclean,
+    /// A read shows less than one that had ended before, of a write that was not acknowledged yet.
+    Unsteady,
+    /// Seen by a reader, never acknowledged, and gone.
+    Vanished,
 }
 
 impl Broken {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Lost,
         Self::Diverged,
         Self::Stale,
@@ -57,7 +61,15 @@ impl Broken {
         Self::Torn,
         Self::Disordered,
         Self::Unclean,
+        Self::Unsteady,
+        Self::Vanished,
     ];
+
+    /// Whether it was promised. Replicas take a write one after the other, so what is not acknowledged yet may be seen and
+    /// not be seen, or go with the node that had it.
+    pub(crate) fn is_promised(self) -> bool {
+        !matches!(self, Self::Unsteady | Self::Vanished)
+    }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -71,6 +83,8 @@ impl Broken {
             Self::Torn => "torn",
             Self::Disordered => "disordered",
             Self::Unclean => "unclean",
+            Self::Unsteady => "unsteady (told)",
+            Self::Vanished => "vanished (told)",
         }
     }
 }
@@ -158,6 +172,11 @@ fn shortened(value: &str) -> &str {
 
 fn short(value: &Value) -> &str {
     value.as_deref().map_or("nothing", shortened)
+}
+
+/// Whether nothing that was promised is broken.
+pub(crate) fn promises_hold(violations: &[Violation]) -> bool {
+    !violations.iter().any(|violation| violation.broken.is_promised())
 }
 
 /// All that is wrong, in a stable order.

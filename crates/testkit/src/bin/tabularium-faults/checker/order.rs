@@ -13,19 +13,28 @@ struct Group {
 /// Reports whatever comes before something that had ended when it began.
 pub(super) fn check(lives: &[Life<'_>], looks: &[Look<'_>], report: &mut impl FnMut(Broken, String)) {
     let groups = groups(lives, looks);
-    let mut earliest: Option<(Micros, &str)> = None;
+    // Of what comes later in the chain: the first acknowledgement, and the first of anything.
+    let (mut acknowledged, mut anything): (Option<(Micros, &str)>, Option<(Micros, &str)>) = (None, None);
     for group in groups.iter().rev() {
         for (span, what) in &group.spans {
-            if let Some((completed, later)) = earliest
-                && completed < span.invoked
-            {
-                let broken = if group.reads { Broken::Stale } else { Broken::Disordered };
-                report(broken, format!("{what}, though before it began there was: {later}"));
-            }
+            let before = |earliest: Option<(Micros, &'_ str)>| {
+                earliest.filter(|(completed, _)| *completed < span.invoked).map(|(_, later)| later.to_owned())
+            };
+            let (broken, later) = match (before(acknowledged), before(anything)) {
+                (Some(later), _) if group.reads => (Broken::Stale, later),
+                (None, Some(later)) if group.reads => (Broken::Unsteady, later),
+                (_, Some(later)) => (Broken::Disordered, later),
+                (_, None) => continue,
+            };
+            report(broken, format!("{what}, though before it began there was: {later}"));
         }
         for (span, what) in &group.spans {
-            if earliest.is_none_or(|(completed, _)| span.completed < completed) {
-                earliest = Some((span.completed, what));
+            for earliest in
+                [Some(&mut anything), (!group.reads).then_some(&mut acknowledged)].into_iter().flatten()
+            {
+                if earliest.is_none_or(|(completed, _)| span.completed < completed) {
+                    *earliest = Some((span.completed, what));
+                }
             }
         }
     }

@@ -117,17 +117,17 @@ fn an_acknowledged_update_that_is_gone_is_lost() {
 }
 
 #[test]
-fn what_a_reader_saw_must_stay() {
+fn what_only_a_reader_saw_and_is_gone_is_told() {
     let told = two_updates().update((40, 50), "b", "c", Unknown).read((60, 61), "c");
-    assert_eq!(told.at_the_end("b").broken(), [Broken::Lost]);
+    assert_eq!(told.at_the_end("b").broken(), [Broken::Vanished]);
 }
 
 #[test]
 fn one_value_is_replaced_once() {
     let told = two_updates().update((40, 50), "a", "c", Acknowledged);
     assert_eq!(told.at_the_end("c").broken(), [Broken::Lost, Broken::Twice]);
-    let told = two_updates().update((40, 50), "a", "c", Unknown).read((60, 61), "c");
-    assert_eq!(told.at_the_end("b").broken(), [Broken::Lost, Broken::Forked]);
+    let told = two_updates().update((40, 50), "a", "c", Unknown).update((60, 70), "c", "d", Acknowledged);
+    assert_eq!(told.at_the_end("d").broken(), [Broken::Lost, Broken::Forked]);
 }
 
 #[test]
@@ -148,10 +148,10 @@ fn a_read_after_an_acknowledgement_shows_it() {
 }
 
 #[test]
-fn a_read_after_a_read_shows_no_less() {
+fn a_read_that_shows_less_than_a_read_before_is_told() {
     let stale =
         two_updates().update((40, 90), "b", "c", Acknowledged).read((50, 51), "c").read((60, 61), "b");
-    assert_eq!(stale.at_the_end("c").broken(), [Broken::Stale]);
+    assert_eq!(stale.at_the_end("c").broken(), [Broken::Unsteady]);
     let good = two_updates().update((40, 90), "b", "c", Acknowledged).read((50, 61), "c").read((60, 62), "b");
     assert_eq!(good.at_the_end("c").broken(), []);
 }
