@@ -14,6 +14,7 @@ mod crashes;
 mod faults;
 mod freshness;
 mod house;
+mod operations;
 mod proxy;
 mod raw;
 mod servers;
