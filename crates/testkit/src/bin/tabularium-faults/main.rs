@@ -26,7 +26,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::Parser;
-use tabularium_common::lifecycle::stop_signal;
+use tabularium_common::{faults::SafetyStep, lifecycle::stop_signal};
 
 use crate::{history::History, report::Report, session::Options};
 
@@ -52,6 +52,12 @@ struct Arguments {
     /// Only these faults, such as `kill-primary`.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// All of `--only` at once.
+    #[arg(long, requires = "only")]
+    together: bool,
+    /// Switches a safety step off, such as `router.ticket`.
+    #[arg(long, value_name = "STEP", value_parser = step)]
+    without: Option<SafetyStep>,
     /// Keeps history and logs here. The directory must not hold a history.
     #[arg(long)]
     directory: Option<PathBuf>,
@@ -61,6 +67,14 @@ struct Arguments {
     /// Runs nothing: judges the history in this directory again.
     #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["prove", "seed"])]
     check: Option<PathBuf>,
+}
+
+fn step(name: &str) -> Result<SafetyStep, String> {
+    let found = SafetyStep::ALL.iter().find(|step| step.name() == name);
+    found.copied().ok_or_else(|| {
+        let names: Vec<_> = SafetyStep::ALL.iter().map(|step| step.name()).collect();
+        format!("allowed: {}", names.join(", "))
+    })
 }
 
 fn main() -> ExitCode {
@@ -106,7 +120,8 @@ async fn run(arguments: Arguments) -> Result<bool> {
         nodes: arguments.nodes,
         writers: arguments.writers,
         only: arguments.only,
-        off: None,
+        together: arguments.together,
+        off: arguments.without,
         directory: arguments.directory.unwrap_or_else(|| {
             std::env::temp_dir().join(format!("tabularium-faults-{seed}-{}", std::process::id()))
         }),

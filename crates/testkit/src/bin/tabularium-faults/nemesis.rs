@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     cluster::Site,
     history::{Event, Fault, Micros, Recorder},
+    session::Options,
 };
 
 /// Between two faults, and what counts as the time of the one before: the cluster notices that it is over.
@@ -41,6 +42,8 @@ pub(crate) enum Harm {
     Stop(Service),
     /// Everything that calls a node: cut, refused, swallowed, swallowed one way, delayed.
     Link(Callee, Trouble),
+    /// A router reaches no coordinator, and its clients reach it.
+    IsolateRouter,
     NatsRestart,
     NatsEmpty,
     NatsDown,
@@ -106,8 +109,8 @@ impl Harm {
     /// Everything, each as often as it is worth looking at.
     pub(crate) fn all() -> Vec<Self> {
         use Harm::{
-            Crash, DiskFull, Kill, KillNode, KillPrimary, Link, NatsDown, NatsEmpty, NatsRestart,
-            PostgresDown, PostgresRestart, Stop, StopPrimary,
+            Crash, DiskFull, IsolateRouter, Kill, KillNode, KillPrimary, Link, NatsDown, NatsEmpty,
+            NatsRestart, PostgresDown, PostgresRestart, Stop, StopPrimary,
         };
         let mut all = vec![
             KillPrimary,
@@ -120,6 +123,7 @@ impl Harm {
             Kill(Service::Replicator),
             StopPrimary,
             StopPrimary,
+            IsolateRouter,
             Stop(Service::Node),
             Stop(Service::Router),
             Stop(Service::Coordinator),
@@ -148,6 +152,7 @@ impl Harm {
             Self::Kill(kind) | Self::Stop(kind) => Some(kind.name()),
             Self::Link(callee, trouble) if trouble != Trouble::Delay => Some(callee.name()),
             Self::Crash(point) => Some(point.service()),
+            Self::IsolateRouter => Some("router"),
             _ => None,
         };
         ends(self).is_none() || ends(self) != ends(other)
@@ -161,6 +166,7 @@ impl Harm {
             Self::StopPrimary => "stop-primary".into(),
             Self::Stop(kind) => format!("stop-{}", kind.name()),
             Self::Link(callee, trouble) => format!("{}-{}", trouble.name(), callee.name()),
+            Self::IsolateRouter => "isolate-router".into(),
             Self::NatsRestart => "nats-restart".into(),
             Self::NatsEmpty => "nats-empty".into(),
             Self::NatsDown => "nats-down".into(),
@@ -190,27 +196,42 @@ pub(crate) struct Nemesis {
     /// What is still to be done before anything is done again.
     deck: Vec<Harm>,
     harms: Vec<Harm>,
+    /// Everything is done at once, in the order in which it was asked for.
+    together: bool,
 }
 
 impl Nemesis {
     pub(crate) fn new(
         site: Site,
         recorder: Arc<Recorder>,
-        seed: u64,
         hot: Vec<String>,
-        only: &[String],
+        Options { seed, only, together, .. }: &Options,
     ) -> Self {
         let chosen = |harm: &Harm| only.is_empty() || only.contains(&harm.name());
         let possible = |harm: &Harm| site.own_disks || !matches!(harm, Harm::DiskFull(_));
-        let harms = Harm::all().into_iter().filter(chosen).filter(possible).collect();
-        Self { site, recorder, random: StdRng::seed_from_u64(seed), hot, deck: Vec::new(), harms }
+        let mut harms: Vec<_> = Harm::all().into_iter().filter(chosen).filter(possible).collect();
+        if *together {
+            harms.sort_by_key(|harm| only.iter().position(|name| *name == harm.name()));
+            harms.dedup();
+        }
+        Self {
+            site,
+            recorder,
+            random: StdRng::seed_from_u64(*seed),
+            hot,
+            deck: Vec::new(),
+            harms,
+            together: *together,
+        }
     }
 
     /// Goes on until the time is over, then leaves everything as it found it.
     pub(crate) async fn rage(&mut self, end: Instant) -> Result<()> {
         while Instant::now() < end && !self.harms.is_empty() {
             let mut harms = vec![self.draw()];
-            if self.random.random_ratio(1, 4) && self.harms.len() > 1 {
+            if self.together {
+                harms.clone_from(&self.harms);
+            } else if self.random.random_ratio(1, 4) && self.harms.len() > 1 {
                 let another = self.draw();
                 if another.leaves_some_of(harms[0]) {
                     harms.push(another);
@@ -276,6 +297,7 @@ impl Nemesis {
                 None => return Ok(None),
             },
             Harm::KillNode => self.any(Service::Node)?,
+            Harm::IsolateRouter => self.any(Service::Router)?,
             Harm::Kill(kind) | Harm::Stop(kind) => self.any(kind)?,
             Harm::Link(callee, _) => self.any(callee.service())?,
             Harm::NatsRestart | Harm::NatsEmpty | Harm::NatsDown => "nats".to_owned(),
@@ -290,6 +312,9 @@ impl Nemesis {
             }
             Harm::StopPrimary | Harm::Stop(_) => self.site.pause(&done.target)?,
             Harm::Link(callee, trouble) => self.trouble(callee, trouble, &mut done.target),
+            Harm::IsolateRouter => {
+                self.site.links.each(&done.target, "coordinator", |proxy| proxy.set(Relay::BlackHole));
+            }
             Harm::NatsRestart | Harm::PostgresRestart => {
                 self.site.kill(&done.target)?;
                 self.site.run_all().await?;

@@ -35,6 +35,8 @@ pub(crate) struct Options {
     pub(crate) nodes: u16,
     pub(crate) writers: u64,
     pub(crate) only: Vec<String>,
+    /// Whether those come all at once.
+    pub(crate) together: bool,
     pub(crate) off: Option<SafetyStep>,
     pub(crate) directory: PathBuf,
 }
@@ -77,7 +79,7 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Violation>> {
 
     sleep(QUIET_BEFORE).await;
     let hot = paths[..HOT_REPOSITORIES].to_vec();
-    let mut nemesis = Nemesis::new(site, Arc::clone(&recorder), seed, hot, &options.only);
+    let mut nemesis = Nemesis::new(site, Arc::clone(&recorder), hot, options);
     let raged = nemesis.rage(Instant::now() + Duration::from_secs(seconds)).await;
     let site = nemesis.site;
     if raged.is_err() {
