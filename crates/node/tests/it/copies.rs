@@ -14,7 +14,7 @@ use crate::{
     harness::{PATIENCE, TestNode, commit, git, with_servers},
 };
 
-async fn replicate(from: &TestNode, to: &TestNode, path: &str) -> Result<(), Status> {
+pub(crate) async fn replicate(from: &TestNode, to: &TestNode, path: &str) -> Result<(), Status> {
     let message = ReplicateRepositoryRequest {
         repository: Some(to.named(path)),
         source: Some(from.named(path)),

@@ -1,6 +1,6 @@
 //! ReplicateRepository and CreateFork: copies from another storage (wire reference, section j).
 
-use std::io;
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use tabularium_proto::gitaly::{
@@ -28,6 +28,9 @@ use crate::{
 const MAX_CONFIG_BYTES: usize = 1024 * 1024;
 /// Largest archive of custom hooks taken from another node.
 const MAX_HOOKS_BYTES: usize = 64 * 1024 * 1024;
+
+/// How long a copy waits for changes under way at its target. A router that is lost is noticed much sooner.
+const STILLNESS_DEADLINE: Duration = Duration::from_secs(10);
 
 pub(super) async fn replicate(
     node: &Node,
@@ -62,6 +65,10 @@ async fn copy_alone(
     if let Some(attempt) = attempt {
         attempt.check(target).await?;
     }
+    // The word to go ahead with a write that was settled long ago may still be on its way here. A copy that finds nothing
+    // to do locks nothing, so the reference would move after it.
+    let still = timeout(STILLNESS_DEADLINE, node.sections.still(&target.path)).await;
+    drop(still.map_err(|_| Status::unavailable("a change of the replica is still under way"))?);
     require_source(peer, source).await?;
     match check_repository(&target.path) {
         Ok(()) => {

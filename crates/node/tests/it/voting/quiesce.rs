@@ -94,3 +94,33 @@ async fn a_change_that_was_begun_is_waited_for() {
     assert!(written.is_err());
     assert_eq!(after, before, "the router is lost, and with it the word to go ahead");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_begins_when_no_change_can_come_after_it() {
+    let router = Router::deciding(|vote| match vote.phase {
+        Phase::PreparedPhase => Answer::Silence,
+        _ => Answer::Commit,
+    });
+    let (source, target) = (TestNode::start_named("one").await, TestNode::start_named("two").await);
+    source.create_with_commits("a.git").await;
+    crate::copies::replicate(&source, &target, "a.git").await.unwrap();
+    let mut client = tabularium_proto::gitaly::repository_service_client::RepositoryServiceClient::new(
+        router.client(&target, true),
+    );
+    let request = WriteRefRequest {
+        repository: Some(target.named("a.git")),
+        r#ref: b"refs/heads/new".to_vec(),
+        revision: b"main".to_vec(),
+        ..Default::default()
+    };
+    let settling = async {
+        eventually("a vote is pending", async || !router.votes(&target).is_empty()).await;
+        let mut copying = Box::pin(crate::copies::replicate(&source, &target, "a.git"));
+        let early = tokio::time::timeout(Duration::from_millis(300), &mut copying).await;
+        assert!(early.is_err(), "the copy waits for what the router may still say");
+        router.die().await;
+        copying.await.unwrap();
+    };
+    let (written, ()) = tokio::join!(client.write_ref(request), settling);
+    assert!(written.is_err());
+}
