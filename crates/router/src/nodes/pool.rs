@@ -199,7 +199,8 @@ fn is_refused(error: &hyper::Error) -> bool {
 /// The connection broke, and not only the one stream.
 pub(super) fn is_connection_lost(error: &hyper::Error) -> bool {
     // hyper takes errors of the socket out of what HTTP/2 wrapped around them; a ping that nobody answered is a timeout.
-    let of_the_socket = std::error::Error::source(error).is_some_and(|source| source.is::<io::Error>());
+    let of_the_socket =
+        std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>()).is_some();
     of_the_socket
         || error.is_closed()
         || error.is_timeout()

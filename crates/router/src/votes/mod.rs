@@ -3,6 +3,7 @@
 //! [`transaction`] decides, without I/O. Here are the transactions that are open, by their id, and the service on which
 //! nodes vote: it finds the transaction, hands the vote to the task that drives the write, and waits for its answer.
 
+mod ballot;
 pub(crate) mod transaction;
 
 #[cfg(test)]
@@ -25,7 +26,8 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
 use crate::limits::{VOTE_QUEUE, VOTE_WAIT};
-use transaction::{BALLOT_BYTES, Ballot, Phase, Verdict};
+use ballot::{BALLOT_BYTES, Ballot, Phase};
+use transaction::Verdict;
 
 /// Why a vote is not counted. Texts and codes are Gitaly's (wire reference, section g.2).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

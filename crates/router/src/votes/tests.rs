@@ -6,8 +6,9 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::transaction::{
-    Action, Ballot, Conclusion, Event, PRIMARY, Phase, Safety, Ticket, Transaction, Verdict, VoterId,
+use super::{
+    ballot::{Ballot, Phase},
+    transaction::{Action, Conclusion, Event, PRIMARY, Safety, Ticket, Transaction, Verdict, VoterId},
 };
 
 const ALL: Safety = Safety { ticket: true, quorum: true, record: true, fence: true };

@@ -81,7 +81,13 @@ fn committed(house: &House) -> Vec<Vec<String>> {
 }
 
 fn outcomes(house: &House) -> Vec<Outcome> {
-    house.coordinator.state().aborts.iter().map(|abort| abort.outcome()).collect()
+    house
+        .coordinator
+        .state()
+        .aborts
+        .iter()
+        .map(tabularium_proto::coordinator::AbortWriteRequest::outcome)
+        .collect()
 }
 
 #[tokio::test]
