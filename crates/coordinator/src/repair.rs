@@ -53,7 +53,7 @@ enum Recorded {
     /// It counts nothing.
     Void,
     /// The worker is to do this; whom else it concerns.
-    Answer(Disposition, Aftermath),
+    Answer(Box<Disposition>, Aftermath),
     /// The worker waits while the ticket is asked for.
     WantsTicket(RepositoryKey, Box<Repository>, Box<DutyTicket>),
 }
@@ -70,7 +70,7 @@ struct Aftermath {
 
 impl Recorded {
     fn done() -> Self {
-        Self::Answer(done(), Aftermath::default())
+        Self::Answer(Box::new(done()), Aftermath::default())
     }
 }
 
@@ -211,7 +211,7 @@ fn finish(shared: &Arc<Shared>, recorded: Recorded) -> Disposition {
             if !aftermath.routes.is_empty() {
                 shared.revoke_later(aftermath.routes, aftermath.owed);
             }
-            disposition
+            *disposition
         }
         Recorded::Void | Recorded::WantsTicket(..) => done(),
     }
@@ -292,7 +292,7 @@ async fn record_round(shared: &Shared, report: &Report, asked: Asked) -> Result<
         let freed = release(&mut transaction, &duty, &repository).await?;
         let answer = go_on(shared, &mut transaction, &duty, &repository, Round::Plain).await?;
         transaction.commit().await?;
-        return Ok(Recorded::Answer(answer, Aftermath { freed, ..Aftermath::default() }));
+        return Ok(Recorded::Answer(Box::new(answer), Aftermath { freed, ..Aftermath::default() }));
     }
     let target = outbox::target_storage(&duty)?;
     let copied = duty.generation.unwrap_or(Generation::UNKNOWN);
@@ -344,23 +344,23 @@ async fn record_round(shared: &Shared, report: &Report, asked: Asked) -> Result<
                 let generation = repository.generation.next();
                 aftermath.routes.push(RevokedRoute { key: repository.key, id: repository.id, generation });
             }
-            Recorded::Answer(done(), aftermath)
+            Recorded::Answer(Box::new(done()), aftermath)
         }
         AfterRound::Rest => {
             aftermath.freed = release(&mut transaction, &duty, &repository).await?;
             outbox::duty_end_in_txn(&mut transaction, duty.id, "written too fast; owed anew").await?;
             outbox::duty_owe_copy(&mut *transaction, &repository, &target, &duty.correlation_id).await?;
-            Recorded::Answer(done(), aftermath)
+            Recorded::Answer(Box::new(done()), aftermath)
         }
         AfterRound::UnderTicket => {
             let answer = go_on(shared, &mut transaction, &duty, &repository, Round::UnderTicket).await?;
-            Recorded::Answer(answer, aftermath)
+            Recorded::Answer(Box::new(answer), aftermath)
         }
         AfterRound::Again => {
             aftermath.freed = release(&mut transaction, &duty, &repository).await?;
             let round = if asked == Asked::Refused { Round::PlainWithoutTicket } else { Round::Plain };
             let answer = go_on(shared, &mut transaction, &duty, &repository, round).await?;
-            Recorded::Answer(answer, aftermath)
+            Recorded::Answer(Box::new(answer), aftermath)
         }
     };
     transaction.commit().await?;
@@ -400,7 +400,7 @@ async fn record_failure(
     if report.attempt != 0 && duty.copy_attempt != Some(report.attempt) {
         let answer = go_on(shared, &mut transaction, &duty, &repository, Round::Plain).await?;
         transaction.commit().await?;
-        return Ok(Recorded::Answer(answer, aftermath));
+        return Ok(Recorded::Answer(Box::new(answer), aftermath));
     }
     history::history_add_in_txn(&mut transaction, &duty, End::Failed, error).await?;
     if let Some(source) = &duty.source
@@ -426,7 +426,7 @@ async fn record_failure(
         error,
         "copy failed"
     );
-    Ok(Recorded::Answer(disposition, aftermath))
+    Ok(Recorded::Answer(Box::new(disposition), aftermath))
 }
 
 /// Takes a replica that does not hold what it is to hold out of service, if the others can go on without it.

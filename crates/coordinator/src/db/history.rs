@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool};
-use tabularium_common::ids::{RepositoryId, StorageName};
+use tabularium_common::ids::StorageName;
 use time::OffsetDateTime;
-use uuid::Uuid;
 
 use super::{milliseconds, outbox::Duty};
 
@@ -23,9 +22,11 @@ const HISTORY_ADD: &str = "
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, coalesce($12, now()))";
 
 const HISTORY_LIST: &str = "
-    SELECT duty_id, kind, target, worker_id, copy_attempt, source, generation, under_ticket, outcome, error, started_at,
-           ended_at
-    FROM duty_history WHERE repository_id = $1 AND ($2 = '' OR target = $2) ORDER BY id DESC LIMIT $3";
+    SELECT kind, repository_id, target, worker_id, copy_attempt, source, generation, under_ticket, outcome, error,
+           started_at, ended_at
+    FROM duty_history
+    WHERE (kind, repository_id, target) IN (SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[]))
+    ORDER BY id DESC";
 
 const HISTORY_PURGE: &str = "
     DELETE FROM duty_history WHERE id IN (
@@ -56,11 +57,10 @@ impl End {
 
 /// An attempt that is over.
 #[derive(Debug, Clone, sqlx::FromRow)]
-#[expect(dead_code, reason = "shown to operators once the protocol has a place for it")]
 pub(crate) struct EndedAttempt {
-    pub(crate) duty_id: Uuid,
-    pub(crate) kind: String,
-    pub(crate) target: String,
+    kind: String,
+    repository_id: i64,
+    target: String,
     pub(crate) worker_id: String,
     /// Of a copy: its number, where it was copied from, and the generation that this had.
     pub(crate) copy_attempt: Option<i64>,
@@ -99,15 +99,26 @@ pub(crate) async fn history_add_in_txn(
         .map(drop)
 }
 
-/// Ended attempts at the duties of a repository, the newest first; `target` empty: to all of its storages.
-#[expect(dead_code, reason = "shown to operators once the protocol has a place for it")]
-pub(crate) async fn history_list(
+impl EndedAttempt {
+    /// Whether it was one at this duty, or at one of the kind for the same target.
+    pub(crate) fn is_of(&self, duty: &Duty) -> bool {
+        self.kind == duty.kind.as_str()
+            && self.repository_id == duty.repository_id.0
+            && self.target == duty.target
+    }
+}
+
+/// Ended attempts at any of these duties, the newest first.
+pub(crate) async fn history_list<'a>(
     pool: &PgPool,
-    id: RepositoryId,
-    target: &str,
-    limit: u32,
+    duties: impl Iterator<Item = &'a Duty> + Clone,
 ) -> Result<Vec<EndedAttempt>, sqlx::Error> {
-    sqlx::query_as(HISTORY_LIST).bind(id.0).bind(target).bind(i64::from(limit)).fetch_all(pool).await
+    sqlx::query_as(HISTORY_LIST)
+        .bind(duties.clone().map(|duty| duty.kind.as_str()).collect::<Vec<_>>())
+        .bind(duties.clone().map(|duty| duty.repository_id.0).collect::<Vec<_>>())
+        .bind(duties.map(|duty| duty.target.as_str()).collect::<Vec<_>>())
+        .fetch_all(pool)
+        .await
 }
 
 /// Forgets what ended longer ago than `age`.

@@ -39,12 +39,12 @@ pub(crate) struct Duties(pub(crate) Arc<Shared>);
 type Planned = Result<Work, &'static str>;
 
 enum Start {
-    Work(Work),
+    Work(Box<Work>),
     Busy,
 }
 
 fn nothing(reason: impl Into<String>) -> Start {
-    Start::Work(Work::Nothing(wire::NothingToDo { reason: reason.into() }))
+    Start::Work(Box::new(Work::Nothing(wire::NothingToDo { reason: reason.into() })))
 }
 
 fn shortened(mut text: String) -> String {
@@ -109,7 +109,7 @@ impl Duties {
             DutyKind::Notify => notify(&mut transaction, &duty).await?,
         };
         let start = match work {
-            Ok(work) => Start::Work(work),
+            Ok(work) => Start::Work(Box::new(work)),
             Err(reason) => {
                 outbox::duty_end_in_txn(&mut transaction, id, reason).await?;
                 nothing(reason)
@@ -251,7 +251,7 @@ impl DutyService for Duties {
         let id = argument("duty_id", &request.duty_id)?;
         let worker = worker(&request.worker_id)?;
         match self.0.db.retrying(|| self.start(id, worker)).await? {
-            Start::Work(work) => Ok(Response::new(wire::StartDutyResponse { work: Some(work) })),
+            Start::Work(work) => Ok(Response::new(wire::StartDutyResponse { work: Some(*work) })),
             Start::Busy => Err(Status::unavailable("a worker has this duty; ask again later")),
         }
     }

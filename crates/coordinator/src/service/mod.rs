@@ -127,16 +127,3 @@ pub(crate) fn storage_address(
         address: topology.address(virtual_storage, storage).map(ToString::to_string).unwrap_or_default(),
     }
 }
-
-/// Where a worker reaches a storage; without an address when that is not configured any more.
-pub(crate) fn storage_address(
-    shared: &Shared,
-    virtual_storage: &VirtualStorageName,
-    storage: &StorageName,
-) -> wire::StorageAddress {
-    let topology = shared.topology.get();
-    wire::StorageAddress {
-        storage: storage.to_string(),
-        address: topology.address(virtual_storage, storage).map(ToString::to_string).unwrap_or_default(),
-    }
-}

@@ -13,6 +13,7 @@ use crate::{
     app::Shared,
     db::{
         DbError, coordinators, geo_log, geo_registry,
+        history::{self, EndedAttempt},
         outbox::{self, Duty, DutyKind, DutyState, ListedDuty},
         parsed,
         repositories::{self, RenameRefused, RepositoryDetails},
@@ -52,8 +53,23 @@ pub(crate) fn subject(duty: &Duty) -> Result<String, sqlx::Error> {
     })
 }
 
-fn duty_details(listed: ListedDuty) -> Result<wire::DutyDetails, DbError> {
+fn ended_attempt(ended: &EndedAttempt) -> wire::EndedAttempt {
+    wire::EndedAttempt {
+        worker_id: ended.worker_id.clone(),
+        source: ended.source.clone().unwrap_or_default(),
+        copy_attempt: ended.copy_attempt.unwrap_or_default(),
+        generation: ended.generation.unwrap_or_default(),
+        under_ticket: ended.under_ticket,
+        outcome: ended.outcome.clone(),
+        error: ended.error.clone(),
+        started_at: Some(timestamp(ended.started_at)),
+        ended_at: Some(timestamp(ended.ended_at)),
+    }
+}
+
+fn duty_details(listed: ListedDuty, ended: &[EndedAttempt]) -> Result<wire::DutyDetails, DbError> {
     let ListedDuty { duty, relative_path } = listed;
+    let ended_attempts = ended.iter().filter(|ended| ended.is_of(&duty)).map(ended_attempt).collect();
     Ok(wire::DutyDetails {
         duty_id: duty.id.to_string(),
         subject: subject(&duty)?,
@@ -65,6 +81,7 @@ fn duty_details(listed: ListedDuty) -> Result<wire::DutyDetails, DbError> {
         last_error: duty.last_error,
         created_at: Some(timestamp(duty.created_at)),
         next_attempt_at: Some(timestamp(duty.next_attempt_at)),
+        ended_attempts,
     })
 }
 
@@ -317,7 +334,11 @@ impl OperatorService for Operator {
         let limit = if request.limit == 0 { DUTY_LIMIT } else { request.limit.min(MAX_DUTY_LIMIT) };
         let db = &self.0.db;
         let duties = db.retrying(|| outbox::duty_list(db.pool(), state, limit)).await?;
-        let duties = duties.into_iter().map(duty_details).collect::<Result<_, _>>()?;
+        let ended = db
+            .retrying(|| history::history_list(db.pool(), duties.iter().map(|listed| &listed.duty)))
+            .await?;
+        let duties =
+            duties.into_iter().map(|listed| duty_details(listed, &ended)).collect::<Result<_, _>>()?;
         Ok(Response::new(wire::ListDutiesResponse { duties }))
     }
 

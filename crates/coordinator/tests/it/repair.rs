@@ -323,6 +323,17 @@ async fn a_poisoned_repository_rests_between_tries_and_others_do_not_wait_for_it
         }
     })
     .await;
+    let owed = open(&mut operator, "replication").await;
+    let parked = owed.iter().find(|owed| owed.duty_id == duty.duty_id).unwrap();
+    let ends: Vec<_> = parked
+        .ended_attempts
+        .iter()
+        .map(|ended| (ended.outcome.as_str(), ended.error.as_str(), ended.copy_attempt))
+        .collect();
+    assert!(
+        matches!(ends[..], [("failed", "no", second), ("failed", "no", first)] if second > first),
+        "{ends:?}"
+    );
     let states = |owed: Vec<wire::DutyDetails>| {
         let mut states: Vec<String> =
             owed.into_iter().filter(|duty| duty.relative_path == "bad.git").map(|duty| duty.state).collect();
