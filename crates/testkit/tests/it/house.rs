@@ -94,3 +94,18 @@ fn the_documents_name_only_what_exists() {
     }
     assert!(checked > 15, "only {checked} paths found");
 }
+
+#[test]
+fn the_promises_are_held_by_tests_that_exist() {
+    let mut files = Vec::new();
+    source_files(&root().join("crates"), &mut files);
+    let sources: String = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+    let text = fs::read_to_string(root().join("docs/guarantees.md")).unwrap();
+    // Names of tests are sentences; settings and the like are shorter.
+    let names: Vec<&str> =
+        text.split('`').skip(1).step_by(2).filter(|name| name.matches('_').count() > 3).collect();
+    assert!(names.len() > 30, "only {} tests are named", names.len());
+    for name in names {
+        assert!(sources.contains(&format!("fn {name}(")), "docs/guarantees.md names {name}");
+    }
+}
