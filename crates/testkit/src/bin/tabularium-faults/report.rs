@@ -88,7 +88,12 @@ fn lines<'a>(faults: &'a [Fault], writes: &Met, reads: &Met) -> Vec<Line<'a>> {
     for fault in faults {
         kinds.entry(if alone(fault) { &fault.kind } else { TOGETHER }).or_default().push(fault);
     }
-    let quiet = |stretch: &Stretch| !faults.iter().any(|fault| during(fault, stretch));
+    // A gap between two faults belongs to the one that it mostly fell into.
+    let blamed = |stretch: &Stretch| {
+        let met = faults.iter().filter(|fault| during(fault, stretch));
+        met.max_by_key(|fault| stretch.ended.min(fault.healed) - stretch.begun.max(fault.begun))
+    };
+    let quiet = |stretch: &Stretch| blamed(stretch).is_none();
     let none = Line {
         kind: "(none)",
         times: 0,
@@ -96,7 +101,9 @@ fn lines<'a>(faults: &'a [Fault], writes: &Met, reads: &Met) -> Vec<Line<'a>> {
         reads: Column::new(reads, quiet),
     };
     let of_kind = kinds.into_iter().map(|(kind, faults)| {
-        let counts = |stretch: &Stretch| faults.iter().any(|fault| during(fault, stretch));
+        let counts = |stretch: &Stretch| {
+            blamed(stretch).is_some_and(|blamed| faults.iter().any(|fault| std::ptr::eq(*fault, blamed)))
+        };
         let (writes, reads) = (Column::new(writes, counts), Column::new(reads, counts));
         Line { kind, times: faults.len(), writes, reads }
     });

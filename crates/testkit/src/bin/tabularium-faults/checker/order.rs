@@ -14,7 +14,8 @@ struct Group {
 pub(super) fn check(lives: &[Life<'_>], looks: &[Look<'_>], report: &mut impl FnMut(Broken, String)) {
     let groups = groups(lives, looks);
     // Of what comes later in the chain: the first acknowledgement, and the first of anything.
-    let (mut acknowledged, mut anything): (Option<(Micros, &str)>, Option<(Micros, &str)>) = (None, None);
+    let mut acknowledged: Option<(Micros, &str)> = None;
+    let mut anything: Option<(Micros, &str)> = None;
     for group in groups.iter().rev() {
         for (span, what) in &group.spans {
             let before = |earliest: Option<(Micros, &'_ str)>| {
