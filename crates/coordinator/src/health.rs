@@ -107,11 +107,7 @@ impl Health {
 
     /// Asks one storage's node, now, and remembers the answer. A node with another file system than the known one is not
     /// healthy.
-    pub(crate) async fn dial(
-        &self,
-        virtual_storage: &VirtualStorageName,
-        known: &KnownStorage,
-    ) -> Dialled {
+    pub(crate) async fn dial(&self, virtual_storage: &VirtualStorageName, known: &KnownStorage) -> Dialled {
         let storage = &known.name;
         let begun = Instant::now();
         let asked = tokio::time::timeout(PROBE_DEADLINE, self.ask(storage, &known.address)).await;
@@ -173,13 +169,12 @@ impl Health {
         };
         let status = info.storage_statuses.iter().find(|status| status.storage_name == storage.as_str());
         let filesystem_id = status.map(|status| status.filesystem_id.clone()).unwrap_or_default();
-        let problem =
-            match status {
-                None => format!("serves no storage `{storage}`"),
-                Some(status) if !status.readable => "storage is not readable".to_owned(),
-                Some(status) if !status.writeable => "storage is not writeable".to_owned(),
-                Some(_) => String::new(),
-            };
+        let problem = match status {
+            None => format!("serves no storage `{storage}`"),
+            Some(status) if !status.readable => "storage is not readable".to_owned(),
+            Some(status) if !status.writeable => "storage is not writeable".to_owned(),
+            Some(_) => String::new(),
+        };
         Dialled {
             reachable: true,
             storage_served: problem.is_empty(),

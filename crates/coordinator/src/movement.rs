@@ -17,11 +17,7 @@ use crate::{
 };
 
 fn route(repository: &Repository) -> RevokedRoute {
-    RevokedRoute {
-        key: repository.key.clone(),
-        id: repository.id,
-        generation: repository.generation.next(),
-    }
+    RevokedRoute { key: repository.key.clone(), id: repository.id, generation: repository.generation.next() }
 }
 
 fn seats(shared: &Shared, repository: &Repository, counts: &[StorageCounts]) -> Vec<Seat> {

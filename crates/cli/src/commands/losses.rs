@@ -37,9 +37,9 @@ impl<'a> Losses<'a> {
         Ok(Self { global, service, whom })
     }
 
-    fn name(&self, path: &RelativePath) -> Option<RepositoryName> {
+    fn name(&self, path: &RelativePath) -> RepositoryName {
         let virtual_storage = self.global.virtual_storage.clone();
-        Some(RepositoryName { virtual_storage, relative_path: path.to_string() })
+        RepositoryName { virtual_storage, relative_path: path.to_string() }
     }
 
     fn refused(&self, what: &str) -> impl Fn(tonic::Status) -> Failure {
@@ -86,7 +86,7 @@ impl<'a> Losses<'a> {
             )?;
         }
         let mut losses = Self::of(global).await?;
-        let accept = AcceptDataLossRequest { name: losses.name(&path), authoritative_storage: storage };
+        let accept = AcceptDataLossRequest { name: Some(losses.name(&path)), authoritative_storage: storage };
         let accepted = losses.service.accept_data_loss(request(accept)).await;
         let accepted = accepted.map_err(losses.refused(&format!("accepting the loss in {path}")))?;
         losses.show(accepted.into_inner().repository)
@@ -96,7 +96,7 @@ impl<'a> Losses<'a> {
         let repository = match (options.path, options.id) {
             (Some(path), _) => {
                 let name = self.name(&repository_path(&path)?);
-                get_replicas_request::Repository::Name(name.unwrap_or_default())
+                get_replicas_request::Repository::Name(name)
             }
             (None, id) => get_replicas_request::Repository::RepositoryId(id.unwrap_or_default()),
         };
@@ -120,7 +120,7 @@ impl<'a> Losses<'a> {
     pub(crate) async fn verify(mut self, options: Verify) -> Result<ExitCode, Failure> {
         let mark = match (&options.path, options.storage) {
             (Some(path), _) => {
-                MarkUnverifiedRequest { name: self.name(&repository_path(path)?), storage: None }
+                MarkUnverifiedRequest { name: Some(self.name(&repository_path(path)?)), storage: None }
             }
             (None, storage) => MarkUnverifiedRequest {
                 name: None,
@@ -149,7 +149,7 @@ impl<'a> Losses<'a> {
             Factor::Default => (0, true),
             Factor::Of(count) => (count.into(), false),
         };
-        let set = SetReplicationFactorRequest { name: self.name(&path), replication_factor, default };
+        let set = SetReplicationFactorRequest { name: Some(self.name(&path)), replication_factor, default };
         let answer = self.service.set_replication_factor(request(set)).await;
         let answer = answer.map_err(self.refused(&format!("setting the replication factor of {path}")))?;
         self.show(answer.into_inner().repository)
@@ -157,7 +157,7 @@ impl<'a> Losses<'a> {
 
     pub(crate) async fn set_write_quorum(mut self, path: &str, policy: String) -> Result<ExitCode, Failure> {
         let path = repository_path(path)?;
-        let set = SetWriteQuorumRequest { name: self.name(&path), policy };
+        let set = SetWriteQuorumRequest { name: Some(self.name(&path)), policy };
         let answer = self.service.set_write_quorum(request(set)).await;
         let answer = answer.map_err(self.refused(&format!("setting the write quorum of {path}")))?;
         self.show(answer.into_inner().repository)
@@ -166,7 +166,7 @@ impl<'a> Losses<'a> {
     pub(crate) async fn track(mut self, options: TrackRepository) -> Result<ExitCode, Failure> {
         let path = repository_path(&options.path)?;
         let track = TrackRepositoryRequest {
-            name: self.name(&path),
+            name: Some(self.name(&path)),
             replica_path: options.replica_path,
             authoritative_storage: options.authoritative_storage,
         };

@@ -44,9 +44,9 @@ pub(crate) async fn run(global: &Global, command: Storage) -> Result<ExitCode, F
 }
 
 impl Storages<'_> {
-    fn name(&self, storage: &str) -> Option<StorageName> {
+    fn name(&self, storage: &str) -> StorageName {
         let virtual_storage = self.global.virtual_storage.clone();
-        Some(StorageName { virtual_storage, storage: storage.to_owned() })
+        StorageName { virtual_storage, storage: storage.to_owned() }
     }
 
     async fn listed(&mut self) -> Result<Vec<StorageDetails>, Failure> {
@@ -69,7 +69,7 @@ impl Storages<'_> {
     }
 
     async fn add(&mut self, name: String, address: String) -> Result<ExitCode, Failure> {
-        let add = AddStorageRequest { storage: self.name(&name), address };
+        let add = AddStorageRequest { storage: Some(self.name(&name)), address };
         let added = self.service.add_storage(request(add)).await;
         let what = format!("adding storage {name}");
         let added = added.map_err(|status| Failure::of_status(&what, &self.whom, &status))?;
@@ -83,7 +83,8 @@ impl Storages<'_> {
         let already = self.listed().await?;
         let draining = already.iter().any(|storage| storage.name == name && storage.state == "draining");
         if !draining {
-            let drain = DrainStorageRequest { storage: self.name(&name), allow_fewer_replicas: allow_fewer };
+            let drain =
+                DrainStorageRequest { storage: Some(self.name(&name)), allow_fewer_replicas: allow_fewer };
             let drained = self.service.drain_storage(request(drain)).await;
             let what = format!("draining storage {name}");
             drained.map_err(|status| Failure::of_status(&what, &self.whom, &status))?;
@@ -128,7 +129,7 @@ impl Storages<'_> {
     }
 
     async fn undrain(&mut self, name: String) -> Result<ExitCode, Failure> {
-        let undrain = UndrainStorageRequest { storage: self.name(&name) };
+        let undrain = UndrainStorageRequest { storage: Some(self.name(&name)) };
         let undrained = self.service.undrain_storage(request(undrain)).await;
         let what = format!("keeping storage {name}");
         let undrained = undrained.map_err(|status| Failure::of_status(&what, &self.whom, &status))?;
@@ -136,7 +137,7 @@ impl Storages<'_> {
     }
 
     async fn remove(&mut self, name: String, force_lost: bool) -> Result<ExitCode, Failure> {
-        let remove = RemoveStorageRequest { storage: self.name(&name), force_lost };
+        let remove = RemoveStorageRequest { storage: Some(self.name(&name)), force_lost };
         let removed = self.service.remove_storage(request(remove)).await;
         let what = format!("removing storage {name}");
         let removed = removed.map_err(|status| Failure::of_status(&what, &self.whom, &status))?.into_inner();
@@ -153,7 +154,7 @@ impl Storages<'_> {
     }
 
     async fn accept(&mut self, name: String, force_lost: bool) -> Result<ExitCode, Failure> {
-        let accept = AcceptStorageRequest { storage: self.name(&name), force_lost };
+        let accept = AcceptStorageRequest { storage: Some(self.name(&name)), force_lost };
         let accepted = self.service.accept_storage(request(accept)).await;
         let what = format!("accepting the disk of {name}");
         let accepted =
@@ -174,15 +175,13 @@ impl Storages<'_> {
     }
 }
 
-fn lost(mut said: String, replicas: i64, repositories: i64) -> String {
-    if replicas > 0 {
-        said += &format!("; {replicas} replicas were given up");
-    }
-    if repositories > 0 {
-        said += &format!(
+fn lost(said: String, replicas: i64, repositories: i64) -> String {
+    let given_up = (replicas > 0).then(|| format!("; {replicas} replicas were given up"));
+    let lost = (repositories > 0).then(|| {
+        format!(
             "\n{repositories} repositories have lost their newest state: `tabularium dataloss --unavailable`, then \
              `tabularium accept-dataloss`"
-        );
-    }
-    said
+        )
+    });
+    [Some(said), given_up, lost].into_iter().flatten().collect()
 }

@@ -11,9 +11,8 @@ pub(crate) fn storages(storages: &Vec<StorageDetailsView>) -> String {
     let mut table = table(&["storage", "address", "state", "replicas", "primaries", "moving"]);
     for storage in storages {
         let state = match (storage.healthy, storage.takes_replicas) {
-            (true, true) => storage.state.clone(),
             (true, false) if storage.state == "active" => "takes no replicas".to_owned(),
-            (true, false) => storage.state.clone(),
+            (true, _) => storage.state.clone(),
             (false, _) => format!("{}, not healthy", storage.state),
         };
         let replicas = match storage.replicas_behind {
@@ -36,7 +35,7 @@ pub(crate) fn storages(storages: &Vec<StorageDetailsView>) -> String {
     }
     let mut text = table.to_string();
     for storage in storages.iter().filter(|storage| !storage.problem.is_empty()) {
-        text.push_str(&format!("\n{}: {}", storage.name, storage.problem));
+        text.extend(["\n", &storage.name, ": ", &storage.problem]);
     }
     text
 }
@@ -112,10 +111,8 @@ pub(crate) fn losses(repositories: &Vec<RepositoryReplicasView>) -> String {
             name.push_str("\nUNAVAILABLE");
         }
         for replica in &repository.replicas {
-            let storage = match replica.primary {
-                true => format!("{} (primary)", replica.storage),
-                false => replica.storage.clone(),
-            };
+            let role = if replica.primary { " (primary)" } else { "" };
+            let storage = format!("{}{role}", replica.storage);
             let named = coloured(std::mem::take(&mut name), !repository.unavailable);
             table.add_row([named, Cell::new(storage), Cell::new(generation(replica)), state(replica)]);
         }

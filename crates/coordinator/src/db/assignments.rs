@@ -159,11 +159,7 @@ pub(crate) async fn replica_assign_in_txn(
         .fetch_one(&mut *connection)
         .await?;
     if free {
-        sqlx::query(REPLICA_ASSIGN)
-            .bind(repository.id.0)
-            .bind(storage.as_str())
-            .execute(connection)
-            .await?;
+        sqlx::query(REPLICA_ASSIGN).bind(repository.id.0).bind(storage.as_str()).execute(connection).await?;
     }
     Ok(free)
 }
@@ -212,7 +208,8 @@ pub(crate) async fn leaving_list(
     pool: &PgPool,
     limit: u32,
 ) -> Result<Vec<(RepositoryId, StorageName)>, sqlx::Error> {
-    let rows: Vec<(i64, String)> = sqlx::query_as(LEAVING_LIST).bind(i64::from(limit)).fetch_all(pool).await?;
+    let rows: Vec<(i64, String)> =
+        sqlx::query_as(LEAVING_LIST).bind(i64::from(limit)).fetch_all(pool).await?;
     rows.into_iter().map(|(id, storage)| Ok((RepositoryId(id), parsed(&storage)?))).collect()
 }
 
@@ -238,7 +235,10 @@ pub(crate) async fn moves_count(pool: &PgPool) -> Result<Vec<(String, String, i6
 }
 
 /// Has every repository of a virtual storage looked at, whether its replicas are where they should be.
-pub(crate) async fn cursor_reset(pool: &PgPool, virtual_storage: &VirtualStorageName) -> Result<(), sqlx::Error> {
+pub(crate) async fn cursor_reset(
+    pool: &PgPool,
+    virtual_storage: &VirtualStorageName,
+) -> Result<(), sqlx::Error> {
     sqlx::query(CURSOR_RESET).bind(virtual_storage.as_str()).execute(pool).await.map(drop)
 }
 

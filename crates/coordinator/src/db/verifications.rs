@@ -53,8 +53,7 @@ pub(crate) async fn replica_verified(
     generation: Generation,
 ) -> Result<u64, sqlx::Error> {
     let storages: Vec<&str> = storages.iter().map(StorageName::as_str).collect();
-    let done =
-        sqlx::query(VERIFIED).bind(id.0).bind(storages).bind(generation.0).execute(pool).await?;
+    let done = sqlx::query(VERIFIED).bind(id.0).bind(storages).bind(generation.0).execute(pool).await?;
     Ok(done.rows_affected())
 }
 

@@ -173,12 +173,14 @@ impl Repair {
         found: &mpsc::Sender<Result<wire::ListUntrackedResponse, Status>>,
     ) -> Result<(), Status> {
         let request = WalkReposRequest { storage_name: known.name.to_string() };
-        let walked = InternalGitalyClient::new(self.0.health.signed(&known.address)).walk_repos(request).await?;
+        let walked =
+            InternalGitalyClient::new(self.0.health.signed(&known.address)).walk_repos(request).await?;
         let mut chunks = walked.into_inner().ready_chunks(PATHS);
         let db = &self.0.db;
         while let Some(chunk) = chunks.next().await {
             let walked: Vec<_> = chunk.into_iter().collect::<Result<_, _>>()?;
-            let paths: Vec<String> = walked.iter().map(|repository| repository.relative_path.clone()).collect();
+            let paths: Vec<String> =
+                walked.iter().map(|repository| repository.relative_path.clone()).collect();
             let untracked = db
                 .retrying(|| losses::path_list_untracked(db.pool(), virtual_storage, &known.name, &paths))
                 .await?;
@@ -408,8 +410,7 @@ impl RepairService for Repair {
         let db = &self.0.db;
         let id = self.0.repository_ids.next(&self.0).await?;
         let tracked = || async {
-            let made =
-                losses::repository_track(db.pool(), id, &key, path.as_str(), &known.name).await;
+            let made = losses::repository_track(db.pool(), id, &key, path.as_str(), &known.name).await;
             match made {
                 Err(error) if is_duplicate(&error) => Ok(Err("a repository of that name exists already")),
                 Ok(false) => Ok(Err("a repository is tracked at that path already")),

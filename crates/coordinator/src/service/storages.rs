@@ -43,7 +43,8 @@ impl Storages {
             return Err(NameError::UnknownVirtualStorage.into());
         }
         let known = topology.storage(virtual_storage, storage).cloned();
-        known.ok_or_else(|| Status::not_found(format!("there is no storage `{storage}` in {virtual_storage}")))
+        known
+            .ok_or_else(|| Status::not_found(format!("there is no storage `{storage}` in {virtual_storage}")))
     }
 
     async fn set_state(&self, place: &Place, from: StorageState, to: StorageState) -> Result<(), Status> {
@@ -111,9 +112,8 @@ impl Storages {
         let db = &self.0.db;
         let mut forgotten = 0;
         loop {
-            let batch = db
-                .retrying(|| storages::storage_forget(db.pool(), virtual_storage, storage, BATCH))
-                .await?;
+            let batch =
+                db.retrying(|| storages::storage_forget(db.pool(), virtual_storage, storage, BATCH)).await?;
             if batch.is_empty() {
                 return Ok(forgotten);
             }
@@ -127,9 +127,8 @@ impl Storages {
     /// How many repositories lose their newest state with the storage; refuses unless that is wanted.
     async fn count_lost(&self, (virtual_storage, storage): &Place, force: bool) -> Result<i64, Status> {
         let db = &self.0.db;
-        let lost = db
-            .retrying(|| storages::storage_count_only_here(db.pool(), virtual_storage, storage))
-            .await?;
+        let lost =
+            db.retrying(|| storages::storage_count_only_here(db.pool(), virtual_storage, storage)).await?;
         if lost > 0 && !force {
             return Err(Status::failed_precondition(format!(
                 "{lost} repositories have their newest state on `{storage}` alone; bring its disk back, or give that up \
@@ -171,7 +170,8 @@ impl StorageService for Storages {
         if topology.virtual_storage(&virtual_storage).is_none() {
             return Err(NameError::UnknownVirtualStorage.into());
         }
-        let exists = || Status::already_exists(format!("storage `{name}` exists in {virtual_storage} already"));
+        let exists =
+            || Status::already_exists(format!("storage `{name}` exists in {virtual_storage} already"));
         if topology.storage(&virtual_storage, &name).is_some() {
             return Err(exists());
         }
@@ -215,7 +215,9 @@ impl StorageService for Storages {
             .filter(|(other, known)| *other == virtual_storage && known.configured && known.name != *name)
             .count();
         if others == 0 {
-            return Err(Status::failed_precondition(format!("there is no other storage than `{name}` to move to")));
+            return Err(Status::failed_precondition(format!(
+                "there is no other storage than `{name}` to move to"
+            )));
         }
         let db = &self.0.db;
         let factor = db.retrying(|| assignments::factor_largest(db.pool(), virtual_storage)).await?;
@@ -265,11 +267,7 @@ impl StorageService for Storages {
         db.retrying(|| storages::storage_set_state(db.pool(), virtual_storage, name, &from, to)).await?;
         probe::refresh(&self.0).await;
         let lost_replicas = self.forget(&place).await?;
-        while db
-            .retrying(|| storages::storage_give_up(db.pool(), virtual_storage, name, BATCH))
-            .await?
-            > 0
-        {}
+        while db.retrying(|| storages::storage_give_up(db.pool(), virtual_storage, name, BATCH)).await? > 0 {}
         let to = StorageState::Removed;
         db.retrying(|| storages::storage_set_state(db.pool(), virtual_storage, name, &from, to)).await?;
         probe::refresh(&self.0).await;
@@ -290,10 +288,14 @@ impl StorageService for Storages {
         let old = known.filesystem_id.unwrap_or_default();
         if dialled.filesystem_id.is_empty() {
             let problem = dialled.problem;
-            return Err(Status::unavailable(format!("`{name}` does not say which file system it has: {problem}")));
+            return Err(Status::unavailable(format!(
+                "`{name}` does not say which file system it has: {problem}"
+            )));
         }
         if dialled.filesystem_id == old {
-            return Err(Status::failed_precondition(format!("`{name}` has the file system that is known already")));
+            return Err(Status::failed_precondition(format!(
+                "`{name}` has the file system that is known already"
+            )));
         }
         let lost_repositories = self.count_lost(&place, request.force_lost).await?;
         // First nobody uses what is known of the old file system any more, then the new one is used.

@@ -78,7 +78,9 @@ async fn run(shared: &Arc<Shared>) -> Result<(), DbError> {
     let mut slots = Slots {
         used: used
             .into_iter()
-            .map(|(virtual_storage, storage, arriving, leaving)| ((virtual_storage, storage), arriving + leaving))
+            .map(|(virtual_storage, storage, arriving, leaving)| {
+                ((virtual_storage, storage), arriving + leaving)
+            })
             .collect(),
         limit: i64::from(shared.config.timing.moves_per_storage),
     };
@@ -87,9 +89,7 @@ async fn run(shared: &Arc<Shared>) -> Result<(), DbError> {
         drain(shared, &virtual_storage, &storage, &mut slots, &counts).await?;
     }
     for (virtual_storage, cursor) in passes {
-        let ids = db
-            .retrying(|| assignments::cursor_page(db.pool(), &virtual_storage, cursor, PAGE))
-            .await?;
+        let ids = db.retrying(|| assignments::cursor_page(db.pool(), &virtual_storage, cursor, PAGE)).await?;
         let mut last = cursor;
         let mut held_up = false;
         for id in &ids {
@@ -100,7 +100,9 @@ async fn run(shared: &Arc<Shared>) -> Result<(), DbError> {
                 break;
             }
             let changes = movement::rearrange(shared, *id, &counts).await?;
-            changes.iter().for_each(|change| slots.take(&virtual_storage, change));
+            for change in &changes {
+                slots.take(&virtual_storage, change);
+            }
             last = *id;
         }
         let all = !held_up && ids.len() < PAGE as usize;
@@ -125,7 +127,9 @@ async fn drain(
     let ids = db.retrying(|| assignments::staying_list(db.pool(), virtual_storage, storage, limit)).await?;
     for id in ids {
         let changes = movement::rearrange(shared, id, counts).await?;
-        changes.iter().for_each(|change| slots.take(virtual_storage, change));
+        for change in &changes {
+            slots.take(virtual_storage, change);
+        }
     }
     Ok(())
 }

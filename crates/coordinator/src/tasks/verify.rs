@@ -85,11 +85,7 @@ async fn verify(shared: &Arc<Shared>, id: RepositoryId) -> Result<(), tonic::Sta
 
 /// Takes replicas that differ out of reads. `None`: something was written since they were asked, or is being written, so
 /// that their answers mean nothing.
-async fn expel(
-    shared: &Shared,
-    seen: &Repository,
-    verdict: &Verdict,
-) -> Result<Option<i64>, sqlx::Error> {
+async fn expel(shared: &Shared, seen: &Repository, verdict: &Verdict) -> Result<Option<i64>, sqlx::Error> {
     let mut transaction = shared.db.begin().await?;
     let repository = repositories::repository_lock_id(&mut transaction, seen.id).await?;
     let assignment = assignments::assignment_read_in_txn(&mut transaction, seen.id).await?;

@@ -27,8 +27,8 @@ fn operators(coordinator: &Coordinator) -> Operators {
     }
 }
 
-fn storage(name: &str) -> Option<wire::StorageName> {
-    Some(wire::StorageName { virtual_storage: "default".into(), storage: name.into() })
+fn storage(name: &str) -> wire::StorageName {
+    wire::StorageName { virtual_storage: "default".into(), storage: name.into() }
 }
 
 impl Operators {
@@ -38,7 +38,11 @@ impl Operators {
         answer.unwrap().into_inner().repository.unwrap()
     }
 
-    async fn set_factor(&mut self, path: &str, factor: u32) -> Result<wire::RepositoryReplicas, tonic::Status> {
+    async fn set_factor(
+        &mut self,
+        path: &str,
+        factor: u32,
+    ) -> Result<wire::RepositoryReplicas, tonic::Status> {
         let request = wire::SetReplicationFactorRequest {
             name: Some(name(path)),
             replication_factor: factor,
@@ -55,7 +59,7 @@ impl Operators {
     }
 
     async fn drain(&mut self, name: &str, allow_fewer_replicas: bool) -> Result<(), tonic::Status> {
-        let request = wire::DrainStorageRequest { storage: storage(name), allow_fewer_replicas };
+        let request = wire::DrainStorageRequest { storage: Some(storage(name)), allow_fewer_replicas };
         self.storages.drain_storage(request).await.map(drop)
     }
 
@@ -64,7 +68,8 @@ impl Operators {
         let mut page_token = String::new();
         loop {
             let virtual_storage = "default".to_owned();
-            let request = wire::DataLossRequest { virtual_storage, only_unavailable, page_size: 2, page_token };
+            let request =
+                wire::DataLossRequest { virtual_storage, only_unavailable, page_size: 2, page_token };
             let page = self.repair.data_loss(request).await.unwrap().into_inner();
             found.extend(page.repositories);
             page_token = page.next_page_token;
@@ -211,7 +216,7 @@ async fn a_storage_is_added_drained_and_removed_while_clients_work() {
         create_placed(&mut operators.routing, path).await;
     }
     let fourth = Node::start("node-3").await;
-    let add = |address: String| wire::AddStorageRequest { storage: storage("node-3"), address };
+    let add = |address: String| wire::AddStorageRequest { storage: Some(storage("node-3")), address };
     let nobody = operators.storages.add_storage(add("tcp://127.0.0.1:1".into())).await;
     assert_eq!(nobody.unwrap_err().code(), Code::Unavailable);
     let added = operators.storages.add_storage(add(fourth.address.to_string())).await.unwrap().into_inner();
@@ -220,7 +225,7 @@ async fn a_storage_is_added_drained_and_removed_while_clients_work() {
     let again = operators.storages.add_storage(add(fourth.address.to_string())).await;
     assert_eq!(again.unwrap_err().code(), Code::AlreadyExists);
 
-    let remove = |force_lost| wire::RemoveStorageRequest { storage: storage("node-0"), force_lost };
+    let remove = |force_lost| wire::RemoveStorageRequest { storage: Some(storage("node-0")), force_lost };
     let refused = operators.storages.remove_storage(remove(false)).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("storage drain node-0"), "{}", refused.message());
@@ -248,7 +253,10 @@ async fn a_storage_is_added_drained_and_removed_while_clients_work() {
     assert_eq!(operators.listed("node-0").await, None);
     let second = site.coordinator().await;
     assert_eq!(self::operators(&second).listed("node-0").await, None, "though the configuration names it");
-    let back = wire::AddStorageRequest { storage: storage("node-0"), address: site.nodes[0].address.to_string() };
+    let back = wire::AddStorageRequest {
+        storage: Some(storage("node-0")),
+        address: site.nodes[0].address.to_string(),
+    };
     operators.storages.add_storage(back).await.unwrap();
     assert!(operators.listed("node-0").await.unwrap().takes_replicas);
     site.check_consistency().await;
@@ -269,7 +277,7 @@ async fn a_storage_is_not_drained_when_there_is_nowhere_to_go_and_can_be_kept_af
     assert_refused::<()>(Err(twice), Code::FailedPrecondition, "storage `node-1` is not active");
     operators
         .storages
-        .undrain_storage(wire::UndrainStorageRequest { storage: storage("node-1") })
+        .undrain_storage(wire::UndrainStorageRequest { storage: Some(storage("node-1")) })
         .await
         .unwrap();
     eventually("all three hold it again", || {
@@ -302,7 +310,7 @@ async fn a_storage_with_another_disk_is_not_used_until_that_is_accepted() {
         }
     })
     .await;
-    let accept = |force_lost| wire::AcceptStorageRequest { storage: storage(&primary), force_lost };
+    let accept = |force_lost| wire::AcceptStorageRequest { storage: Some(storage(&primary)), force_lost };
     let same = operators.storages.accept_storage(accept(false)).await.unwrap_err();
     assert_eq!(same.code(), Code::FailedPrecondition);
 
@@ -389,7 +397,9 @@ async fn losses_are_shown_and_given_up_by_an_operators_word() {
         let mut operators = operators_clone(&operators);
         async move {
             let lost = operators.losses(true).await;
-            lost.iter().any(|loss| loss.repository_id == route_id(&lost, "a.git") && loss.unavailable).then_some(())
+            lost.iter()
+                .any(|loss| loss.repository_id == route_id(&lost, "a.git") && loss.unavailable)
+                .then_some(())
         }
     })
     .await;
@@ -413,7 +423,8 @@ async fn losses_are_shown_and_given_up_by_an_operators_word() {
     let others = accepted.replicas.iter().filter(|replica| replica.storage != chosen);
     assert!(others.clone().all(|replica| replica.generation == -1), "{accepted:?}");
     site.check_consistency().await;
-    let begun = operators.routing.begin_write(begin("a.git", wire::WriteKind::Update)).await.unwrap().into_inner();
+    let begun =
+        operators.routing.begin_write(begin("a.git", wire::WriteKind::Update)).await.unwrap().into_inner();
     assert_eq!(begun.route.as_ref().unwrap().primary, chosen);
     let busy = operators.repair.accept_data_loss(accept(&chosen)).await.unwrap_err();
     assert_eq!(busy.code(), Code::Aborted, "not under somebody's ticket");
@@ -462,7 +473,7 @@ async fn a_replica_that_differs_is_found_and_made_again() {
     assert_eq!(replicas.generation, route.generation, "nothing was written");
     site.check_consistency().await;
 
-    let everything = wire::MarkUnverifiedRequest { name: None, storage: storage("") };
+    let everything = wire::MarkUnverifiedRequest { name: None, storage: Some(storage("")) };
     operators.repair.mark_unverified(everything).await.unwrap();
     let nothing = wire::MarkUnverifiedRequest::default();
     assert_eq!(operators.repair.mark_unverified(nothing).await.unwrap_err().code(), Code::InvalidArgument);

@@ -42,16 +42,16 @@ fn repair(test: &TestCluster) -> RepairServiceClient<Signed> {
     RepairServiceClient::new(signed(&home.grpc(Kind::Coordinator)[0], &home.coordinator_token_file))
 }
 
-fn name() -> Option<RepositoryName> {
-    Some(RepositoryName { virtual_storage: VIRTUAL_STORAGE.into(), relative_path: PATH.into() })
+fn name() -> RepositoryName {
+    RepositoryName { virtual_storage: VIRTUAL_STORAGE.into(), relative_path: PATH.into() }
 }
 
-fn storage(name: &str) -> Option<StorageName> {
-    Some(StorageName { virtual_storage: VIRTUAL_STORAGE.into(), storage: name.into() })
+fn storage(name: &str) -> StorageName {
+    StorageName { virtual_storage: VIRTUAL_STORAGE.into(), storage: name.into() }
 }
 
 async fn replicas(test: &TestCluster) -> RepositoryReplicas {
-    let repository = Some(get_replicas_request::Repository::Name(name().unwrap()));
+    let repository = Some(get_replicas_request::Repository::Name(name()));
     let answer = repair(test).get_replicas(GetReplicasRequest { repository }).await;
     answer.unwrap().into_inner().repository.unwrap()
 }
@@ -63,7 +63,7 @@ async fn details(test: &TestCluster, name: &str) -> StorageDetails {
 }
 
 async fn set_factor(test: &TestCluster, replication_factor: u32) {
-    let set = SetReplicationFactorRequest { name: name(), replication_factor, default: false };
+    let set = SetReplicationFactorRequest { name: Some(name()), replication_factor, default: false };
     repair(test).set_replication_factor(set).await.unwrap();
 }
 
@@ -130,7 +130,7 @@ async fn replicas_come_and_go_while_clients_push() {
     // Away from the primary, with nowhere else to go but what is there: two replicas stay.
     let primary = replicas(&test).await.primary;
     let drain =
-        |allow_fewer_replicas| DrainStorageRequest { storage: storage(&primary), allow_fewer_replicas };
+        |allow_fewer_replicas| DrainStorageRequest { storage: Some(storage(&primary)), allow_fewer_replicas };
     let refused = storages(&test).drain_storage(drain(false)).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
     storages(&test).drain_storage(drain(true)).await.unwrap();
@@ -140,7 +140,10 @@ async fn replicas_come_and_go_while_clients_push() {
     })
     .await;
     push(&git, &url, "by two\n").await;
-    storages(&test).undrain_storage(UndrainStorageRequest { storage: storage(&primary) }).await.unwrap();
+    storages(&test)
+        .undrain_storage(UndrainStorageRequest { storage: Some(storage(&primary)) })
+        .await
+        .unwrap();
     wait_until("three equal replicas", FOLLOW, || test.equal_checksums(PATH, 3)).await;
 
     storages(&test).drain_storage(drain(true)).await.unwrap();
@@ -149,7 +152,7 @@ async fn replicas_come_and_go_while_clients_push() {
         if storage.replicas == 0 { Ok(()) } else { Err(format!("{storage:?}")) }
     })
     .await;
-    let remove = RemoveStorageRequest { storage: storage(&primary), force_lost: false };
+    let remove = RemoveStorageRequest { storage: Some(storage(&primary)), force_lost: false };
     storages(&test).remove_storage(remove).await.unwrap();
     push(&git, &url, "without it\n").await;
     git.run(".", &["clone", "--quiet", "--mirror", &test.url(HOME, 1, PATH), "clone"]).await;
@@ -211,7 +214,7 @@ async fn a_disk_that_is_not_there_serves_nobody_and_another_one_waits_for_an_ope
         let refs = git.run("source", &["ls-remote", &test.url(HOME, gateway, PATH)]).await;
         assert!(refs.contains("refs/heads/empty"), "{refs}");
     }
-    let accept = AcceptStorageRequest { storage: storage(&primary), force_lost: false };
+    let accept = AcceptStorageRequest { storage: Some(storage(&primary)), force_lost: false };
     let accepted = storages(&test).accept_storage(accept).await.unwrap().into_inner();
     assert_eq!(accepted.lost_repositories, 0);
     wait_until("three equal replicas on two old disks and a new one", FOLLOW, || {
@@ -231,7 +234,7 @@ async fn a_replica_that_rots_is_found_and_made_again() {
     let branch = disk(&test, &rotten).join(&before.replica_path).join("refs/heads");
     let head = git.run("source", &["rev-parse", "HEAD~1"]).await;
     fs::write(branch.join("main"), head).unwrap();
-    let mark = MarkUnverifiedRequest { name: name(), storage: None };
+    let mark = MarkUnverifiedRequest { name: Some(name()), storage: None };
     repair(&test).mark_unverified(mark).await.unwrap();
     wait_until("another primary", FOLLOW, || async {
         let now = replicas(&test).await;
