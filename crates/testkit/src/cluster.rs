@@ -39,7 +39,7 @@ pub type Signed = InterceptedService<Channel, SendToken>;
 pub struct TestCluster {
     /// Steers the processes.
     pub cluster: Cluster,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl TestCluster {
@@ -52,12 +52,12 @@ impl TestCluster {
         options.durability = Durability::ThrowAway;
         adjust(&mut options);
         let cluster = Cluster::start(options, &|_| {}).await.unwrap_or_else(|error| panic!("{error}"));
-        Self { cluster, _directory: directory }
+        Self { cluster, directory }
     }
 
-    /// Stops everything in an orderly way.
-    pub async fn stop(self) -> Result<(), LocalError> {
-        self.cluster.stop().await
+    /// Stops everything in an orderly way. The directory goes when the answer is dropped.
+    pub async fn stop(self) -> Result<TempDir, LocalError> {
+        self.cluster.stop().await.map(|()| self.directory)
     }
 
     /// Where everything of the home site is.

@@ -73,11 +73,12 @@ pub(crate) struct Size {
 
 /// The cluster.
 pub(crate) struct Site {
+    /// Dropped before the directory that they are in.
+    mounts: Mounts,
     pub(crate) test: TestCluster,
     pub(crate) links: Links,
     /// Whether nodes have disks of their own, which can be filled.
     pub(crate) own_disks: bool,
-    mounts: Mounts,
 }
 
 impl Site {
@@ -274,9 +275,11 @@ impl Site {
     /// Stops everything in an orderly way.
     pub(crate) async fn stop(self) -> Result<()> {
         let Self { test, mounts, links, .. } = self;
-        let stopped = test.stop().await;
-        drop((mounts, links));
-        Ok(stopped?)
+        let directory = test.stop().await?;
+        // What is mounted in it cannot be removed.
+        drop(mounts);
+        drop((directory, links));
+        Ok(())
     }
 }
 
