@@ -174,8 +174,8 @@ mod tests {
 
     use super::*;
 
-    fn duty(disposition: Option<Disposition>) -> Settlement {
-        Verdict::of_duty(disposition.as_ref()).settlement
+    fn duty(disposition: Option<&Disposition>) -> Settlement {
+        Verdict::of_duty(disposition).settlement
     }
 
     fn retry(seconds: i64) -> Disposition {
@@ -184,11 +184,11 @@ mod tests {
 
     #[test]
     fn a_duty_is_settled_as_the_coordinator_says() {
-        assert_eq!(duty(Some(Disposition::Done(DutyDone {}))), Settlement::Ack);
-        assert_eq!(duty(Some(Disposition::Parked(DutyParked { attempts: 10 }))), Settlement::Term);
-        assert_eq!(duty(Some(retry(7))), Settlement::Nak(Duration::from_secs(7)));
-        assert_eq!(duty(Some(retry(1_000_000))), Settlement::Nak(MAX_DELAY));
-        assert_eq!(duty(Some(retry(-1))), Settlement::Nak(DEFAULT_DELAY));
+        assert_eq!(duty(Some(&Disposition::Done(DutyDone {}))), Settlement::Ack);
+        assert_eq!(duty(Some(&Disposition::Parked(DutyParked { attempts: 10 }))), Settlement::Term);
+        assert_eq!(duty(Some(&retry(7))), Settlement::Nak(Duration::from_secs(7)));
+        assert_eq!(duty(Some(&retry(1_000_000))), Settlement::Nak(MAX_DELAY));
+        assert_eq!(duty(Some(&retry(-1))), Settlement::Nak(DEFAULT_DELAY));
         assert_eq!(
             duty(None),
             Settlement::Nak(DEFAULT_DELAY),

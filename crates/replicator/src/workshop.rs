@@ -82,7 +82,7 @@ impl Workshop {
         }
         let result = match work {
             Work::Nothing(_) => Ok(0),
-            Work::Replicate(work) => return self.copy(duty_id, work, asked, delivery).await,
+            Work::Replicate(work) => return Box::pin(self.copy(duty_id, work, asked, delivery)).await,
             Work::Cleanup(work) => clean_up(&self.nodes, &work, correlation_id).await.map(|()| 0),
             Work::Notify(work) => self.notify(&work, correlation_id).await,
         };
