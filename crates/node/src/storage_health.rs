@@ -233,13 +233,13 @@ impl StorageHealth {
                 tracing::error!(storage = storage.name, "nobody looks at the storage any more");
                 return;
             }
-            let found = match tokio::time::timeout(config.patience.0, &mut report).await {
-                Ok(found) => found,
-                Err(_) => {
-                    self.publish(storage, Report::unknown(Problem::Hangs(config.patience.0))).await;
-                    seen.take().map(|seen| seen.send(()));
-                    report.await
-                }
+            let looked = tokio::time::timeout(config.patience.0, &mut report).await;
+            let found = if let Ok(found) = looked {
+                found
+            } else {
+                self.publish(storage, Report::unknown(Problem::Hangs(config.patience.0))).await;
+                seen.take().map(|seen| seen.send(()));
+                report.await
             };
             let Ok(found) = found else { return };
             self.publish(storage, found).await;
