@@ -36,29 +36,23 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug)]
 pub(crate) struct Tether(#[expect(dead_code, reason = "being dropped is what it does")] oneshot::Sender<()>);
 
-/// The rewritten first message, what had been read past it, and the rest of the client's stream.
+/// The rewritten first message, and the rest of the client's stream.
 #[derive(Debug)]
 pub(crate) struct Spliced<B> {
     head: Option<Bytes>,
-    leftover: Option<Bytes>,
     rest: Option<(B, oneshot::Receiver<()>)>,
 }
 
 impl<B> Spliced<B> {
     /// A whole request: `head` is all of it.
     pub(crate) fn whole(head: Bytes) -> Self {
-        Self { head: Some(head), leftover: None, rest: None }
+        Self { head: Some(head), rest: None }
     }
 
     /// A request whose stream goes on behind `head`.
-    pub(crate) fn stream(head: Bytes, leftover: Option<Bytes>, rest: B) -> (Self, Tether) {
+    pub(crate) fn stream(head: Bytes, rest: B) -> (Self, Tether) {
         let (tether, untied) = oneshot::channel();
-        (Self { head: Some(head), leftover, rest: Some((rest, untied)) }, Tether(tether))
-    }
-
-    /// Back to what stood behind the head, for a request that was handed back unsent.
-    pub(crate) fn into_rest(self) -> (Option<Bytes>, Option<B>) {
-        (self.leftover, self.rest.map(|(rest, _)| rest))
+        (Self { head: Some(head), rest: Some((rest, untied)) }, Tether(tether))
     }
 }
 
@@ -74,7 +68,7 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if let Some(bytes) = self.head.take().or_else(|| self.leftover.take()) {
+        if let Some(bytes) = self.head.take() {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
         let Some((rest, untied)) = &mut self.rest else {
@@ -101,9 +95,7 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.head.is_none()
-            && self.leftover.is_none()
-            && self.rest.as_ref().is_none_or(|(rest, _)| rest.is_end_stream())
+        self.head.is_none() && self.rest.as_ref().is_none_or(|(rest, _)| rest.is_end_stream())
     }
 }
 
@@ -114,6 +106,8 @@ pub(crate) fn cancelled() -> BoxError {
 
 /// A node's answer that always ends with a status.
 pub(crate) struct Graceful<B> {
+    /// What has been read of it already.
+    first: Option<Frame<Bytes>>,
     inner: Option<(B, Option<Tether>)>,
     storage: std::sync::Arc<str>,
 }
@@ -121,7 +115,13 @@ pub(crate) struct Graceful<B> {
 impl<B> Graceful<B> {
     /// Wraps the answer of a storage, and holds what ties the request to it.
     pub(crate) fn new(inner: B, tether: Option<Tether>, storage: std::sync::Arc<str>) -> Self {
-        Self { inner: Some((inner, tether)), storage }
+        Self { first: None, inner: Some((inner, tether)), storage }
+    }
+
+    /// The same behind a frame that has been read already.
+    pub(crate) fn behind(mut self, first: Option<Frame<Bytes>>) -> Self {
+        self.first = first;
+        self
     }
 
     fn give_up(&mut self) -> Frame<Bytes> {
@@ -138,10 +138,15 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Graceful<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let Some((inner, _)) = &mut self.inner else {
+        let this = &mut *self;
+        let Some((inner, _)) = &mut this.inner else {
             return Poll::Ready(None);
         };
-        match ready!(Pin::new(inner).poll_frame(cx)) {
+        let frame = match this.first.take() {
+            Some(first) => Some(Ok(first)),
+            None => ready!(Pin::new(inner).poll_frame(cx)),
+        };
+        match frame {
             Some(Ok(frame)) if frame.is_trailers() => {
                 self.inner = None;
                 Poll::Ready(Some(Ok(frame)))
@@ -337,15 +342,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_splice_keeps_the_order_and_hands_the_rest_back() {
+    async fn a_splice_keeps_the_order_and_so_does_what_was_read_ahead() {
         let rest = http_body_util::Full::new(Bytes::from_static(b"c"));
-        let splice =
-            || Spliced::stream(Bytes::from_static(b"a"), Some(Bytes::from_static(b"b")), rest.clone());
-        let (spliced, _tether) = splice();
-        assert_eq!(spliced.collect().await.unwrap().to_bytes(), "abc");
-        let (leftover, rest) = splice().0.into_rest();
-        assert_eq!(leftover.unwrap(), "b");
-        assert!(rest.is_some());
+        let (spliced, _tether) = Spliced::stream(Bytes::from_static(b"a"), rest);
+        assert_eq!(spliced.collect().await.unwrap().to_bytes(), "ac");
+        let rest = body(vec![Ok(data("b")), Ok(Frame::trailers(status("0")))]);
+        let begun = Graceful::new(rest, None, "s".into()).behind(Some(data("a")));
+        assert_eq!(codes(begun).await, ("ab".into(), Some(Code::Ok)));
     }
 
     fn reset(error: &BoxError) -> Option<h2::Reason> {
@@ -355,14 +358,14 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_is_cut_off_is_not_passed_off_as_whole() {
         // A stream body never claims to have ended by the peer's word.
-        let (spliced, _tether) = Spliced::stream(Bytes::from_static(b"a"), None, body(vec![Ok(data("b"))]));
+        let (spliced, _tether) = Spliced::stream(Bytes::from_static(b"a"), body(vec![Ok(data("b"))]));
         assert_eq!(reset(&spliced.collect().await.unwrap_err()), Some(h2::Reason::CANCEL));
     }
 
     #[tokio::test]
     async fn a_request_does_not_outlive_its_answer() {
         let open = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, BoxError>>());
-        let (mut spliced, tether) = Spliced::stream(Bytes::from_static(b"a"), None, open);
+        let (mut spliced, tether) = Spliced::stream(Bytes::from_static(b"a"), open);
         assert!(spliced.frame().await.unwrap().is_ok());
         drop(Graceful::new(body(vec![]), Some(tether), "s".into()));
         assert_eq!(reset(&spliced.frame().await.unwrap().unwrap_err()), Some(h2::Reason::CANCEL));

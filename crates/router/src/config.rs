@@ -1,18 +1,22 @@
 //! The router's configuration file.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use serde::Deserialize;
 use tabularium_common::{
-    config::{Fault, SecretFile, Validate},
+    config::{ConfigDuration, Fault, SecretFile, Validate},
     grpc::{Address, ListenAddress},
     telemetry::TelemetryConfig,
 };
+
+use crate::routes::WithoutRecords;
 
 /// Most worker threads that can be asked for.
 const MAX_WORKERS: usize = 64;
 /// Longest drain, in seconds.
 const MAX_DRAIN_SECONDS: u64 = 24 * 3600;
+/// What a node may be given to answer before another one is asked beside it.
+const HEDGE_AFTER: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(10);
 
 /// Everything in `router.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -36,13 +40,36 @@ pub struct Config {
     /// How long RPCs may go on after the router was told to stop, in seconds.
     #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
+    /// A read is asked of a second node when the first has been silent for four times what is usual for its method, and at
+    /// least for this.
+    #[serde(default = "default_hedge_after")]
+    pub hedge_after: ConfigDuration,
+    /// How many reads of a hundred may be asked twice, beside a few at once; 0: none.
+    #[serde(default = "default_hedge_percent")]
+    pub hedge_percent: u32,
+    /// Whether, while no coordinator can be reached, replicas are read whose nodes keep no record of how new they are, as
+    /// Gitaly's do not: `serve` by the route that was known last, or `refuse`.
+    #[serde(default = "default_without_database")]
+    pub without_database: WithoutRecords,
     /// Logs and traces.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
 }
 
+fn default_without_database() -> WithoutRecords {
+    WithoutRecords::Refuse
+}
+
 fn default_drain_seconds() -> u64 {
     30
+}
+
+fn default_hedge_after() -> ConfigDuration {
+    ConfigDuration::from_millis(100)
+}
+
+fn default_hedge_percent() -> u32 {
+    5
 }
 
 impl Config {
@@ -68,6 +95,13 @@ impl Validate for Config {
         }
         if self.drain_seconds > MAX_DRAIN_SECONDS {
             faults.push(Fault::new("drain_seconds", self.drain_seconds, format!("0 to {MAX_DRAIN_SECONDS}")));
+        }
+        if !HEDGE_AFTER.contains(&self.hedge_after.0) {
+            let allowed = format!("{:?} to {:?}", HEDGE_AFTER.start(), HEDGE_AFTER.end());
+            faults.push(Fault::new("hedge_after", self.hedge_after, allowed));
+        }
+        if self.hedge_percent > 100 {
+            faults.push(Fault::new("hedge_percent", self.hedge_percent, "0 to 100"));
         }
         faults
     }

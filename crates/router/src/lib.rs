@@ -31,11 +31,14 @@ mod first_message;
 mod limits;
 mod metrics;
 mod nodes;
+mod patience;
 mod refusal;
 mod relay;
+mod replay;
 mod routes;
 mod routing;
 mod serve;
+mod suspicions;
 mod table;
 mod timeout;
 mod turns;
@@ -62,15 +65,17 @@ use tonic::service::Routes as TypedServices;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 pub use config::Config;
+pub use routes::WithoutRecords;
 
 use crate::{
     answers::{praefect::PraefectInfo, server::Server},
     coordinator::Coordinators,
     metrics::Metrics,
     nodes::Nodes,
-    relay::{NodeToken, Relay, Shared},
-    routes::{Routes, session::Sessions},
+    relay::{Hedging, NodeToken, Relay, Shared},
+    routes::{Routes, confirmation::Confirmations, session::Sessions},
     serve::Workers,
+    suspicions::Suspicions,
     table::Table,
     turns::Turns,
     votes::Transactions,
@@ -145,6 +150,12 @@ pub async fn run(
     let nodes = Arc::new(Nodes::new(workers, votes, background.clone(), Arc::clone(&metrics)));
     let routes = Arc::new(Routes::new(coordinators.clone(), Arc::clone(&metrics)));
     let writes = Writes::new(coordinators.clone(), router_id.clone(), serving.clone(), Arc::clone(&metrics));
+    let confirmations = Confirmations::new(
+        Arc::clone(&routes),
+        Arc::clone(&nodes),
+        node_token.clone(),
+        config.without_database,
+    );
     let (health, typed) = typed_services(&nodes, &routes, &node_token)?;
     let shared = Arc::new(Shared {
         table,
@@ -152,11 +163,14 @@ pub async fn run(
         metrics,
         nodes: Arc::clone(&nodes),
         routes: Arc::clone(&routes),
+        confirmations,
         writes: writes.clone(),
         turns: Turns::default(),
         transactions,
         tasks: serving.clone(),
         coordinators: coordinators.clone(),
+        suspicions: Suspicions::default(),
+        hedging: Hedging { after: config.hedge_after.0, percent: config.hedge_percent },
         typed,
     });
     let relays = (0..workers)
@@ -172,6 +186,7 @@ pub async fn run(
     }
     tracing::info!(%address, %admin, %router_id, "router is listening");
 
+    until_stopped(&background, "revoked routes", Arc::clone(&routes).learn_again());
     let sessions =
         Sessions { coordinators, routes, nodes: Arc::clone(&nodes), router_id, readiness: readiness.clone() };
     until_stopped(&background, "session", sessions.run());

@@ -39,8 +39,24 @@ pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Probes in a row that may run out of time before the node counts as down. A refused connection counts at once.
 pub(crate) const SLOW_PROBES: u8 = 2;
 
-/// Nodes tried for one read.
-pub(crate) const READ_ATTEMPTS: usize = 3;
+/// How long the head of an answer is held for its first frame while the client has not said all: it may wait for the head.
+pub(crate) const STREAM_HEAD_HOLD: Duration = Duration::from_millis(250);
+/// How long a node that is believed to be down may take to begin its answer, when nobody else has answered.
+pub(crate) const LAST_RESORT_WAIT: Duration = Duration::from_secs(2);
+/// Longest silence of a node before another one is asked beside it, however slow its method usually is.
+pub(crate) const MAX_HEDGE_WAIT: Duration = Duration::from_secs(10);
+/// How many reads one worker may ask twice in a row, before the share that is configured holds.
+pub(crate) const HEDGE_BURST: u32 = 32;
+/// How long a node that was silent is only read from when there is no other.
+pub(crate) const SILENCE_REST: Duration = Duration::from_secs(1);
+/// How often a coordinator is told of the same replica.
+pub(crate) const SUSPICION_REST: Duration = Duration::from_secs(5);
+/// Replicas that a coordinator is told of within [`SUSPICION_REST`].
+pub(crate) const MAX_SUSPICIONS: usize = 256;
+/// Reports on their way to a coordinator.
+pub(crate) const REPORTS_AT_ONCE: usize = 8;
+/// How long one coordinator may take to take a report.
+pub(crate) const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest answer of one node to a maintenance RPC.
 pub(crate) const MAINTENANCE_ANSWER_BYTES: usize = 64 * 1024;
 /// How long a node may take to answer what the router asks it for itself.
@@ -48,6 +64,13 @@ pub(crate) const NODE_QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long one coordinator may take to resolve a repository.
 pub(crate) const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long coordinators have before the replicas are asked which of them is the newest; no time once they failed to
+/// answer.
+pub(crate) const RESOLVE_HEAD_START: Duration = Duration::from_millis(250);
+/// How long a node may take to say how new its replica is.
+pub(crate) const RECORD_PATIENCE: Duration = Duration::from_secs(1);
+/// Revoked routes that wait until they are asked for again.
+pub(crate) const ROUTES_TO_LEARN: usize = 1024;
 /// How long one coordinator may take to begin a write, or to abort or renew one.
 pub(crate) const WRITE_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one coordinator may take to commit a write: it may wait for other routers' leases to run out.

@@ -59,6 +59,10 @@ pub(crate) struct Metrics {
     pub(crate) connections: Gauge,
     /// Attempts beyond the first, reads and writes.
     pub(crate) retries: Counter,
+    /// Reads asked of a second node because the first was silent.
+    pub(crate) hedges: Counter,
+    /// Replicas that failed a read which another one answered.
+    pub(crate) suspicions: Counter,
     /// Reads served from the route cache.
     pub(crate) cache_hits: Counter,
     /// Reads that asked a coordinator.
@@ -94,6 +98,8 @@ impl Metrics {
             open_streams: Gauge::default(),
             connections: Gauge::default(),
             retries: Counter::default(),
+            hedges: Counter::default(),
+            suspicions: Counter::default(),
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
             revocations: Counter::default(),
@@ -107,6 +113,16 @@ impl Metrics {
         registry.register("open_streams", "RPCs being served", metrics.open_streams.clone());
         registry.register("connections", "Client connections", metrics.connections.clone());
         registry.register("relay_retries", "Attempts on another node", metrics.retries.clone());
+        registry.register(
+            "hedged_reads",
+            "Reads asked of a second node because the first was silent",
+            metrics.hedges.clone(),
+        );
+        registry.register(
+            "suspected_replicas",
+            "Reads that one replica failed and another answered",
+            metrics.suspicions.clone(),
+        );
         registry.register(
             "route_cache_hits",
             "Reads served from the route cache",

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use tabularium_common::methods::{Method, Operation, Registry, Scope, TableError};
 use tabularium_proto::coordinator::WriteKind;
 
-use crate::routing::Reader;
+use crate::{patience::Usual, routing::Reader};
 
 /// One path.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub(crate) struct Entry {
     pub(crate) method: Method,
     /// What the router does.
     pub(crate) action: Action,
+    /// How long nodes usually take.
+    pub(crate) usual: Usual,
 }
 
 /// What the router does with an RPC.
@@ -73,7 +75,7 @@ impl Table {
         let entries = Registry::read()?
             .iter()
             .map(|method| {
-                let entry = Entry { method: method.clone(), action: action(method) };
+                let entry = Entry { method: method.clone(), action: action(method), usual: Usual::default() };
                 (method.path.clone(), Arc::new(entry))
             })
             .collect();

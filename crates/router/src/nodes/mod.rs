@@ -7,6 +7,7 @@ mod multiplexed;
 mod pool;
 mod probe;
 mod punctuality;
+mod silence;
 
 use std::{
     collections::HashMap,
@@ -29,15 +30,17 @@ use crate::{
     body::Spliced,
     limits::SLOW_PROBES,
     metrics::{Metrics, StorageLabels},
+    replay::Tail,
 };
 use multiplexed::Multiplexed;
 pub(crate) use multiplexed::OutgoingWrite;
 use pool::Pool;
 pub(crate) use pool::{SendError, Traffic};
 use punctuality::Punctuality;
+use silence::Silence;
 
 /// A request as nodes get it.
-pub(crate) type Outgoing = http::Request<Spliced<Incoming>>;
+pub(crate) type Outgoing = http::Request<Spliced<Tail<Incoming>>>;
 
 /// One storage.
 pub(crate) struct Node {
@@ -48,6 +51,7 @@ pub(crate) struct Node {
     filesystem_id: RwLock<Arc<str>>,
     healthy: AtomicBool,
     slow_probes: AtomicU8,
+    silence: Silence,
     gauge: Gauge,
     /// One pool per worker: a request never changes threads.
     pools: Box<[Pool]>,
@@ -63,6 +67,21 @@ impl Node {
     /// Believed to be healthy.
     pub(crate) fn healthy(&self) -> bool {
         self.healthy.load(Ordering::Relaxed)
+    }
+
+    /// Healthy, and no read has waited for it in vain just now.
+    pub(crate) fn prompt(&self) -> bool {
+        self.healthy() && !self.silence.lasts()
+    }
+
+    /// Another node answered what this one was asked first.
+    pub(crate) fn was_silent(&self) {
+        self.silence.begins();
+    }
+
+    /// It answered a read.
+    pub(crate) fn spoke(&self) {
+        self.silence.ends();
     }
 
     fn filesystem_id(&self) -> Arc<str> {
@@ -233,6 +252,7 @@ impl Nodes {
             // Until something says otherwise: a router that starts must not blame nodes it has never asked.
             healthy: AtomicBool::new(true),
             slow_probes: AtomicU8::new(0),
+            silence: Silence::default(),
             gauge,
             punctuality: Punctuality::default(),
             pools: (0..self.workers).map(|_| Pool::new(self.tasks.clone())).collect(),

@@ -35,6 +35,7 @@ use crate::{
         MAX_CONCURRENT_RESETS, MAX_FRAME_BYTES, SEND_BUFFER_BYTES, SOCKET_BUFFER_BYTES, STREAM_CONNECTIONS,
         STREAM_WINDOW_BYTES,
     },
+    replay::Tail,
 };
 
 /// Which connection a request takes.
@@ -141,8 +142,8 @@ where
 }
 
 pub(super) struct Pool {
-    unary: Slot<Spliced<Incoming>>,
-    streams: [Slot<Spliced<Incoming>>; STREAM_CONNECTIONS],
+    unary: Slot<Spliced<Tail<Incoming>>>,
+    streams: [Slot<Spliced<Tail<Incoming>>>; STREAM_CONNECTIONS],
     next: AtomicUsize,
     tasks: Tasks,
 }
@@ -152,7 +153,7 @@ impl Pool {
         Self { unary: Slot::default(), streams: Default::default(), next: AtomicUsize::new(0), tasks }
     }
 
-    fn slot(&self, traffic: Traffic) -> &Slot<Spliced<Incoming>> {
+    fn slot(&self, traffic: Traffic) -> &Slot<Spliced<Tail<Incoming>>> {
         match traffic {
             Traffic::Unary => &self.unary,
             Traffic::Stream => &self.streams[self.next.fetch_add(1, Ordering::Relaxed) % STREAM_CONNECTIONS],

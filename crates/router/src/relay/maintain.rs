@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 
 use super::{
     Outcome, Relay, ok,
-    request::{self, Call, Rest},
+    request::{self, Call},
 };
 use crate::{
     account::Account,
@@ -74,8 +74,7 @@ impl Relay {
         node: &Node,
         head: Bytes,
     ) -> Result<(HeaderMap, Bytes), Refusal> {
-        let mut rest = Rest::none();
-        let answer = self.attempt(call, node, head, &mut rest).await.map_err(|failure| failure.refusal)?;
+        let answer = self.attempt(call, node, head, None).await?;
         let (parts, body) = answer.response.into_parts();
         let collected = Limited::new(body, MAINTENANCE_ANSWER_BYTES).collect().await.map_err(|error| {
             if error.is::<http_body_util::LengthLimitError>() {

@@ -2,6 +2,7 @@
 //!
 //! No message is decoded and nothing is spawned or boxed on the way of a read but its deadline's timer.
 
+mod attempt;
 mod client;
 mod drive;
 mod fan_out;
@@ -17,6 +18,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -33,16 +35,18 @@ use crate::{
     coordinator::Coordinators,
     metrics::Metrics,
     nodes::{Nodes, Storages},
+    patience::Allowance,
     refusal::{Refusal, code_of},
-    routes::Routes,
+    routes::{Routes, confirmation::Confirmations},
+    suspicions::Suspicions,
     table::{Action, Entry, Table},
     timeout,
     turns::Turns,
     votes::Transactions,
     writes::Writes,
 };
+use attempt::Answer;
 use client::Started;
-use read::Answer;
 use request::Call;
 pub(crate) use request::{NodeToken, QUESTION, repository};
 
@@ -58,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) nodes: Arc<Nodes>,
     /// Where repositories are.
     pub(crate) routes: Arc<Routes>,
+    /// Where they can be read, also when no coordinator answers.
+    pub(crate) confirmations: Confirmations,
     /// Writes under way.
     pub(crate) writes: Writes,
     /// Who is next at which ticket.
@@ -68,8 +74,27 @@ pub(crate) struct Shared {
     pub(crate) tasks: Tasks,
     /// Who is asked what no route says.
     pub(crate) coordinators: Coordinators,
+    /// What coordinators were told of replicas.
+    pub(crate) suspicions: Suspicions,
+    /// When a second node is asked.
+    pub(crate) hedging: Hedging,
     /// Services that are answered here, message by message.
     pub(crate) typed: TypedServices,
+}
+
+/// When a second node is asked for the same.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hedging {
+    /// Shortest silence of the first.
+    pub(crate) after: Duration,
+    /// How many reads of a hundred.
+    pub(crate) percent: u32,
+}
+
+impl Hedging {
+    fn enabled(self) -> bool {
+        self.percent > 0
+    }
 }
 
 /// One worker's relay.
@@ -78,6 +103,7 @@ pub(crate) struct Relay {
     worker: usize,
     token: Arc<NodeToken>,
     spread: AtomicUsize,
+    allowance: Allowance,
 }
 
 /// How an RPC that was not refused is answered.
@@ -94,7 +120,8 @@ impl Relay {
     /// The relay of a worker.
     pub(crate) fn new(shared: Arc<Shared>, worker: usize, token: NodeToken) -> Self {
         // Workers start at different replicas.
-        Self { shared, worker, token: Arc::new(token), spread: AtomicUsize::new(worker) }
+        let allowance = Allowance::new(shared.hedging.percent);
+        Self { shared, worker, token: Arc::new(token), spread: AtomicUsize::new(worker), allowance }
     }
 
     fn spread(&self) -> usize {
@@ -155,7 +182,9 @@ impl Relay {
         let call = Call::new(parts, &entry);
         account.correlate(call.correlation.clone());
         match &entry.action {
-            Action::Read { target, reader } => self.read(&call, target, *reader, body, account).await,
+            Action::Read { target, reader } => {
+                self.read(&call, &entry, (target.as_slice(), *reader), body, account).await
+            }
             Action::ReadStorage { within, name } => {
                 self.read_storage(&call, within, *name, body, account).await
             }
@@ -223,7 +252,7 @@ fn finish(
             account.close(whole_code(&response));
             response
         }
-        Ok(Outcome::Node(Answer { response, tether, storage })) => {
+        Ok(Outcome::Node(Answer { response, first, tether, storage })) => {
             let (mut parts, body) = response.into_parts();
             if let Some(code) = code_of(&parts.headers) {
                 account.close(code);
@@ -231,7 +260,7 @@ fn finish(
             }
             // The answer may end earlier than the node meant it to.
             parts.headers.remove(header::CONTENT_LENGTH);
-            let graceful = Graceful::new(body, tether, storage);
+            let graceful = Graceful::new(body, tether, storage).behind(first);
             let body = Accounted::new(Deadline::new(graceful, expiry), account);
             Response::from_parts(parts, Reply::Relayed(body))
         }

@@ -1,127 +1,255 @@
-//! Reads: one up-to-date replica, or any storage, and another one when the first cannot be had.
+//! Reads: one up-to-date replica, or any storage, and others when the first does not answer as it should.
+//!
+//! A read goes from replica to replica until one answers with more than a word about itself, as long as the request can
+//! be sent again: it is whole in its first message, or little enough of its stream was read to be kept. A node that is
+//! silent is not given up; another one is asked beside it, and the first to answer wins. When a replica failed what another
+//! one could do, a coordinator is told (`suspicions`).
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use http::Response;
+use futures::future::OptionFuture;
 use hyper::body::Incoming;
-use tonic::Code;
+use tabularium_proto::coordinator::Route;
+use tokio::time::{sleep, timeout};
 
 use super::{
     Outcome, Relay,
-    request::{self, Call, Rest},
+    attempt::{Answer, Heard},
+    request::{self, Call},
 };
 use crate::{
     account::Account,
-    body::Tether,
-    limits::READ_ATTEMPTS,
-    nodes::{Node, SendError, is_healthy, named},
-    refusal::{Refusal, code_of},
+    limits::LAST_RESORT_WAIT,
+    nodes::{Node, Storages, is_healthy, named},
+    refusal::Refusal,
+    replay::Replay,
     routes::is_unknown,
     routing::{self, Reader},
+    suspicions::Suspicion,
+    table::Entry,
     wire,
 };
 
-/// A node's answer.
-pub(super) struct Answer {
-    pub(super) response: Response<Incoming>,
-    /// Of a request whose stream may go on.
-    pub(super) tether: Option<Tether>,
-    pub(super) storage: Arc<str>,
+/// A read on its way through the replicas.
+struct Search<'r> {
+    call: &'r Call,
+    message: Bytes,
+    target: &'r [u32],
+    reader: Reader,
+    route: Arc<Route>,
+    storages: &'r Storages,
+    replay: Option<Replay<Incoming>>,
+    spread: usize,
 }
 
-/// A node that did not answer.
-pub(super) struct Failure {
-    pub(super) refusal: Refusal,
-    /// Nothing that matters has happened: another node may be asked.
-    pub(super) again: bool,
+/// What has been heard so far.
+#[derive(Default)]
+struct Sofar {
+    tried: Vec<String>,
+    /// What the client is told if nobody does better, and whether that is the primary's word.
+    word: Option<(Result<Answer, Refusal>, bool)>,
+    suspicions: Vec<Suspicion>,
+}
+
+impl Search<'_> {
+    /// The next to ask. Nodes that were silent just now come after all others.
+    fn next(&self, sofar: &mut Sofar) -> Result<Arc<Node>, Refusal> {
+        let among = |usable: &dyn Fn(&str) -> bool| {
+            routing::reader(&self.route, self.reader, usable, &sofar.tried, self.spread)
+        };
+        let prompt = |storage: &str| named(self.storages, storage).is_some_and(|node| node.prompt());
+        let healthy = |storage: &str| is_healthy(self.storages, storage);
+        let chosen = among(&prompt).or_else(|_| among(&healthy))?;
+        let node = named(self.storages, chosen).ok_or(Refusal::NoSuitableNode)?;
+        sofar.tried.push(chosen.to_owned());
+        Ok(Arc::clone(node))
+    }
+
+    /// One that is believed to be down, when all that are not have failed: the belief may be wrong.
+    fn last_resort(&self, sofar: &mut Sofar) -> Option<Arc<Node>> {
+        if self.reader == Reader::Primary || sofar.word.as_ref().is_some_and(|(word, _)| word.is_ok()) {
+            return None;
+        }
+        let known = |storage: &str| named(self.storages, storage).is_some();
+        let chosen = routing::reader(&self.route, self.reader, known, &sofar.tried, self.spread).ok()?;
+        sofar.tried.push(chosen.to_owned());
+        named(self.storages, chosen).cloned()
+    }
+
+    fn can_begin_again(&self) -> bool {
+        self.replay.as_ref().is_none_or(Replay::can_begin_again)
+    }
+
+    /// Takes note of what one node said; an answer for the client is handed back.
+    fn note(&self, sofar: &mut Sofar, node: &Node, heard: Heard) -> Option<Answer> {
+        match heard {
+            Heard::Answer(answer) => Some(answer),
+            Heard::Elsewhere { word, suspicion } => {
+                if let Some(what) = suspicion {
+                    sofar.suspicions.push(Suspicion {
+                        repository_id: self.route.repository_id,
+                        storage: node.storage.to_string(),
+                        generation: self.route.generation,
+                        what,
+                    });
+                }
+                let is_primary = *node.storage == *self.route.primary;
+                // A node's own word counts for more than that there is none, and the primary's for most.
+                let better = match &sofar.word {
+                    None => true,
+                    Some((Err(_), _)) => true,
+                    Some((Ok(_), of_the_primary)) => word.is_ok() && is_primary && !of_the_primary,
+                };
+                if better {
+                    sofar.word = Some((word, is_primary));
+                }
+                None
+            }
+        }
+    }
 }
 
 impl Relay {
-    /// Sends a request that starts with `head`. After a failure `rest` is back where it was if the request is unsent.
-    pub(super) async fn attempt(
-        &self,
-        call: &Call,
-        node: &Node,
-        head: Bytes,
-        rest: &mut Rest,
-    ) -> Result<Answer, Failure> {
-        let (body, tether) = rest.behind(head);
-        let request = call.request(&self.token, body).map_err(|refusal| Failure { refusal, again: false })?;
-        let response = match node.send(self.worker, call.traffic, request).await {
-            Ok(response) => response,
-            Err(SendError::Unsent { request, .. }) => {
-                rest.restore(*request);
-                let refusal = Refusal::Unreachable(node.storage.to_string());
-                return Err(Failure { refusal, again: true });
-            }
-            Err(SendError::Refused) => {
-                let refusal = Refusal::Unreachable(node.storage.to_string());
-                return Err(Failure { refusal, again: rest.whole() });
-            }
-            Err(SendError::Lost(error)) => {
-                tracing::debug!(storage = %node.storage, %error, "no answer from a node");
-                let refusal = Refusal::Lost(node.storage.to_string());
-                return Err(Failure { refusal, again: rest.whole() });
-            }
-        };
-        if response.status() == http::StatusCode::OK {
-            Ok(Answer { response, tether, storage: Arc::clone(&node.storage) })
-        } else {
-            let refusal = Refusal::NotGrpc(node.storage.to_string());
-            Err(Failure { refusal, again: rest.whole() })
-        }
-    }
-
     pub(super) async fn read(
         &self,
         call: &Call,
-        target: &[u32],
-        reader: Reader,
+        entry: &Entry,
+        (target, reader): (&[u32], Reader),
         body: Incoming,
         account: &mut Account,
     ) -> Result<Outcome, Refusal> {
-        let (message, mut rest) = request::first(body, call).await?;
+        let (message, rest) = request::first(body, call).await?;
         let repository = request::repository(&message, target)?;
         let directory = self.shared.nodes.directory();
         let storages = Self::storages(&directory, repository.virtual_storage)?;
         let route = self
             .shared
-            .routes
-            .resolve(repository.virtual_storage, repository.relative_path, Some(&call.correlation))
+            .confirmations
+            .route(repository.virtual_storage, repository.relative_path, Some(&call.correlation))
             .await
-            .map_err(|refusal| {
-                if is_unknown(&refusal) {
-                    Refusal::RepositoryNotFound { prefix: "accessor call: route repository accessor: " }
-                } else {
-                    refusal
-                }
-            })?;
+            .map_err(unknown_to_accessor)?;
         account.route = Some(Arc::clone(&route));
-
-        let reader = if call.primary_only { Reader::Primary } else { reader };
-        let spread = self.spread();
-        let mut tried = Vec::new();
-        let mut last = None;
-        for _ in 0..READ_ATTEMPTS {
-            let healthy = |storage: &str| is_healthy(storages, storage);
-            let chosen = match routing::reader(&route, reader, healthy, &tried, spread) {
-                Ok(storage) => storage,
-                Err(refusal) => return last.unwrap_or(Err(refusal)),
+        let search = Search {
+            call,
+            message: message.clone(),
+            target,
+            reader: if call.primary_only { Reader::Primary } else { reader },
+            route,
+            storages,
+            replay: rest.into_replay(),
+            spread: self.spread(),
+        };
+        self.allowance.earn();
+        let mut sofar = Sofar::default();
+        let refusal = loop {
+            let node = match search.next(&mut sofar) {
+                Ok(node) => node,
+                Err(refusal) => break refusal,
             };
-            let Some(node) = named(storages, chosen) else {
-                return Err(Refusal::NoSuitableNode);
-            };
-            let head = request::rewritten(&message, target, chosen, &route.replica_path)?;
-            account.storage = Some(Arc::clone(&node.storage));
-            match self.try_read(call, node, head, &mut rest).await {
-                Ok(outcome) => return Ok(outcome),
-                Err(Tried { outcome, again: false }) => return outcome,
-                Err(Tried { outcome, .. }) => last = Some(outcome),
+            if sofar.tried.len() > 1 {
+                self.shared.metrics.retries.inc();
             }
-            tried.push(chosen.to_owned());
+            account.storage = Some(Arc::clone(&node.storage));
+            if let Some(answer) = self.ask(&search, entry, &mut sofar, &node).await {
+                return Ok(self.found(&search, sofar, answer, account));
+            }
+            if !search.can_begin_again() {
+                break Refusal::Lost(node.storage.to_string());
+            }
+        };
+        while search.can_begin_again()
+            && let Some(node) = search.last_resort(&mut sofar)
+        {
+            let asked = timeout(LAST_RESORT_WAIT, self.ask_one(&search, &node)).await;
+            if let Ok(Heard::Answer(answer)) = asked {
+                return Ok(self.found(&search, sofar, answer, account));
+            }
         }
-        last.unwrap_or(Err(Refusal::NoSuitableNode))
+        sofar.word.map_or(Err(refusal), |(word, _)| word).map(Outcome::Node)
+    }
+
+    fn found(&self, search: &Search<'_>, sofar: Sofar, answer: Answer, account: &mut Account) -> Outcome {
+        account.storage = Some(Arc::clone(&answer.storage));
+        if let Some(replay) = &search.replay {
+            replay.settle();
+        }
+        if answer.is_well() {
+            for suspicion in sofar.suspicions {
+                self.shared.suspicions.tell(&self.shared, suspicion, &search.call.correlation);
+            }
+        }
+        Outcome::Node(answer)
+    }
+
+    async fn ask_one(&self, search: &Search<'_>, node: &Node) -> Heard {
+        let (route, target) = (&search.route, search.target);
+        match request::rewritten(&search.message, target, &node.storage, &route.replica_path) {
+            Ok(head) => self.hear(search.call, node, head, search.replay.as_ref()).await,
+            Err(refusal) => Heard::Elsewhere { word: Err(refusal), suspicion: None },
+        }
+    }
+
+    /// Asks a node, and another one beside it when it is silent for too long. `None`: they are of no use.
+    async fn ask(
+        &self,
+        search: &Search<'_>,
+        entry: &Entry,
+        sofar: &mut Sofar,
+        node: &Arc<Node>,
+    ) -> Option<Answer> {
+        let began = Instant::now();
+        let mut first = pin!(self.ask_one(search, node));
+        if search.replay.is_some() || search.reader == Reader::Primary || !self.shared.hedging.enabled() {
+            let heard = first.await;
+            return search.note(sofar, node, heard);
+        }
+        let patience = entry.usual.patience(self.shared.hedging.after);
+        let mut silence = pin!(sleep(patience));
+        let mut waiting = true;
+        let mut beside: Option<Arc<Node>> = None;
+        let mut second = OptionFuture::from(None);
+        loop {
+            tokio::select! {
+                biased;
+                heard = &mut first, if waiting => {
+                    entry.usual.observe(began.elapsed());
+                    node.spoke();
+                    let answer = search.note(sofar, node, heard);
+                    if answer.is_some() || beside.is_none() {
+                        return answer;
+                    }
+                    waiting = false;
+                }
+                Some(heard) = &mut second, if beside.is_some() => {
+                    let other = beside.take()?;
+                    second = OptionFuture::from(None);
+                    let answer = search.note(sofar, &other, heard);
+                    if answer.is_some() && waiting {
+                        entry.usual.observe(began.elapsed());
+                        node.was_silent();
+                    }
+                    if answer.is_some() || !waiting {
+                        return answer;
+                    }
+                    silence.as_mut().reset(tokio::time::Instant::now());
+                }
+                () = &mut silence, if waiting && beside.is_none() => {
+                    silence.as_mut().reset(tokio::time::Instant::now() + patience);
+                    // A node that has gone down meanwhile is no reason to be sparing.
+                    if (!node.healthy() || self.allowance.spend())
+                        && let Ok(other) = search.next(sofar)
+                    {
+                        self.shared.metrics.hedges.inc();
+                        let asked = Arc::clone(&other);
+                        second = OptionFuture::from(Some(Box::pin(async move {
+                            self.ask_one(search, &asked).await
+                        })));
+                        beside = Some(other);
+                    }
+                }
+            }
+        }
     }
 
     pub(super) async fn read_storage(
@@ -132,7 +260,7 @@ impl Relay {
         body: Incoming,
         account: &mut Account,
     ) -> Result<Outcome, Refusal> {
-        let (message, mut rest) = request::first(body, call).await?;
+        let (message, rest) = request::first(body, call).await?;
         let holder = wire::message_at(&message, within)?.ok_or(Refusal::TargetStorage)?;
         let virtual_storage = wire::text(holder, name)?;
         if virtual_storage.is_empty() {
@@ -140,56 +268,38 @@ impl Relay {
         }
         let directory = self.shared.nodes.directory();
         let storages = Self::storages(&directory, virtual_storage)?;
+        let replay = rest.into_replay();
         let spread = self.spread();
         let mut usable: Vec<bool> = storages.iter().map(|node| node.healthy()).collect();
         let mut last = None;
-        for _ in 0..READ_ATTEMPTS {
+        loop {
             let place = match routing::any_storage(&usable, spread) {
                 Ok(place) => place,
-                Err(refusal) => return last.unwrap_or(Err(refusal)),
+                Err(refusal) => return last.unwrap_or(Err(refusal)).map(Outcome::Node),
             };
             let node = &storages[place];
             let head = request::restored(&message, within, name, &node.storage)?;
             account.storage = Some(Arc::clone(&node.storage));
-            match self.try_read(call, node, head, &mut rest).await {
-                Ok(outcome) => return Ok(outcome),
-                Err(Tried { outcome, again: false }) => return outcome,
-                Err(Tried { outcome, .. }) => last = Some(outcome),
+            match self.hear(call, node, head, replay.as_ref()).await {
+                Heard::Answer(answer) => return Ok(Outcome::Node(answer)),
+                // Storages differ: what one says of itself is its answer.
+                Heard::Elsewhere { word, suspicion: Some(_) } => return word.map(Outcome::Node),
+                Heard::Elsewhere { word, .. } => last = Some(word),
             }
+            if !replay.as_ref().is_none_or(Replay::can_begin_again) {
+                return last.unwrap_or(Err(Refusal::NoHealthyNodes)).map(Outcome::Node);
+            }
+            self.shared.metrics.retries.inc();
             usable[place] = false;
-        }
-        last.unwrap_or(Err(Refusal::NoHealthyNodes))
-    }
-
-    async fn try_read(
-        &self,
-        call: &Call,
-        node: &Arc<Node>,
-        head: Bytes,
-        rest: &mut Rest,
-    ) -> Result<Outcome, Tried> {
-        match self.attempt(call, node, head, rest).await {
-            Ok(answer) => {
-                let unavailable = code_of(answer.response.headers()) == Some(Code::Unavailable);
-                let outcome = Outcome::Node(answer);
-                if unavailable && rest.whole() {
-                    self.shared.metrics.retries.inc();
-                    return Err(Tried { outcome: Ok(outcome), again: true });
-                }
-                Ok(outcome)
-            }
-            Err(failure) => {
-                if failure.again {
-                    self.shared.metrics.retries.inc();
-                }
-                Err(Tried { outcome: Err(failure.refusal), again: failure.again })
-            }
         }
     }
 }
 
-/// What the client gets if no other node does better.
-struct Tried {
-    outcome: Result<Outcome, Refusal>,
-    again: bool,
+/// The texts of section h.3 stand in front of what a coordinator says of a repository it does not know.
+fn unknown_to_accessor(refusal: Refusal) -> Refusal {
+    if is_unknown(&refusal) {
+        Refusal::RepositoryNotFound { prefix: "accessor call: route repository accessor: " }
+    } else {
+        refusal
+    }
 }

@@ -21,8 +21,9 @@ use tabularium_common::{
 use crate::{
     body::{Spliced, Tether},
     first_message::{FirstMessage, PREFIX_BYTES},
-    nodes::{Outgoing, Traffic},
+    nodes::Traffic,
     refusal::Refusal,
+    replay::{Replay, Tail},
     table::Entry,
     wire::{self, Edit},
 };
@@ -132,7 +133,6 @@ impl Call {
 
 /// What stands behind the first message.
 pub(super) struct Rest {
-    whole: bool,
     leftover: Option<Bytes>,
     body: Option<Incoming>,
 }
@@ -141,31 +141,15 @@ impl Rest {
     pub(super) fn new(leftover: Option<Bytes>, body: Incoming, client_streaming: bool) -> Self {
         use http_body::Body as _;
         if leftover.is_none() && (!client_streaming || body.is_end_stream()) {
-            Self::none()
+            Self { leftover: None, body: None }
         } else {
-            Self { whole: false, leftover, body: Some(body) }
+            Self { leftover, body: Some(body) }
         }
     }
 
-    /// Nothing.
-    pub(super) fn none() -> Self {
-        Self { whole: true, leftover: None, body: None }
-    }
-
-    /// The first message was the whole request: it can be sent again.
+    /// The first message was the whole request.
     pub(super) fn whole(&self) -> bool {
-        self.whole
-    }
-
-    /// The body of a request that starts with `head`.
-    pub(super) fn behind(&mut self, head: Bytes) -> (Spliced<Incoming>, Option<Tether>) {
-        match self.body.take() {
-            None => (Spliced::whole(head), None),
-            Some(body) => {
-                let (spliced, tether) = Spliced::stream(head, self.leftover.take(), body);
-                (spliced, Some(tether))
-            }
-        }
+        self.body.is_none()
     }
 
     /// What was read past the first message, and what comes behind it.
@@ -173,9 +157,23 @@ impl Rest {
         (self.leftover, self.body)
     }
 
-    /// Takes back what a request that was not sent held.
-    pub(super) fn restore(&mut self, unsent: Outgoing) {
-        (self.leftover, self.body) = unsent.into_body().into_rest();
+    /// As a stream that can begin again; `None`: the first message was the whole request.
+    pub(super) fn into_replay(self) -> Option<Replay<Incoming>> {
+        self.body.map(|body| Replay::new(self.leftover, body))
+    }
+}
+
+/// The body of a request that starts with `head`.
+pub(super) fn body(
+    head: Bytes,
+    replay: Option<&Replay<Incoming>>,
+) -> (Spliced<Tail<Incoming>>, Option<Tether>) {
+    match replay {
+        None => (Spliced::whole(head), None),
+        Some(replay) => {
+            let (spliced, tether) = Spliced::stream(head, replay.tail());
+            (spliced, Some(tether))
+        }
     }
 }
 

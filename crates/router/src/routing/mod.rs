@@ -7,6 +7,7 @@ use tonic::Code;
 
 use crate::refusal::Refusal;
 
+pub(crate) mod judgement;
 #[cfg(test)]
 mod tests;
 

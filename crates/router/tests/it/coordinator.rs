@@ -17,9 +17,9 @@ use tabularium_common::{
 use tabularium_proto::coordinator::{
     AbortWriteRequest, AbortWriteResponse, BeginWriteRequest, BeginWriteResponse, CommitWriteRequest,
     CommitWriteResponse, RemoveRepositoryRequest, RemoveRepositoryResponse, RenewWritesRequest,
-    RenewWritesResponse, Replica, RepositoryName, ResolveRepositoryRequest, ResolveRepositoryResponse,
-    RevokeRoute, Route, SessionRenewed, SessionRequest, SessionResponse, SessionWelcome, Storage, Topology,
-    VirtualStorage,
+    RenewWritesResponse, Replica, ReportReplicaRequest, ReportReplicaResponse, RepositoryName,
+    ResolveRepositoryRequest, ResolveRepositoryResponse, RevokeRoute, Route, SessionRenewed, SessionRequest,
+    SessionResponse, SessionWelcome, Storage, Topology, VirtualStorage,
     routing_service_server::{RoutingService, RoutingServiceServer},
     session_request, session_response,
 };
@@ -57,6 +57,7 @@ pub(crate) struct State {
     pub(crate) acknowledged: Vec<u64>,
     pub(crate) sessions: Vec<mpsc::Sender<Result<SessionResponse, Status>>>,
     pub(crate) correlation_ids: Vec<String>,
+    pub(crate) reports: Vec<ReportReplicaRequest>,
 }
 
 struct Inner {
@@ -104,6 +105,7 @@ impl Coordinator {
                 acknowledged: Vec::new(),
                 sessions: Vec::new(),
                 correlation_ids: Vec::new(),
+                reports: Vec::new(),
             }),
             commits_allowed: Semaphore::new(PLENTY),
             resolves_allowed: Semaphore::new(PLENTY),
@@ -412,5 +414,13 @@ impl RoutingService for Coordinator {
         let route = self.route(name.as_ref())?;
         self.state().routes.remove(&name.unwrap().relative_path);
         Ok(Response::new(RemoveRepositoryResponse { repository_id: route.repository_id }))
+    }
+
+    async fn report_replica(
+        &self,
+        request: Request<ReportReplicaRequest>,
+    ) -> Result<Response<ReportReplicaResponse>, Status> {
+        self.state().reports.push(request.into_inner());
+        Ok(Response::new(ReportReplicaResponse { looked_into: true }))
     }
 }

@@ -9,6 +9,7 @@ mod node;
 mod quorum;
 mod reads;
 mod refusals;
+mod repair;
 mod streams;
 mod voter;
 mod writes;

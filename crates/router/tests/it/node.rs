@@ -57,6 +57,10 @@ pub(crate) struct Inner {
     /// Bytes that an endless answer got rid of.
     pub(crate) sent: AtomicUsize,
     pub(crate) serving: AtomicBool,
+    /// What it answers to every RPC but health checks.
+    pub(crate) fails: Mutex<Option<Status>>,
+    /// Begins streams before it fails them.
+    pub(crate) fails_late: AtomicBool,
     /// Reads no request to its end.
     pub(crate) deaf: AtomicBool,
     /// The way back of the last write.
@@ -83,6 +87,8 @@ impl Node {
             whole: AtomicUsize::new(0),
             sent: AtomicUsize::new(0),
             serving: AtomicBool::new(true),
+            fails: Mutex::default(),
+            fails_late: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
             back: Mutex::default(),
             play: Mutex::default(),
@@ -176,6 +182,14 @@ impl Node {
         let (fail, mode) = (header("x-fail"), header("x-mode"));
         let message = message.slice(5.min(message.len())..);
         self.0.seen.lock().unwrap().push(Seen { path: path.clone(), headers: parts.headers, message });
+        let fails = self.0.fails.lock().unwrap().clone();
+        if let Some(status) = fails {
+            if !self.0.fails_late.load(Ordering::Relaxed) {
+                return failed(&status);
+            }
+            let frames = [Ok(Frame::trailers(trailers(&status)))];
+            return response(StreamBody::new(futures::stream::iter(frames)).boxed_unsync());
+        }
         if let Some(code) = fail {
             let mut response = failed(&Status::with_details(
                 tonic::Code::from_bytes(code.as_bytes()),

@@ -1,0 +1,148 @@
+//! One node is asked to serve a read, and its answer is held until it is known how it begins.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body::Frame;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tonic::{Code, Status};
+
+use super::{
+    Relay,
+    request::{self, Call},
+};
+use crate::{
+    body::Tether,
+    limits::STREAM_HEAD_HOLD,
+    nodes::{Node, SendError},
+    refusal::{Refusal, code_of},
+    replay::Replay,
+    routing::judgement::{Judgement, judge},
+};
+
+/// A node's answer.
+pub(super) struct Answer {
+    pub(super) response: Response<Incoming>,
+    /// What has been read of its body.
+    pub(super) first: Option<Frame<Bytes>>,
+    /// Of a request whose stream may go on.
+    pub(super) tether: Option<Tether>,
+    pub(super) storage: Arc<str>,
+}
+
+impl Answer {
+    /// The status, if that is how it begins.
+    fn status(&self) -> Option<&HeaderMap> {
+        let trailers = self.first.as_ref().and_then(Frame::trailers_ref);
+        trailers.or_else(|| code_of(self.response.headers()).map(|_| self.response.headers()))
+    }
+
+    /// It begins with a message, or ends well without one.
+    pub(super) fn is_well(&self) -> bool {
+        self.status().and_then(code_of).is_none_or(|code| code == Code::Ok)
+    }
+}
+
+/// What came of asking one node.
+pub(super) enum Heard {
+    /// An answer for the client.
+    Answer(Answer),
+    /// Nothing that another node could not do better.
+    Elsewhere {
+        /// What the client is told if none does.
+        word: Result<Answer, Refusal>,
+        /// What speaks against the replica.
+        suspicion: Option<String>,
+    },
+}
+
+impl Heard {
+    fn refused(refusal: Refusal) -> Self {
+        Self::Elsewhere { word: Err(refusal), suspicion: None }
+    }
+}
+
+impl Relay {
+    /// Sends a request that starts with `head` and goes on with `replay`.
+    pub(super) async fn attempt(
+        &self,
+        call: &Call,
+        node: &Node,
+        head: Bytes,
+        replay: Option<&Replay<Incoming>>,
+    ) -> Result<Answer, Refusal> {
+        let (body, tether) = request::body(head, replay);
+        let request = call.request(&self.token, body)?;
+        let response = match node.send(self.worker, call.traffic, request).await {
+            Ok(response) => response,
+            Err(SendError::Unsent { .. } | SendError::Refused) => {
+                return Err(Refusal::Unreachable(node.storage.to_string()));
+            }
+            Err(SendError::Lost(error)) => {
+                tracing::debug!(storage = %node.storage, %error, "no answer from a node");
+                return Err(Refusal::Lost(node.storage.to_string()));
+            }
+        };
+        if response.status() == http::StatusCode::OK {
+            Ok(Answer { response, first: None, tether, storage: Arc::clone(&node.storage) })
+        } else {
+            Err(Refusal::NotGrpc(node.storage.to_string()))
+        }
+    }
+
+    /// Asks a node, and judges how its answer begins.
+    pub(super) async fn hear(
+        &self,
+        call: &Call,
+        node: &Node,
+        head: Bytes,
+        replay: Option<&Replay<Incoming>>,
+    ) -> Heard {
+        let mut answer = match self.attempt(call, node, head, replay).await {
+            Ok(answer) => answer,
+            Err(refusal) => return Heard::refused(refusal),
+        };
+        if let Err(refusal) = begin(&mut answer, replay).await {
+            return Heard::refused(refusal);
+        }
+        let Some(status) = answer.status().and_then(Status::from_header_map) else {
+            return Heard::Answer(answer);
+        };
+        match judge(status.code(), status.message()) {
+            Judgement::Answered => Heard::Answer(answer),
+            Judgement::Unavailable => Heard::Elsewhere { word: Ok(answer), suspicion: None },
+            Judgement::Suspicious => Heard::Elsewhere {
+                word: Ok(answer),
+                suspicion: Some(format!("{}: {}", status.code(), status.message())),
+            },
+        }
+    }
+}
+
+/// Waits for the first frame. A client that has not said all may wait for the head of the answer before it goes on, so
+/// that is not held for long.
+async fn begin(answer: &mut Answer, replay: Option<&Replay<Incoming>>) -> Result<(), Refusal> {
+    if code_of(answer.response.headers()).is_some() {
+        return Ok(());
+    }
+    let frame = match replay {
+        Some(replay) if !replay.has_ended() => {
+            let hold: Duration = STREAM_HEAD_HOLD;
+            match tokio::time::timeout(hold, answer.response.body_mut().frame()).await {
+                Ok(frame) => frame,
+                Err(_) if replay.has_ended() => answer.response.body_mut().frame().await,
+                Err(_) => return Ok(()),
+            }
+        }
+        _ => answer.response.body_mut().frame().await,
+    };
+    match frame {
+        Some(Ok(frame)) => {
+            answer.first = Some(frame);
+            Ok(())
+        }
+        Some(Err(_)) | None => Err(Refusal::Lost(answer.storage.to_string())),
+    }
+}
