@@ -31,6 +31,7 @@ use crate::{
     revocation::{Identity, Revoker},
     service,
     sessions::Sessions,
+    suspicions::Suspicions,
     tasks,
     topology::{Snapshot, Topology},
     writing::RepositoryIds,
@@ -93,6 +94,7 @@ pub(crate) struct Shared {
     /// Rung when there may be something in the outbox.
     pub(crate) bell: Notify,
     pub(crate) inspector: Inspector,
+    pub(crate) suspicions: Suspicions,
     pub(crate) repository_ids: RepositoryIds,
     /// Who waits for which write ticket.
     pub(crate) queues: Queues,
@@ -230,6 +232,7 @@ impl Coordinator {
             metrics,
             bell: Notify::new(),
             inspector: Inspector::new(to_nodes),
+            suspicions: Suspicions::default(),
             repository_ids: RepositoryIds::default(),
             queues: Queues::default(),
             link,
@@ -282,7 +285,8 @@ impl Coordinator {
 async fn store_topology(config: &Config, db: &Db) -> Result<Vec<storages::StoredStorage>, DbError> {
     for virtual_storage in &config.virtual_storages {
         let (factor, quorum) = (virtual_storage.default_replication_factor, virtual_storage.write_quorum);
-        db.retrying(|| storages::virtual_storage_upsert(db.pool(), &virtual_storage.name, factor, quorum)).await?;
+        db.retrying(|| storages::virtual_storage_upsert(db.pool(), &virtual_storage.name, factor, quorum))
+            .await?;
         for storage in &virtual_storage.storages {
             let storage = storages::Storage {
                 virtual_storage: virtual_storage.name.clone(),

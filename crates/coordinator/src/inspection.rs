@@ -1,7 +1,7 @@
 //! Asking storages what they hold of a repository, when it is not known how far a write got there.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -28,6 +28,8 @@ use crate::{settlement::Held, topology::Snapshot};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Inspection {
     pub(crate) answers: BTreeMap<StorageName, Held>,
+    /// They answered that they cannot read the replica.
+    pub(crate) broken: BTreeSet<StorageName>,
     /// Nothing is being changed there any more. Otherwise a node could not say so, and is to be looked at again.
     pub(crate) quiet: bool,
 }
@@ -44,6 +46,8 @@ enum Answer {
     Held(Held),
     /// The node is not one of ours.
     Unimplemented,
+    /// The node is well and the replica cannot be read, or git could not be run.
+    Broken,
     None,
 }
 
@@ -83,25 +87,31 @@ impl Inspector {
         }))
         .await;
         if !quiesced.iter().any(|(_, answer)| matches!(answer, Answer::Unimplemented)) {
-            return Inspection { answers: held(quiesced), quiet: true };
+            return inspection(quiesced, true);
         }
         let compared = join_all(nodes.iter().map(|(storage, channel)| async {
             let asking = checksum(channel.clone(), asked(storage));
             (*storage, timeout(patience, asking).await.unwrap_or(Answer::None))
         }))
         .await;
-        Inspection { answers: held(compared), quiet: false }
+        inspection(compared, false)
     }
 }
 
-fn held(answers: Vec<(&StorageName, Answer)>) -> BTreeMap<StorageName, Held> {
-    answers
-        .into_iter()
-        .filter_map(|(storage, answer)| match answer {
-            Answer::Held(held) => Some((storage.clone(), held)),
-            Answer::Unimplemented | Answer::None => None,
-        })
-        .collect()
+fn inspection(said: Vec<(&StorageName, Answer)>, quiet: bool) -> Inspection {
+    let mut inspection = Inspection { quiet, ..Inspection::default() };
+    for (storage, answer) in said {
+        match answer {
+            Answer::Held(held) => {
+                inspection.answers.insert(storage.clone(), held);
+            }
+            Answer::Broken => {
+                inspection.broken.insert(storage.clone());
+            }
+            Answer::Unimplemented | Answer::None => {}
+        }
+    }
+    inspection
 }
 
 async fn quiesce(channel: NodeChannel, repository: gitaly::Repository, patience: Duration) -> Answer {
@@ -116,8 +126,14 @@ async fn quiesce(channel: NodeChannel, repository: gitaly::Repository, patience:
         Ok(answer) if answer.exists => Answer::Held(Held::Digest(answer.digest.to_vec())),
         Ok(_) => Answer::Held(Held::Nothing),
         Err(status) if status.code() == Code::Unimplemented => Answer::Unimplemented,
+        Err(status) if is_no_repository(&status) => Answer::Held(Held::Nothing),
         Err(status) => unanswered(&storage, &status),
     }
+}
+
+/// A directory that is none of git's any more (wire reference, section h.2).
+fn is_no_repository(status: &Status) -> bool {
+    status.code() == Code::FailedPrecondition && status.message().starts_with("repository not valid: ")
 }
 
 /// All that Gitaly says of a repository's content: a checksum of its references, and where HEAD points.
@@ -138,12 +154,14 @@ async fn checksum(channel: NodeChannel, repository: gitaly::Repository) -> Answe
     };
     match asking.await {
         Ok(digest) => Answer::Held(Held::Digest(digest)),
-        Err(status) if status.code() == Code::NotFound => Answer::Held(Held::Nothing),
+        Err(status) if status.code() == Code::NotFound || is_no_repository(&status) => {
+            Answer::Held(Held::Nothing)
+        }
         Err(status) => unanswered(&storage, &status),
     }
 }
 
 fn unanswered(storage: &str, status: &Status) -> Answer {
     tracing::info!(storage, code = %status.code(), message = status.message(), "a replica does not say what it holds");
-    Answer::None
+    if matches!(status.code(), Code::Internal | Code::DataLoss) { Answer::Broken } else { Answer::None }
 }

@@ -42,6 +42,7 @@ mod revocation;
 mod service;
 mod sessions;
 mod settlement;
+mod suspicions;
 mod tasks;
 mod topology;
 mod verification;

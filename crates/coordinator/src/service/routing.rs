@@ -1,9 +1,12 @@
 //! What routers ask.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::StreamExt as _;
-use tabularium_common::ids::{Epoch, RepositoryId, SiteName};
+use tabularium_common::ids::{Epoch, RepositoryId, SiteName, StorageName};
 use tabularium_proto::coordinator::{
     self as wire, abort_write_request::Outcome, routing_service_server::RoutingService, session_request,
     session_response,
@@ -28,6 +31,7 @@ use crate::{
     leases::SessionId,
     metrics::{WriteResult, WriteStep},
     repository::Repository,
+    tasks,
     writing::{self, Begin, Doubt, Kind, Started},
 };
 
@@ -349,5 +353,30 @@ impl RoutingService for Routing {
         let repository_id = gone.revoked.id;
         self.0.revoke_now(gone.revoked, gone.revocation).await?;
         Ok(Response::new(wire::RemoveRepositoryResponse { repository_id: repository_id.0 }))
+    }
+
+    async fn report_replica(
+        &self,
+        request: Request<wire::ReportReplicaRequest>,
+    ) -> Result<Response<wire::ReportReplicaResponse>, Status> {
+        let request = request.into_inner();
+        let id = RepositoryId(request.repository_id);
+        let storage: StorageName = argument("storage", &request.storage)?;
+        let what = text("what", request.what.chars().take(MAX_TEXT_BYTES / 4).collect())?;
+        let db = &self.0.db;
+        let Some(place) = self.0.suspicions.admit(id, Instant::now()) else {
+            return Ok(Response::new(wire::ReportReplicaResponse { looked_into: false }));
+        };
+        let repository = db.retrying(|| repositories::repository_find(db.pool(), id)).await?;
+        let looked_into = repository.is_some_and(|repository| {
+            // A replica that was out of date when it was read is nothing to wonder about.
+            repository.generation.0 >= request.generation
+                && repository.up_to_date().any(|known| *known == storage)
+        });
+        if looked_into {
+            tracing::warn!(repository_id = %id, %storage, what, "a router suspects a replica");
+            tasks::verify::look_into(&self.0, id, place);
+        }
+        Ok(Response::new(wire::ReportReplicaResponse { looked_into }))
     }
 }

@@ -7,7 +7,7 @@ pub(crate) mod probe;
 mod reconcile;
 mod relay;
 mod sweep;
-mod verify;
+pub(crate) mod verify;
 
 use std::{sync::Arc, time::Duration};
 

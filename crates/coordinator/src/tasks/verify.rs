@@ -1,10 +1,11 @@
 //! Compares replicas that are recorded as equal, a few repositories at a time, those first that were not looked at for the
 //! longest. One that differs from the others is taken out of reads and made again.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures::StreamExt as _;
 use tabularium_common::ids::{RepositoryId, StorageName};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::pause;
 use crate::{
@@ -18,6 +19,8 @@ use crate::{
 const BATCH: u32 = 32;
 /// Of those at once.
 const AT_ONCE: usize = 2;
+/// How often a suspected repository is looked at before what is found has to do.
+const LOOKS: usize = 5;
 
 pub(super) fn start(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
@@ -35,7 +38,7 @@ async fn run(shared: &Arc<Shared>) -> Result<(), DbError> {
     let ids = db.retrying(|| verifications::unverified_list(db.pool(), age, BATCH)).await?;
     futures::stream::iter(ids)
         .for_each_concurrent(AT_ONCE, |id| async move {
-            if let Err(status) = verify(shared, id).await {
+            if let Err(status) = verify(shared, id, &BTreeSet::new()).await {
                 tracing::debug!(repository_id = %id, error = status.message(), "replicas are not verified");
             }
         })
@@ -43,10 +46,45 @@ async fn run(shared: &Arc<Shared>) -> Result<(), DbError> {
     Ok(())
 }
 
-async fn verify(shared: &Arc<Shared>, id: RepositoryId) -> Result<(), tonic::Status> {
+/// What one look at a repository's replicas came to.
+enum Look {
+    /// There is nothing more to find out.
+    Done,
+    /// Not all could be compared, or something was written meanwhile. These say that they cannot read their replica.
+    Unclear(BTreeSet<StorageName>),
+}
+
+/// Looks at a repository of which a router suspects a replica, until it is clear whether that is right.
+pub(crate) fn look_into(shared: &Arc<Shared>, id: RepositoryId, place: OwnedSemaphorePermit) {
+    let shared = Arc::clone(shared);
+    shared.tasks.clone().spawn("suspicion", async move {
+        let _place = place;
+        let mut broken = BTreeSet::new();
+        for _ in 0..LOOKS {
+            match verify(&shared, id, &broken).await {
+                Ok(Look::Done) => return,
+                Ok(Look::Unclear(unreadable)) => broken = unreadable,
+                Err(status) => {
+                    tracing::debug!(repository_id = %id, error = status.message(), "replicas are not verified");
+                }
+            }
+            if !pause(&shared, shared.config.timing.verification_interval.0).await {
+                return;
+            }
+        }
+    });
+}
+
+/// Compares the replicas of a repository. One that could not be read the last time (`broken`) and cannot be read now counts
+/// as different.
+async fn verify(
+    shared: &Arc<Shared>,
+    id: RepositoryId,
+    broken: &BTreeSet<StorageName>,
+) -> Result<Look, tonic::Status> {
     let db = &shared.db;
     let Some(repository) = db.retrying(|| repositories::repository_find(db.pool(), id)).await? else {
-        return Ok(());
+        return Ok(Look::Done);
     };
     let key = &repository.key;
     let storages: Vec<StorageName> = repository
@@ -60,27 +98,31 @@ async fn verify(shared: &Arc<Shared>, id: RepositoryId) -> Result<(), tonic::Sta
         .inspector
         .inspect(&topology, &key.virtual_storage, &repository.replica_path, &storages, patience)
         .await;
-    let verdict = verification::compare(&inspection.answers, &repository.primary);
+    let mut verdict = verification::compare(&inspection.answers, &repository.primary);
     if verdict.sound.is_empty() {
-        return Ok(());
+        return Ok(Look::Unclear(inspection.broken));
     }
+    verdict.different.extend(inspection.broken.intersection(broken).cloned());
     if verdict.different.is_empty() {
         // What was compared with nothing is not verified, unless there is nothing to compare it with.
         if verdict.sound.len() == 1 && repository.up_to_date().count() > 1 {
-            return Ok(());
+            return Ok(Look::Unclear(inspection.broken));
         }
         db.retrying(|| verifications::replica_verified(db.pool(), id, &verdict.sound, repository.generation))
             .await?;
-        return Ok(());
+        let all = inspection.broken.is_empty();
+        return Ok(if all { Look::Done } else { Look::Unclear(inspection.broken) });
     }
-    let Some(row) = db.retrying(|| expel(shared, &repository, &verdict)).await? else { return Ok(()) };
+    let Some(row) = db.retrying(|| expel(shared, &repository, &verdict)).await? else {
+        return Ok(Look::Unclear(inspection.broken));
+    };
     let different: Vec<&str> = verdict.different.iter().map(StorageName::as_str).collect();
     tracing::error!(repository = %key, ?different, "replicas differ from the others; they are made again");
     shared.metrics.replicas_different.inc_by(u64::try_from(different.len()).unwrap_or(u64::MAX));
     let generation = repository.generation.next();
     shared.revoke_now(RevokedRoute { key: key.clone(), id, generation }, row).await?;
     shared.bell.notify_one();
-    Ok(())
+    Ok(Look::Done)
 }
 
 /// Takes replicas that differ out of reads. `None`: something was written since they were asked, or is being written, so

@@ -32,6 +32,10 @@ pub(crate) enum Holding {
     Nothing,
     /// It is one of Gitaly's, which has another way to say it.
     Gitaly(&'static str),
+    /// It cannot read it.
+    Broken,
+    /// What is there is no repository any more.
+    Invalid,
     /// It never answers.
     Silent,
     /// Nobody is there.
@@ -79,6 +83,10 @@ impl ReplicaService for Played {
                 Ok(Response::new(QuiesceResponse { exists: true, digest: state.to_owned().into() }))
             }
             Holding::Nothing => Ok(Response::new(QuiesceResponse::default())),
+            Holding::Broken => Err(Status::internal("git for-each-ref: exit code 128")),
+            Holding::Invalid => {
+                Err(Status::failed_precondition("repository not valid: \"objects\" does not exist"))
+            }
             Holding::Gitaly(_) => Err(Status::unimplemented("unknown service")),
             Holding::Silent => std::future::pending().await,
             Holding::Gone => Err(Status::unavailable("the node is gone")),
@@ -122,6 +130,10 @@ impl RepositoryService for Played {
             }
             Holding::Nothing => Err(Status::not_found("repository not found")),
             Holding::Silent => std::future::pending().await,
+            Holding::Broken => Err(Status::internal("git show-ref: exit code 128")),
+            Holding::Invalid => {
+                Err(Status::failed_precondition("repository not valid: \"objects\" does not exist"))
+            }
             Holding::Gone => Err(Status::unavailable("the node is gone")),
         }
     }

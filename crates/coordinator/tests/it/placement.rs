@@ -534,3 +534,66 @@ async fn what_is_in_no_record_is_listed_and_tracked() {
     assert_eq!(listed().await, []);
     site.check_consistency().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_a_router_suspects_is_looked_at_before_anything_is_done() {
+    let mut site = Site::start().await;
+    site.config.timing.verification_interval = ConfigDuration::from_millis(200);
+    let coordinator = site.coordinator().await;
+    let mut operators = operators(&coordinator);
+    let other = operators_clone(&operators);
+    let reported = async |operators: &mut Operators, route: &wire::Route, storage: &str| {
+        let request = wire::ReportReplicaRequest {
+            repository_id: route.repository_id,
+            storage: storage.into(),
+            generation: route.generation,
+            what: "NotFound: repository not found".into(),
+        };
+        operators.routing.report_replica(request).await.map(|answer| answer.into_inner().looked_into)
+    };
+    let compared = async |path: &str| {
+        eventually("all are compared", || {
+            let mut operators = operators_clone(&other);
+            async move {
+                let replicas = operators.replicas(path).await;
+                replicas.replicas.iter().all(|replica| replica.verified_at.is_some()).then_some(replicas)
+            }
+        })
+        .await
+    };
+    for (path, holding) in
+        [("a.git", Holding::Nothing), ("b.git", Holding::Invalid), ("c.git", Holding::Broken)]
+    {
+        let route = create(&mut operators.routing, path).await;
+        compared(path).await;
+        let suspect = others(&route).remove(0);
+        site.node(&suspect).holds(holding);
+        assert!(reported(&mut operators, &route, &suspect).await.unwrap());
+        assert!(!reported(&mut operators, &route, &suspect).await.unwrap(), "once is enough");
+        eventually("it is taken out", || {
+            let (mut operators, suspect) = (operators_clone(&other), suspect.clone());
+            async move {
+                let replicas = operators.replicas(path).await.replicas;
+                let generation = |storage: &str| {
+                    replicas.iter().find(|replica| replica.storage == storage).unwrap().generation
+                };
+                let rest = replicas.iter().filter(|replica| replica.storage != suspect);
+                assert!(rest.into_iter().all(|replica| replica.generation == route.generation));
+                (generation(&suspect) == -1).then_some(())
+            }
+        })
+        .await;
+        site.node(&suspect).holds(Holding::State("old"));
+    }
+
+    // A router's word alone does nothing, and what it cannot know is refused.
+    let route = create(&mut operators.routing, "sound.git").await;
+    assert!(reported(&mut operators, &route, &route.primary).await.unwrap());
+    let sound = compared("sound.git").await;
+    assert!(sound.replicas.iter().all(|replica| replica.generation == route.generation));
+    assert_eq!(sound.primary, route.primary);
+    let unknown = wire::Route { repository_id: 999, ..route.clone() };
+    assert!(!reported(&mut operators, &unknown, &route.primary).await.unwrap());
+    assert_eq!(reported(&mut operators, &route, "").await.unwrap_err().code(), Code::InvalidArgument);
+    site.check_consistency().await;
+}
