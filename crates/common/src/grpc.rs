@@ -41,6 +41,10 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest message taken or sent as a whole; gRPC's own default, which Gitaly's clients rely on.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
+/// Metadata of a router's refusal of a write: for certain nobody has been told to change anything, so that the same write
+/// may be sent to another router.
+pub const NOT_BEGUN: &str = "tabularium-not-begun";
+
 /// The name under which a node's `grpc.health.v1` tells whether one of its storages can be used. It names the file system
 /// too: a node on whose disk another one was put does not know this service.
 pub fn storage_health_service(storage: &str, filesystem_id: &str) -> String {

@@ -33,7 +33,7 @@ use crate::{
     path::{ALLOWED_PATHS, RepositoryPath, query_value},
     record::Record,
     request_body::{Encoding, RequestBody},
-    upstream::Again,
+    upstream::{repeats_read, repeats_write},
 };
 
 /// Content type of requests and answers.
@@ -126,7 +126,7 @@ pub(crate) async fn create(
         let request = routers.request(message.clone(), id, Some(API_TIMEOUT));
         async move { RepositoryServiceClient::new(channel).create_repository(request).await }
     };
-    let created = routers.call(Some(API_TIMEOUT), Again::IfNotSent, call).await;
+    let created = routers.call(Some(API_TIMEOUT), repeats_write, call).await;
     created.map_err(|status| failed(&status, Some(&path), record))?;
 
     let clone_url = clone_url(gateway, &head.headers, &path);
@@ -160,7 +160,7 @@ pub(crate) async fn list(gateway: &Gateway, head: &Parts, record: &Record) -> Re
         async move { OperatorServiceClient::new(channel).list_repositories(request).await }
     };
     let answer = coordinators
-        .call(Some(API_TIMEOUT), Again::IfUnavailable, call)
+        .call(Some(API_TIMEOUT), repeats_read, call)
         .await
         .map_err(|status| failed(&status, None, record))?
         .into_inner();
@@ -195,7 +195,7 @@ pub(crate) async fn remove(
         let request = routers.request(message.clone(), id, Some(API_TIMEOUT));
         async move { RepositoryServiceClient::new(channel).remove_repository(request).await }
     };
-    let removed = routers.call(Some(API_TIMEOUT), Again::IfNotSent, call).await;
+    let removed = routers.call(Some(API_TIMEOUT), repeats_write, call).await;
     removed.map_err(|status| failed(&status, Some(path), record))?;
     Ok(Reply::Whole { status: StatusCode::NO_CONTENT, content_type: JSON, bytes: Bytes::new(), header: None })
 }

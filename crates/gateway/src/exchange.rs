@@ -29,7 +29,7 @@ use crate::{
     request_body::{BodyFault, Encoding, RequestBody},
     traffic::StallClock,
     upload::{Slot, Upload, framed},
-    upstream::Again,
+    upstream::{is_lost, repeats_read, repeats_write},
 };
 
 const UPLOAD_PACK: &str = "/tabularium.node.v1.UploadPackService/UploadPack";
@@ -71,7 +71,7 @@ pub(crate) async fn advertise(
         }
     };
     let (first, messages) =
-        routers.call(Some(ADVERTISEMENT_TIMEOUT), Again::IfUnavailable, call).await.map_err(|status| {
+        routers.call(Some(ADVERTISEMENT_TIMEOUT), repeats_read, call).await.map_err(|status| {
             log_failure(&status, path, "", record);
             Failure::of(&status, Some(path), id)
         })?;
@@ -195,12 +195,11 @@ fn fetch(
         stateless_rpc: true,
         data: Bytes::new(),
     });
-    call(gateway, UPLOAD_PACK, head, UPLOAD_PACK_DATA, slot, record, |message: UploadPackResponse| {
-        match message.output {
-            Some(upload_pack_response::Output::Stdout(bytes)) => Chunk::Output(bytes),
-            Some(upload_pack_response::Output::Stderr(bytes)) => Chunk::Error(bytes),
-            None => Chunk::Output(Bytes::new()),
-        }
+    let request = Request { method: UPLOAD_PACK, head, tag: UPLOAD_PACK_DATA, again: repeats_read };
+    call(gateway, request, slot, record, |message: UploadPackResponse| match message.output {
+        Some(upload_pack_response::Output::Stdout(bytes)) => Chunk::Output(bytes),
+        Some(upload_pack_response::Output::Stderr(bytes)) => Chunk::Error(bytes),
+        None => Chunk::Output(Bytes::new()),
     })
 }
 
@@ -221,18 +220,26 @@ fn push(
         git_protocol,
         git_config_options: Vec::new(),
     });
-    call(gateway, RECEIVE_PACK, head, RECEIVE_PACK_DATA, slot, record, |message: PostReceivePackResponse| {
-        Chunk::Output(message.data)
-    })
+    let request = Request { method: RECEIVE_PACK, head, tag: RECEIVE_PACK_DATA, again: repeats_write };
+    call(gateway, request, slot, record, |message: PostReceivePackResponse| Chunk::Output(message.data))
 }
 
-/// Makes a streaming call. Written below tonic's clients because a body must be able to fail, and because its bytes
-/// go out as they came in.
+/// What a streaming call begins with.
+struct Request {
+    method: &'static str,
+    /// The first message.
+    head: Bytes,
+    /// The field of later messages that the body goes into.
+    tag: u32,
+    /// Whether it may be made again after such a failure.
+    again: fn(&Status) -> bool,
+}
+
+/// Makes a streaming call, with one router after the other until an answer begins. Written below tonic's clients because a
+/// body must be able to fail, and because its bytes go out as they came in.
 fn call<T>(
     gateway: &Gateway,
-    method: &'static str,
-    head: Bytes,
-    tag: u32,
+    request: Request,
     slot: Slot,
     record: &Record,
     chunk: impl Fn(T) -> Chunk + Send + 'static,
@@ -243,12 +250,23 @@ where
     let routers = gateway.routers.clone();
     let headers = routers.headers(record.correlation_id());
     let open = async move {
+        let Request { method, head, tag, again } = request;
         let attempt = |channel: Channel| {
             let upload = Upload::new(head.clone(), tag, slot.clone());
-            open_call::<T>(channel, method, headers.clone(), upload)
+            let headers = headers.clone();
+            async move {
+                let mut messages = open_call::<T>(channel, method, headers, upload).await?;
+                let first = messages.message().await?;
+                Ok((first, messages))
+            }
+        };
+        let again = |status: &Status| {
+            (again(status) || is_lost(status) && slot.is_untouched()) && slot.can_be_sent_again()
         };
         // Without a deadline: the clock that watches the transfer ends it when nothing moves.
-        let messages = routers.call(None, Again::IfNotSent, attempt).await?;
+        let (first, messages) = routers.call(None, again, attempt).await?;
+        slot.keep_no_more();
+        let messages = stream::iter(first.map(Ok)).chain(messages);
         Ok::<_, Status>(messages.map(move |message| message.map(&chunk)))
     };
     open.try_flatten_stream().boxed()

@@ -11,6 +11,9 @@
 //! that leaves stops its git process. `upstream` chooses among routers and coordinators, `mirror` refuses pushes to
 //! mirrors, `failure` says which status a failure gets.
 //!
+//! A request that fails before its answer begins is made again with another router when that cannot do a thing twice: a
+//! read always, a push only when the first router says, or cannot have, begun it. The front of its body is kept for that.
+//!
 //! What hooks on the nodes see of a push: `gl_id` is `user-<name>` and `gl_username` `<name>`, the user name of the Basic
 //! credential or `anonymous`; `gl_repository` is `project-<path>`, the repository's path without `.git`.
 //!

@@ -28,8 +28,15 @@ pub(crate) const ADVERTISEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(30);
 /// Asking a coordinator whether a repository is a mirror. Pushes wait for it.
 pub(crate) const MIRROR_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an upstream that could not be dialled is tried last instead of in turn.
+/// How long an upstream that failed is tried last instead of in turn.
 pub(crate) const UPSTREAM_REST: Duration = Duration::from_secs(1);
+/// How often upstreams are asked for their health, and how long one may take to answer. One that is late is tried last:
+/// too harsh a judgement costs nothing.
+pub(crate) const UPSTREAM_PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// See [`UPSTREAM_PROBE_INTERVAL`].
+pub(crate) const UPSTREAM_PROBE_TIMEOUT: Duration = Duration::from_millis(750);
+/// The front of a request's body that is kept until the answer begins, so that the request can be sent to another router.
+pub(crate) const REPLAY_BYTES: usize = 64 * 1024;
 /// After a failure to accept a connection, such as too many open files.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

@@ -14,7 +14,7 @@ use crate::{
     gateway::Gateway,
     limits::{API_TIMEOUT, MIRROR_TIMEOUT},
     path::RepositoryPath,
-    upstream::Again,
+    upstream::repeats_read,
 };
 
 /// Fails when the repository is written at another site.
@@ -73,6 +73,6 @@ pub(crate) async fn details(
         let request = coordinators.request(message.clone(), correlation_id, Some(deadline));
         async move { OperatorServiceClient::new(channel).get_repository(request).await }
     };
-    let answer = coordinators.call(Some(deadline), Again::IfUnavailable, call).await?;
+    let answer = coordinators.call(Some(deadline), repeats_read, call).await?;
     answer.into_inner().repository.ok_or_else(|| Status::internal("an answer without a repository"))
 }

@@ -70,6 +70,15 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let admin = admin::serve(admin_listen, Arc::new(registry), readiness.clone(), &tasks)
         .await
         .map_err(refused(admin_listen.to_string()))?;
+    for upstreams in [&gateway.routers, &gateway.coordinators] {
+        let (watch, stopping) = (Arc::clone(upstreams).watch(), tasks.stopping());
+        tasks.spawn("watch upstreams", async move {
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = watch => {}
+            }
+        });
+    }
     tasks.spawn("accept", accept(gateway, listener, connections, tasks.clone(), tasks.stopping()));
     readiness.set(true);
     Ok(Running { http, admin, readiness, tasks, drain })

@@ -6,8 +6,8 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -16,7 +16,7 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, k
 use tokio::sync::oneshot;
 
 use crate::{
-    limits::MESSAGE_DATA_BYTES,
+    limits::{MESSAGE_DATA_BYTES, REPLAY_BYTES},
     request_body::{BodyFault, RequestBody},
 };
 
@@ -55,14 +55,21 @@ fn put_prefix(frame: &mut BytesMut, length: usize) {
 #[error(transparent)]
 pub(crate) struct Reset(BodyFault);
 
-/// The body, waiting for the call that takes it. As long as it is here no byte of it has been sent, so a call that
-/// failed may be made again elsewhere.
+/// The body of a request, for the calls that carry it: one after the other, of which the latest reads on. What was read is
+/// kept for the next one, up to [`REPLAY_BYTES`], until the answer begins.
 #[derive(Clone)]
-pub(crate) struct Slot(Arc<Mutex<Option<Waiting>>>);
+pub(crate) struct Slot(Arc<Mutex<Shared>>);
 
-struct Waiting {
+struct Shared {
     body: RequestBody,
-    faults: oneshot::Sender<BodyFault>,
+    /// The front of what was read.
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    /// It is all that was read, and what follows is kept too.
+    keeps: bool,
+    /// Calls that have carried it.
+    calls: usize,
+    faults: Option<oneshot::Sender<BodyFault>>,
     abandoned: oneshot::Receiver<()>,
 }
 
@@ -78,12 +85,66 @@ impl Slot {
     pub(crate) fn new(body: RequestBody) -> (Self, Ends) {
         let (fault_sender, faults) = oneshot::channel();
         let (answer, abandoned) = oneshot::channel();
-        let waiting = Waiting { body, faults: fault_sender, abandoned };
-        (Self(Arc::new(Mutex::new(Some(waiting)))), Ends { faults: Some(faults), _answer: answer })
+        let shared = Shared {
+            body,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            keeps: true,
+            calls: 0,
+            faults: Some(fault_sender),
+            abandoned,
+        };
+        (Self(Arc::new(Mutex::new(shared))), Ends { faults: Some(faults), _answer: answer })
     }
 
-    fn take(&self) -> Option<Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// No call has sent a byte of it.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.shared().calls == 0
+    }
+
+    /// All that was read is still here, and the body has not failed.
+    pub(crate) fn can_be_sent_again(&self) -> bool {
+        let shared = self.shared();
+        shared.keeps && shared.faults.is_some()
+    }
+
+    /// The answer has begun.
+    pub(crate) fn keep_no_more(&self) {
+        self.shared().keeps = false;
+    }
+}
+
+impl Shared {
+    /// What follows the first `read` chunks.
+    fn poll_chunk(&mut self, read: usize, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyFault>>> {
+        if let Some(chunk) = self.kept.get(read) {
+            return Poll::Ready(Some(Ok(chunk.clone())));
+        }
+        if !self.keeps {
+            self.kept = Vec::new();
+        }
+        let chunk = ready!(self.body.poll_chunk(cx));
+        match &chunk {
+            None => {}
+            Some(Ok(bytes)) => {
+                self.kept_bytes += bytes.len();
+                self.keeps &= self.kept_bytes <= REPLAY_BYTES;
+                if self.keeps {
+                    self.kept.push(bytes.clone());
+                }
+            }
+            Some(Err(fault)) => {
+                if let Some(faults) = self.faults.take() {
+                    // Nobody listens when the answer is over; then nobody needs to know.
+                    let _ = faults.send(fault.clone());
+                }
+            }
+        }
+        Poll::Ready(chunk)
     }
 }
 
@@ -92,7 +153,10 @@ pub(crate) struct Upload {
     head: Option<Bytes>,
     tag: u32,
     slot: Slot,
-    waiting: Option<Waiting>,
+    /// Which of the slot's calls this is, from 1, once it has begun to send.
+    call: usize,
+    /// Chunks of the body that it has taken.
+    read: usize,
     /// Announced by a header already sent.
     announced: Option<Bytes>,
     /// The rest of a chunk that did not fit one message.
@@ -102,7 +166,7 @@ pub(crate) struct Upload {
 impl Upload {
     /// `head` is a framed message; the body's bytes go into field `tag` of those that follow.
     pub(crate) fn new(head: Bytes, tag: u32, slot: Slot) -> Self {
-        Self { head: Some(head), tag, slot, waiting: None, announced: None, rest: Bytes::new() }
+        Self { head: Some(head), tag, slot, call: 0, read: 0, announced: None, rest: Bytes::new() }
     }
 
     fn announce(&mut self, mut chunk: Bytes) -> Frame<Bytes> {
@@ -121,13 +185,14 @@ impl http_body::Body for Upload {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reset>>> {
         let this = self.get_mut();
-        if this.waiting.is_none() {
-            this.waiting = this.slot.take();
+        let slot = this.slot.clone();
+        let mut shared = slot.shared();
+        if this.call == 0 {
+            shared.calls += 1;
+            this.call = shared.calls;
         }
-        let Some(waiting) = &mut this.waiting else {
-            return Poll::Ready(Some(Err(Reset(BodyFault::Abandoned))));
-        };
-        if Pin::new(&mut waiting.abandoned).poll(cx).is_ready() {
+        // Another call carries it now, or nobody waits for this one's answer.
+        if this.call != shared.calls || Pin::new(&mut shared.abandoned).poll(cx).is_ready() {
             return Poll::Ready(Some(Err(Reset(BodyFault::Abandoned))));
         }
         if let Some(bytes) = this.head.take().or_else(|| this.announced.take()) {
@@ -137,16 +202,12 @@ impl http_body::Body for Upload {
             let chunk = std::mem::take(&mut this.rest);
             return Poll::Ready(Some(Ok(this.announce(chunk))));
         }
-        match waiting.body.poll_chunk(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Ready(Some(Ok(chunk))) => Poll::Ready(Some(Ok(this.announce(chunk)))),
-            Poll::Ready(Some(Err(fault))) => {
-                if let Some(waiting) = this.waiting.take() {
-                    // Nobody listens when the answer is over; then nobody needs to know.
-                    let _ = waiting.faults.send(fault.clone());
-                }
-                Poll::Ready(Some(Err(Reset(fault))))
+        match ready!(shared.poll_chunk(this.read, cx)) {
+            None => Poll::Ready(None),
+            Some(Err(fault)) => Poll::Ready(Some(Err(Reset(fault)))),
+            Some(Ok(chunk)) => {
+                this.read += 1;
+                Poll::Ready(Some(Ok(this.announce(chunk))))
             }
         }
     }

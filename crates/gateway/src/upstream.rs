@@ -1,5 +1,8 @@
-//! The routers, or the coordinators: any of them will do, so they are used in turn, and one that cannot be dialled is
-//! passed over and then left alone for a moment.
+//! The routers, or the coordinators: any of them will do, so they are used in turn. One that fails is passed over and then
+//! left alone for a moment, and so is one that says that it cannot serve, or says nothing, when it is asked for its health.
+//!
+//! A call is made again with another peer only when that cannot do a thing twice, see [`repeats_read`] and
+//! [`repeats_write`].
 
 use std::{
     error::Error as _,
@@ -10,15 +13,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::future::join_all;
 use http::HeaderMap;
 use tabularium_common::{
     auth::SendToken,
-    grpc::{Address, channel},
+    grpc::{Address, NOT_BEGUN, channel},
     telemetry::{CORRELATION_ID, CorrelationId},
 };
-use tonic::{Status, metadata::MetadataMap, transport::Channel};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, timeout},
+};
+use tonic::{Code, Status, metadata::MetadataMap, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
-use crate::{limits::UPSTREAM_REST, metrics::Metrics};
+use crate::{
+    limits::{UPSTREAM_PROBE_INTERVAL, UPSTREAM_PROBE_TIMEOUT, UPSTREAM_REST},
+    metrics::Metrics,
+};
 
 /// How peers know us in their logs (wire reference, section f).
 const CLIENT_NAME: (&str, &str) = ("x-gitlab-client-name", "tabularium-gateway");
@@ -37,24 +51,34 @@ struct Peer {
     channel: Channel,
     /// Milliseconds after `started`.
     rests_until: AtomicU64,
+    /// What it said, or did not say, when it was last asked for its health.
+    well: watch::Sender<bool>,
 }
 
-/// When a call that failed may be made again with another peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Again {
-    /// The call reads: whenever a peer is unavailable.
-    IfUnavailable,
-    /// The call writes: only when it certainly never left this process.
-    IfNotSent,
-}
-
-impl Again {
-    fn allows(self, status: &Status) -> bool {
-        match self {
-            Self::IfUnavailable => status.code() == tonic::Code::Unavailable,
-            Self::IfNotSent => never_dialled(status),
+impl Peer {
+    /// Waits until it stops being well.
+    async fn falls_silent(&self) {
+        let mut well = self.well.subscribe();
+        let fell = async {
+            well.wait_for(|well| *well).await?;
+            well.wait_for(|well| !*well).await.map(|_| ())
+        };
+        if fell.await.is_err() {
+            // The sender lives as long as the peer.
+            std::future::pending::<()>().await;
         }
     }
+}
+
+/// Whether a call that reads may be made again: no server has answered it, or one is unavailable.
+pub(crate) fn repeats_read(status: &Status) -> bool {
+    is_lost(status) || status.code() == Code::Unavailable
+}
+
+/// Whether a call that writes may be made again: it certainly never left this process, or the peer says that nothing has
+/// begun. After a connection that broke nobody knows; made again, a push that was done would be told as refused.
+pub(crate) fn repeats_write(status: &Status) -> bool {
+    never_dialled(status) || status.metadata().contains_key(NOT_BEGUN)
 }
 
 impl Upstreams {
@@ -65,17 +89,56 @@ impl Upstreams {
                 address: address.clone(),
                 channel: channel(address),
                 rests_until: AtomicU64::new(0),
+                well: watch::Sender::new(true),
             })
             .collect();
         Self { peers, next: AtomicUsize::new(0), token, started: Instant::now(), metrics }
     }
 
-    /// Makes a call with one peer after the other until one answers or `again` says no. `deadline` bounds all of it;
-    /// without one the caller must.
+    /// Asks all peers for their health, for as long as the gateway runs.
+    pub(crate) async fn watch(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(UPSTREAM_PROBE_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            join_all(self.peers.iter().map(|peer| self.probe(peer))).await;
+        }
+    }
+
+    async fn probe(&self, peer: &Peer) {
+        let problem = match timeout(UPSTREAM_PROBE_TIMEOUT, self.check(peer)).await {
+            Err(_) => Some("no answer".to_owned()),
+            Ok(problem) => problem,
+        };
+        let well = problem.is_none();
+        let changed = peer.well.send_if_modified(|before| std::mem::replace(before, well) != well);
+        match problem {
+            Some(problem) if changed => {
+                tracing::warn!(address = %peer.address, problem, "upstream is not well");
+            }
+            None if changed => tracing::info!(address = %peer.address, "upstream is well again"),
+            _ => {}
+        }
+    }
+
+    /// What is wrong, if something is.
+    async fn check(&self, peer: &Peer) -> Option<String> {
+        let request = self.request(HealthCheckRequest::default(), &CorrelationId::new(), None);
+        match HealthClient::new(peer.channel.clone()).check(request).await {
+            Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => None,
+            Ok(answer) => Some(answer.get_ref().status().as_str_name().to_owned()),
+            Err(status) if repeats_read(&status) => Some(status.message().to_owned()),
+            // It answers; how well it is, it cannot say.
+            Err(_) => None,
+        }
+    }
+
+    /// Makes a call with one peer after the other until one answers or `again` says that it may not be made again after
+    /// such a failure. `deadline` bounds all of it; without one the caller must.
     pub(crate) async fn call<T, F, Fut>(
         &self,
         deadline: Option<Duration>,
-        again: Again,
+        again: impl Fn(&Status) -> bool,
         call: F,
     ) -> Result<T, Status>
     where
@@ -85,38 +148,41 @@ impl Upstreams {
         let attempts = self.attempts(again, call);
         match deadline {
             None => attempts.await,
-            Some(deadline) => match tokio::time::timeout(deadline, attempts).await {
+            Some(deadline) => match timeout(deadline, attempts).await {
                 Ok(result) => result,
                 Err(_) => Err(Status::deadline_exceeded("no answer in time")),
             },
         }
     }
 
-    async fn attempts<T, F, Fut>(&self, again: Again, call: F) -> Result<T, Status>
+    async fn attempts<T, F, Fut>(&self, again: impl Fn(&Status) -> bool, call: F) -> Result<T, Status>
     where
         F: Fn(Channel) -> Fut,
         Fut: Future<Output = Result<T, Status>>,
     {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let resting: Vec<bool> =
-            self.peers.iter().map(|peer| peer.rests_until.load(Ordering::Relaxed) > now).collect();
+        let now = self.now();
+        let rests = |peer: &Peer| peer.rests_until.load(Ordering::Relaxed) > now || !*peer.well.borrow();
+        let resting: Vec<bool> = self.peers.iter().map(rests).collect();
+        let order = order(self.next.fetch_add(1, Ordering::Relaxed), &resting);
         let mut last = Status::unavailable("no upstream is configured");
-        for index in order(self.next.fetch_add(1, Ordering::Relaxed), &resting) {
-            let peer = &self.peers[index];
-            match call(peer.channel.clone()).await {
-                Err(status) if again.allows(&status) => {
-                    if never_dialled(&status) {
-                        let rest = u64::try_from(UPSTREAM_REST.as_millis()).unwrap_or(u64::MAX);
-                        peer.rests_until.store(now.saturating_add(rest), Ordering::Relaxed);
-                    }
-                    self.metrics.failovers.inc();
-                    tracing::warn!(address = %peer.address, error = status.message(), "upstream passed over");
-                    last = status;
-                }
+        for (place, index) in order.iter().enumerate() {
+            let peer = &self.peers[*index];
+            let is_last = place + 1 == order.len();
+            let status = match attempt(peer, !is_last, &again, call(peer.channel.clone())).await {
+                Err(status) if again(&status) => status,
                 result => return result,
-            }
+            };
+            let rest = u64::try_from(UPSTREAM_REST.as_millis()).unwrap_or(u64::MAX);
+            peer.rests_until.store(self.now().saturating_add(rest), Ordering::Relaxed);
+            self.metrics.failovers.inc();
+            tracing::warn!(address = %peer.address, error = status.message(), "upstream passed over");
+            last = status;
         }
         Err(last)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// The headers of every call: token, correlation id, our name.
@@ -148,12 +214,40 @@ impl Upstreams {
     }
 }
 
+/// One attempt. It is given up when the peer falls silent, there are `others`, and the call may be made again.
+async fn attempt<T>(
+    peer: &Peer,
+    others: bool,
+    again: impl Fn(&Status) -> bool,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let mut call = std::pin::pin!(call);
+    if others {
+        let silent = Status::unavailable("the peer is silent");
+        tokio::select! {
+            biased;
+            result = &mut call => return result,
+            () = peer.falls_silent() => {
+                if again(&silent) {
+                    return Err(silent);
+                }
+            }
+        }
+    }
+    call.await
+}
+
 /// In which order peers are tried: in turn from `start`, those that rest last.
 fn order(start: usize, resting: &[bool]) -> Vec<usize> {
     let count = resting.len();
     let turn = (0..count).map(|step| (start % count + step) % count);
     let (last, first): (Vec<_>, Vec<_>) = turn.partition(|index| resting[*index]);
     first.into_iter().chain(last).collect()
+}
+
+/// The client library made this status, because the transport failed: no server sent it.
+pub(crate) fn is_lost(status: &Status) -> bool {
+    status.source().is_some()
 }
 
 /// No connection could be made, so that no byte of the call left this process.

@@ -61,7 +61,7 @@ pub(crate) struct Fake {
     pub(crate) seen: Arc<Mutex<Seen>>,
     /// Home site and URL of repositories that are mirrors.
     pub(crate) mirrors: Arc<Mutex<HashMap<String, (String, String)>>>,
-    /// What the next calls of a method answer instead of being served.
+    /// What the next calls of a method answer instead of being served; of `<method>:once`, the next call alone.
     pub(crate) failures: Arc<Mutex<HashMap<&'static str, Status>>>,
     tasks: Tasks,
 }
@@ -119,10 +119,9 @@ impl Fake {
     }
 
     fn fail(&self, method: &'static str) -> Result<(), Status> {
-        match self.failures.lock().unwrap().get(method) {
-            Some(status) => Err(Status::new(status.code(), status.message())),
-            None => Ok(()),
-        }
+        let mut failures = self.failures.lock().unwrap();
+        let once = failures.remove(&*format!("{method}:once"));
+        once.or_else(|| failures.get(method).cloned()).map_or(Ok(()), Err)
     }
 
     fn resolve(&self, repository: Option<&Repository>) -> Result<PathBuf, Status> {

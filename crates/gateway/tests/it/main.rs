@@ -9,4 +9,5 @@ mod limits;
 mod process;
 mod push;
 mod refusals;
+mod routers;
 mod stage;
