@@ -49,6 +49,10 @@ pub(crate) const MAX_HEDGE_WAIT: Duration = Duration::from_secs(10);
 pub(crate) const HEDGE_BURST: u32 = 32;
 /// How long a node that was silent is only read from when there is no other.
 pub(crate) const SILENCE_REST: Duration = Duration::from_secs(1);
+/// Longest wait of a read for the generation that it asks for.
+pub(crate) const MAX_FRESHNESS_WAIT: Duration = Duration::from_secs(30);
+/// First and largest pause between two looks at whether it is there.
+pub(crate) const FRESHNESS_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
 /// How often a coordinator is told of the same replica.
 pub(crate) const SUSPICION_REST: Duration = Duration::from_secs(5);
 /// Replicas that a coordinator is told of within [`SUSPICION_REST`].
@@ -118,6 +122,8 @@ pub(crate) const FAN_OUT_BYTES: usize = 1024 * 1024;
 pub(crate) const REPLAY_BYTES: usize = 64 * 1024;
 /// How long a secondary may hold up the client's stream, over all, beside a tenth of the time it has taken so far.
 pub(crate) const STALL_GRACE: Duration = Duration::from_millis(500);
+/// How often it is looked at who holds it up.
+pub(crate) const STALL_GLANCE: Duration = Duration::from_millis(50);
 /// How long secondaries may go on once the client has its answer.
 pub(crate) const SECONDARY_DRAIN: Duration = Duration::from_secs(5);
 /// How often the health of those that take part is looked at.

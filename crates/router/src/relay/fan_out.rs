@@ -2,8 +2,8 @@
 //!
 //! Each node has a [`Branch`], the body of its request, with a queue of its own; the bytes in the queues are shared. The
 //! stream is read only while every queue has room, so that memory is bounded. The primary may hold up the stream for as
-//! long as it likes; a secondary only for so long, then it is cut off. The front of the stream is kept while it is
-//! small, so that the write can begin again on other nodes.
+//! long as it likes, and so may a secondary without which no quorum is left; any other only for so long, then it is cut
+//! off. The front of the stream is kept while it is small, so that the write can begin again on other nodes.
 
 use std::{
     collections::VecDeque,
@@ -17,10 +17,11 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
+use tokio::time::timeout_at;
 
 use crate::{
     body::{BoxError, cancelled},
-    limits::{FAN_OUT_BYTES, REPLAY_BYTES, STALL_GRACE},
+    limits::{FAN_OUT_BYTES, REPLAY_BYTES, STALL_GLANCE, STALL_GRACE},
 };
 
 /// How a branch ends.
@@ -120,6 +121,15 @@ impl Feed {
         }
     }
 
+    fn queued(&self) -> usize {
+        lock(&self.0).bytes
+    }
+
+    /// Somebody is at the other end.
+    fn is_read(&self) -> bool {
+        !lock(&self.0).closed
+    }
+
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut queue = lock(&self.0);
         if queue.closed || queue.bytes < FAN_OUT_BYTES {
@@ -168,6 +178,8 @@ pub(super) struct Upload {
     replay: Option<Vec<Bytes>>,
     replay_bytes: usize,
     feeds: Vec<Option<Fed>>,
+    /// As many branches as are not cut off for being slow.
+    needed: usize,
     started: Instant,
     /// Since when somebody has no room.
     waiting: Option<Instant>,
@@ -184,6 +196,7 @@ impl Upload {
             replay: Some(Vec::new()),
             replay_bytes: 0,
             feeds: Vec::new(),
+            needed: 0,
             started: Instant::now(),
             waiting: None,
         }
@@ -194,9 +207,10 @@ impl Upload {
         self.replay.is_some() && self.ended != Some(End::Cut)
     }
 
-    /// Begins, or begins again, with one branch for each head.
-    pub(super) fn branches(&mut self, heads: Vec<Bytes>) -> Vec<Branch> {
+    /// Begins, or begins again, with one branch for each head, of which `needed` make a quorum.
+    pub(super) fn branches(&mut self, heads: Vec<Bytes>, needed: usize) -> Vec<Branch> {
         self.feeds.clear();
+        self.needed = needed;
         self.started = Instant::now();
         let mut branches = Vec::with_capacity(heads.len());
         for head in heads {
@@ -229,21 +243,18 @@ impl Upload {
         self.feeds.clear();
     }
 
-    /// When the stream has to be looked at though nothing happens.
+    /// The secondary that is the next to be cut off, and when, if the primary goes on and it does not.
     fn patience(&self) -> Option<(Instant, usize)> {
-        let since = self.waiting?;
+        if self.feeds.iter().flatten().filter(|fed| fed.feed.is_read()).count() <= self.needed {
+            return None;
+        }
         let budget = STALL_GRACE + self.started.elapsed() / 10;
-        let full = |fed: &Fed| {
-            let queue = lock(&fed.feed.0);
-            !queue.closed && queue.bytes >= FAN_OUT_BYTES
-        };
-        self.feeds
-            .iter()
-            .enumerate()
-            .skip(1)
+        let secondaries = self.feeds.iter().enumerate().skip(1);
+        secondaries
             .filter_map(|(branch, fed)| {
-                let fed = fed.as_ref().filter(|fed| full(fed))?;
-                Some((since + budget.saturating_sub(fed.stalled), branch))
+                let fed =
+                    fed.as_ref().filter(|fed| fed.feed.is_read() && fed.feed.queued() >= FAN_OUT_BYTES)?;
+                Some((Instant::now() + budget.saturating_sub(fed.stalled), branch))
             })
             .min()
     }
@@ -331,26 +342,33 @@ impl Upload {
                 return None;
             }
             self.waiting.get_or_insert_with(Instant::now);
-            match self.patience() {
-                None => all.await,
-                Some((until, branch)) => {
-                    if tokio::time::timeout_at(until.into(), all).await.is_err() {
-                        self.settle_waiting();
-                        return Some(branch);
-                    }
-                }
+            let patience = self.patience();
+            let glance = Instant::now() + STALL_GLANCE;
+            let until = patience.map_or(glance, |(until, _)| until.min(glance));
+            if timeout_at(until.into(), all).await.is_ok() {
+                continue;
+            }
+            self.settle_waiting();
+            self.waiting = Some(Instant::now());
+            if let Some((until, branch)) = patience
+                && until <= Instant::now()
+            {
+                return Some(branch);
             }
         }
     }
 
-    /// Books the time that was waited to those who have been waited for.
+    /// Books the time that was waited to those who have been waited for: while the primary has room, the others.
     fn settle_waiting(&mut self) {
         let Some(since) = self.waiting.take() else { return };
         let waited = since.elapsed();
-        // Whoever has more in its queue than half has only just made room.
+        let primary = self.feeds.first().and_then(Option::as_ref);
+        if primary.is_some_and(|primary| primary.feed.queued() >= FAN_OUT_BYTES) {
+            return;
+        }
         for fed in self.feeds.iter_mut().skip(1).flatten() {
-            let behind = lock(&fed.feed.0).bytes >= FAN_OUT_BYTES / 2;
-            if behind {
+            // Whoever has more in its queue than half has only just made room.
+            if fed.feed.queued() >= FAN_OUT_BYTES / 2 {
                 fed.stalled += waited;
             }
         }
@@ -367,7 +385,7 @@ mod tests {
     fn upload(chunks: &[&'static [u8]], count: usize) -> (Upload, Vec<Branch>) {
         let mut upload = Upload::new(Some(Bytes::from_static(chunks[0])), None);
         let heads = vec![Bytes::from_static(b"head "); count];
-        let branches = upload.branches(heads);
+        let branches = upload.branches(heads, 1);
         (upload, branches)
     }
 
@@ -379,7 +397,7 @@ mod tests {
             assert_eq!(branch.collect().await.unwrap().to_bytes(), "head rest");
         }
         assert!(subject.can_begin_again());
-        for branch in subject.branches(vec![Bytes::from_static(b"new ")]) {
+        for branch in subject.branches(vec![Bytes::from_static(b"new ")], 1) {
             assert_eq!(branch.collect().await.unwrap().to_bytes(), "new rest");
         }
     }
@@ -404,5 +422,21 @@ mod tests {
         subject.cut(1);
         assert_eq!(subject.step().await, Flow::Ended);
         assert_eq!(branches.remove(0).collect().await.unwrap().to_bytes(), "head rest");
+    }
+
+    #[tokio::test]
+    async fn a_secondary_without_which_there_is_no_quorum_is_waited_for() {
+        let (mut subject, mut branches) = upload(&[b"rest"], 3);
+        subject.needed = 2;
+        for slow in [1, 2] {
+            subject.feeds[slow].as_ref().unwrap().feed.push(Bytes::from(vec![0; FAN_OUT_BYTES]));
+        }
+        let Flow::Stalled(first) = subject.step().await else { panic!("one of them can be spared") };
+        subject.cut(first);
+        let waiting = tokio::time::timeout(STALL_GRACE * 3, subject.step()).await;
+        assert!(waiting.is_err(), "the other one cannot");
+        let other = branches.remove(3 - first);
+        let (flow, _) = tokio::join!(subject.step(), other.collect());
+        assert_eq!(flow, Flow::Ended);
     }
 }

@@ -188,7 +188,7 @@ impl Story {
             request::rewritten_twice(&self.message, target, &node.storage, path, additional)
         };
         let heads = cast.nodes.iter().map(head).collect::<Result<Vec<_>, _>>()?;
-        let branches = self.upload.branches(heads);
+        let branches = self.upload.branches(heads, cast.route.write_quorum as usize);
         Drive::begin(self, cast, branches)?.run().await
     }
 
