@@ -53,6 +53,9 @@ enum Bench {
     },
     /// Quorum writes: latency by number of replicas, a slow or lost secondary, a hot repository, a replica that comes back.
     Writes {
+        /// Only these parts.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<writes::Part>,
         /// Pushes of each kind whose median counts.
         #[arg(long, default_value_t = 30)]
         pushes: usize,
@@ -86,8 +89,8 @@ fn main() -> ExitCode {
             Bench::Relay { rounds } => relay::run(rounds).await,
             Bench::Clone { rounds, mebibytes } => clone::run(rounds, mebibytes).await,
             Bench::Large { mebibytes } => large::run(mebibytes).await,
-            Bench::Writes { pushes, upload_mebibytes, missed_writes } => {
-                writes::run(writes::Extent { pushes, upload_mebibytes, missed_writes }).await
+            Bench::Writes { only, pushes, upload_mebibytes, missed_writes } => {
+                writes::run(writes::Extent { only, pushes, upload_mebibytes, missed_writes }).await
             }
             Bench::RelayBackend { announce } => {
                 relay_backend::serve(&announce).await.map(|()| figures::Figures::new())

@@ -22,8 +22,8 @@ const WATCH: Duration = Duration::from_secs(20);
 const GIVE_UP: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(100);
 
-/// Stops the cluster in the end.
-pub(super) async fn measure(figures: &mut Figures, mut stage: Stage, missed: usize) -> Result<()> {
+/// Leaves the cluster whole.
+pub(super) async fn measure(figures: &mut Figures, stage: &mut Stage, missed: usize) -> Result<()> {
     stage.create(PATH).await?;
     let work = tempfile::tempdir()?;
     let pusher = Pusher::new(work.path(), "pusher-rejoin", stage.url(0, PATH), "main").await?;
@@ -32,21 +32,21 @@ pub(super) async fn measure(figures: &mut Figures, mut stage: Stage, missed: usi
 
     let number = AtomicUsize::new(0);
     let begun = Instant::now();
-    write(&stage, &commit, &number, None, |_| begun.elapsed() < PEAK).await?;
+    write(stage, &commit, &number, None, |_| begun.elapsed() < PEAK).await?;
     let peak = number.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64();
     figures.print("writes.rejoin.peak_per_second", peak, Bar::Told);
 
     let down = format!("home/{}", stage.secondary(PATH).await?);
     stage.cluster.kill(&down)?;
     let start = number.load(Ordering::Relaxed);
-    write(&stage, &commit, &number, None, |done| done < start + missed).await?;
+    write(stage, &commit, &number, None, |done| done < start + missed).await?;
 
     stage.cluster.restart(&down).await?;
     let (back, ended) = (Instant::now(), Arc::new(AtomicBool::new(false)));
     let pause = Duration::from_secs_f64(WRITERS as f64 / (peak / 2.0));
-    let writing = write(&stage, &commit, &number, Some(pause), |_| !ended.load(Ordering::Relaxed));
+    let writing = write(stage, &commit, &number, Some(pause), |_| !ended.load(Ordering::Relaxed));
     let watching = async {
-        let watched = watch(&stage, back).await;
+        let watched = watch(stage, back).await;
         ended.store(true, Ordering::Relaxed);
         watched
     };
@@ -55,9 +55,7 @@ pub(super) async fn measure(figures: &mut Figures, mut stage: Stage, missed: usi
     let Watched { seconds, level_share } = watched?;
     figures.print("writes.rejoin.seconds", seconds, Bar::AtMost(30.0));
     figures.print("writes.rejoin.level_share_afterwards", level_share, Bar::AtLeast(0.95));
-    stage.level(PATH).await?;
-    stage.cluster.stop().await?;
-    Ok(())
+    stage.level(PATH).await
 }
 
 /// Writes with all writers while `goes_on` says so; `pause`: from the start of one write to that of the next.

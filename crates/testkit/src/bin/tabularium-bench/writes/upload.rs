@@ -23,13 +23,13 @@ enum Disturbance {
     Stopped,
 }
 
-/// Hands the cluster back whole.
+/// Leaves the cluster whole.
 pub(super) async fn measure(
     figures: &mut Figures,
-    mut stage: Stage,
+    stage: &mut Stage,
     directory: &Path,
     mebibytes: u64,
-) -> Result<Stage> {
+) -> Result<()> {
     let source = directory.join("upload.git");
     generated::repository(&source, mebibytes, Content::Noise).await?;
     let mut seconds = [Vec::new(), Vec::new(), Vec::new()];
@@ -38,15 +38,15 @@ pub(super) async fn measure(
             [Disturbance::None, Disturbance::Killed, Disturbance::Stopped].into_iter().enumerate()
         {
             let path = format!("bench/upload-{round}-{which}.git");
-            let pushed = push(&mut stage, &source, &path, disturbance).await;
-            seconds[which].push(pushed.with_context(|| format!("{disturbance:?}\n{}", stage.log_tails()))?);
+            let pushed = push(stage, &source, &path, disturbance).await;
+            seconds[which].push(pushed.with_context(|| format!("secondary: {disturbance:?}"))?);
         }
     }
     let [undisturbed, killed, stopped] = seconds.map(median);
     figures.print("writes.upload.undisturbed_seconds", undisturbed, Bar::Told);
     figures.print("writes.upload.secondary_killed_ratio", killed / undisturbed, Bar::AtMost(1.2));
     figures.print("writes.upload.secondary_stopped_ratio", stopped / undisturbed, Bar::AtMost(1.2));
-    Ok(stage)
+    Ok(())
 }
 
 async fn push(stage: &mut Stage, source: &Path, path: &str, disturbance: Disturbance) -> Result<f64> {
