@@ -8,6 +8,7 @@
 //! * [`auth`]: Gitaly's v2 tokens. [`grpc`]: how we listen, dial, and map failures to status codes.
 //! * [`multiplex`]: Gitaly's connections that carry RPCs both ways, on which nodes vote.
 //! * [`methods`]: the method registry: what every Gitaly RPC does, to which repository, as data.
+//! * [`records`]: which of two replicas is newer, by what nodes keep beside them.
 //! * [`faults`]: crash points for tests. [`pktline`]: git's framing. [`duties`]: what travels on the message bus; [`bus`]: the connection to it.
 //!
 //! It must not know placement, SQL, git processes or HTTP routes. Unit tests sit beside the code:
@@ -27,6 +28,7 @@ pub mod methods;
 pub mod multiplex;
 pub mod pktline;
 pub mod program;
+pub mod records;
 pub mod telemetry;
 
 /// The version every service reports.

@@ -40,7 +40,8 @@ pub(crate) struct Inspector {
     channels: Mutex<HashMap<Address, Channel>>,
 }
 
-type NodeChannel = InterceptedService<Channel, SendToken>;
+/// A channel to a node, signed.
+pub(crate) type NodeChannel = InterceptedService<Channel, SendToken>;
 
 enum Answer {
     Held(Held),
@@ -56,7 +57,8 @@ impl Inspector {
         Self { token, channels: Mutex::default() }
     }
 
-    fn channel(&self, address: &Address) -> NodeChannel {
+    /// To the node at that address.
+    pub(crate) fn channel(&self, address: &Address) -> NodeChannel {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let channel = channels.entry(address.clone()).or_insert_with(|| channel(address)).clone();
         InterceptedService::new(channel, self.token.clone())

@@ -35,6 +35,7 @@ mod movement;
 mod placement;
 mod queue;
 mod quorum;
+mod records;
 mod repair;
 mod repair_config;
 mod repository;

@@ -29,6 +29,7 @@ use crate::{
     },
     duties::{self, AfterFailure, AfterRound, RoundEnd, Ticket},
     error::WriteError,
+    records::{self, Promoted},
     repository::{Repository, RepositoryKey, RevokedRoute},
     service::storage_address,
     writing,
@@ -66,6 +67,8 @@ struct Aftermath {
     owed: Vec<i64>,
     /// The ticket was given back.
     freed: Option<RepositoryKey>,
+    /// A replica is up to date now.
+    promoted: Option<Box<Promoted>>,
 }
 
 impl Recorded {
@@ -208,6 +211,9 @@ fn finish(shared: &Arc<Shared>, recorded: Recorded) -> Disposition {
             if let Some(key) = aftermath.freed {
                 shared.queues.freed(&key);
             }
+            if let Some(promoted) = aftermath.promoted {
+                records::note_promotion(shared, *promoted);
+            }
             if !aftermath.routes.is_empty() {
                 shared.revoke_later(aftermath.routes, aftermath.owed);
             }
@@ -340,6 +346,12 @@ async fn record_round(shared: &Shared, report: &Report, asked: Asked) -> Result<
             let behind =
                 replicas::replica_repaired_in_txn(&mut transaction, repository.id, &target, copied).await?;
             if behind == Some(false) {
+                aftermath.promoted = Some(Box::new(Promoted {
+                    repository: (*repository).clone(),
+                    target: target.clone(),
+                    generation: copied,
+                    attempt: duty.copy_attempt.unwrap_or(0),
+                }));
                 // Routers that cached the route would go on to leave this replica out of writes, and it would fall behind.
                 let generation = repository.generation.next();
                 aftermath.routes.push(RevokedRoute { key: repository.key, id: repository.id, generation });

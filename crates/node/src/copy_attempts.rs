@@ -58,6 +58,16 @@ impl CopyAttempt {
         }
     }
 
+    /// A number that somebody names.
+    pub(crate) fn numbered(number: i64) -> Self {
+        Self(number)
+    }
+
+    /// Whether this is the last copy that began.
+    pub(crate) fn is_last(self, replica: &Path) -> io::Result<bool> {
+        Ok(remembered(&replica.join(FILE))? == Some(self))
+    }
+
     /// Writes the number into the replica, durably.
     pub(crate) async fn remember(self, replica: &RepositoryPath) -> Result<(), Status> {
         let replica = replica.clone();

@@ -38,6 +38,7 @@ mod metrics;
 mod node;
 mod peer;
 mod place;
+mod records;
 mod remote_url;
 mod rpc_log;
 pub mod server;

@@ -110,7 +110,9 @@ macro_rules! open_columns {
     () => {
         "w.id, w.repository_id, w.kind, w.primary_storage, w.router_id, w.method, w.correlation_id,
          CASE w.participants WHEN '{}' THEN ARRAY[w.primary_storage] ELSE w.participants END AS participants,
-         r.virtual_storage, r.relative_path"
+         r.virtual_storage, r.relative_path,
+         CASE WHEN isfinite(w.settling_since) THEN (extract(epoch FROM w.settling_since) * 1000000)::bigint ELSE 0 END
+             AS settling"
     };
 }
 
@@ -246,6 +248,8 @@ pub(crate) struct OpenWrite {
     pub(crate) router_id: String,
     pub(crate) method: String,
     pub(crate) correlation_id: String,
+    /// When somebody last began to settle it, in microseconds by the database's clock; 0: nobody has.
+    pub(crate) settling: i64,
 }
 
 #[derive(sqlx::FromRow)]
@@ -266,6 +270,7 @@ struct OpenWriteRow {
     participants: Vec<String>,
     virtual_storage: String,
     relative_path: String,
+    settling: i64,
 }
 
 impl TryFrom<OpenWriteRow> for OpenWrite {
@@ -285,6 +290,7 @@ impl TryFrom<OpenWriteRow> for OpenWrite {
             router_id: row.router_id,
             method: row.method,
             correlation_id: row.correlation_id,
+            settling: row.settling,
         })
     }
 }

@@ -1,7 +1,8 @@
 //! How a write ends of which nobody knows whether it took effect: its router says so, or does not renew it any more.
 //!
 //! First the write is taken from its router, which can neither renew nor commit it from then on; then the storages say
-//! what they hold, when nothing is being changed there any more; then one state is made the one that counts.
+//! what they hold, when nothing is being changed there any more; then one state is made the one that counts: first in the
+//! records that nodes keep, so that what is recorded here is known to them as well, and then here.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,6 +22,7 @@ use crate::{
     },
     error::WriteError,
     inspection::Inspection,
+    records,
     repository::{Repository, RevokedRoute},
     settlement::{self, Settlement},
 };
@@ -72,10 +74,11 @@ pub(crate) async fn settle(shared: &Arc<Shared>, id: Uuid, doubt: &Doubt) -> Res
         }
         return Ok(());
     };
-    let inspection = match open.kind {
-        WriteKind::Update => inspect(shared, &open).await?,
-        WriteKind::Create | WriteKind::Repair => Inspection::default(),
-    };
+    let mut inspection = Inspection::default();
+    if open.kind == WriteKind::Update {
+        inspection = inspect(shared, &open).await?;
+        records::note_settlement(shared, &open, &mut inspection).await?;
+    }
     crash_point(CrashPoint::CoordinatorBeforeSettlement);
     let settled = db.retrying(|| settle_under_lock(shared, &open, &inspection)).await?;
     let (repository_id, correlation_id) = (open.repository_id, &open.correlation_id);
@@ -120,8 +123,9 @@ async fn settle_under_lock(
 ) -> Result<Settled, sqlx::Error> {
     let mut transaction = shared.db.begin().await?;
     let locked = repositories::repository_lock_id(&mut transaction, open.repository_id).await?;
-    // Only now nobody else can settle it.
-    let stands = writes::write_find(&mut *transaction, open.id).await?.is_some();
+    // Only now nobody else can settle it. Whoever began to after us has told the nodes something else.
+    let found = writes::write_find(&mut *transaction, open.id).await?;
+    let stands = found.is_some_and(|found| found.settling == open.settling);
     let (Some(repository), true) = (locked, stands) else { return Ok(Settled::Gone) };
     let settled = match open.kind {
         WriteKind::Create => {

@@ -211,7 +211,7 @@ impl Transaction {
         if !self.asked("commit\0", "commit: ok", COMMIT_DEADLINE).await? {
             return Err(self.refusal().await);
         }
-        let Self { process, stdin, .. } = self;
+        let Self { process, stdin, replica, .. } = self;
         drop(stdin);
         let (exit, stderr) = process.finish().await?;
         if !exit.success() {
@@ -219,7 +219,7 @@ impl Transaction {
             tracing::warn!(%exit, stderr = %String::from_utf8_lossy(&stderr), "git update-ref after its commit");
         }
         drop(section);
-        Ok(voter.vote(Phase::Committed, ballot).await?)
+        Ok(voter.committed(&replica, ballot).await?)
     }
 
     /// Whether git answers a request as it should.

@@ -213,7 +213,8 @@ impl Session {
         let Some(ballot) = read_updates(connection).await? else { return Ok(Answer::Succeed) };
         self.leave();
         // What has been done is reported even if git is being killed meanwhile.
-        self.noting(self.voter.vote(Phase::Committed, ballot).await.map_err(HookError::from))?;
+        let told = self.voter.committed(&self.repository.path, ballot).await;
+        self.noting(told.map_err(HookError::from))?;
         Ok(Answer::Succeed)
     }
 

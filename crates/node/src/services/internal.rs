@@ -28,21 +28,21 @@ impl InternalServer {
     }
 }
 
-type Found = mpsc::Sender<Result<WalkReposResponse, Status>>;
+/// Is shown a repository, with its path below the storage. `false`: it wants no more of them.
+type Visit<'v> = dyn FnMut(&Path, &str) -> io::Result<bool> + 'v;
 
-/// Sends every repository below `directory`. `false`: the client has gone.
-fn walk(root: &Path, directory: &Path, depth: usize, found: &Found) -> io::Result<bool> {
+/// Shows every repository of the storage with this directory.
+pub(super) fn walk(root: &Path, visit: &mut Visit<'_>) -> io::Result<()> {
+    walk_below(root, root, 0, visit).map(drop)
+}
+
+fn walk_below(root: &Path, directory: &Path, depth: usize, visit: &mut Visit<'_>) -> io::Result<bool> {
     if check_repository(directory).is_ok() {
         let Some(relative_path) = directory.strip_prefix(root).ok().and_then(Path::to_str) else {
             tracing::warn!(path = %directory.display(), "a repository whose path is not UTF-8 is left out");
             return Ok(true);
         };
-        let modified = fs::metadata(directory)?.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-        let response = WalkReposResponse {
-            relative_path: relative_path.to_owned(),
-            modification_time: Some(modified.into()),
-        };
-        return Ok(found.blocking_send(Ok(response)).is_ok());
+        return visit(directory, relative_path);
     }
     if depth == MAX_DEPTH {
         return Ok(true);
@@ -62,7 +62,7 @@ fn walk(root: &Path, directory: &Path, depth: usize, found: &Found) -> io::Resul
     }
     directories.sort();
     for directory in directories {
-        if !walk(root, &directory, depth + 1, found)? {
+        if !walk_below(root, &directory, depth + 1, visit)? {
             return Ok(false);
         }
     }
@@ -81,7 +81,15 @@ impl InternalGitaly for InternalServer {
         let root = storage.root.clone();
         let (found, receiver) = mpsc::channel(FOUND_QUEUE);
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = walk(&root, &root, 0, &found) {
+            let walked = walk(&root, &mut |directory, relative_path| {
+                let modified = fs::metadata(directory)?.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                let response = WalkReposResponse {
+                    relative_path: relative_path.to_owned(),
+                    modification_time: Some(modified.into()),
+                };
+                Ok(found.blocking_send(Ok(response)).is_ok())
+            });
+            if let Err(error) = walked {
                 let _ = found.blocking_send(Err(Status::internal(format!("walking the storage: {error}"))));
             }
         });

@@ -1,17 +1,33 @@
-//! `tabularium.node.v1.ReplicaService`: what a replica holds, for whoever settles a write that nobody ended.
+//! `tabularium.node.v1.ReplicaService`: what a replica holds, for whoever settles a write that nobody ended; and the records
+//! of replicas, for when the database is not there.
 
 use std::{sync::Arc, time::Duration};
 
-use tabularium_proto::node::{QuiesceRequest, QuiesceResponse, replica_service_server::ReplicaService};
-use tokio::time::timeout;
+use tabularium_proto::node::{
+    ListRecordsRequest, ListRecordsResponse, QuiesceRequest, QuiesceResponse, ReadRecordRequest,
+    ReadRecordResponse, WriteRecordRequest, WriteRecordResponse, replica_service_server::ReplicaService,
+};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::{contents, error::RepositoryError, node::Node, storage::check_repository};
+use super::{internal, streams::ResponseStream};
+use crate::{
+    contents,
+    copy_attempts::CopyAttempt,
+    error::{RepositoryError, internal_io},
+    node::Node,
+    place::blocking,
+    records::{self, Kept},
+    storage::check_repository,
+};
 
 /// Longest wait for a change that is under way, whatever the caller says: new ones wait as well meanwhile.
 const MAX_PATIENCE: Duration = Duration::from_secs(60);
 /// How long reading what the replica holds may take.
 const READING_DEADLINE: Duration = Duration::from_secs(60);
+/// Records read ahead of who lists them.
+const LISTED_AHEAD: usize = 64;
 
 pub(crate) struct ReplicaServer(Arc<Node>);
 
@@ -43,5 +59,67 @@ impl ReplicaService for ReplicaServer {
         let digest =
             reading.map_err(|_| Status::deadline_exceeded("reading the replica takes too long"))??;
         Ok(Response::new(QuiesceResponse { exists: true, digest: digest.to_vec().into() }))
+    }
+
+    async fn read_record(
+        &self,
+        request: Request<ReadRecordRequest>,
+    ) -> Result<Response<ReadRecordResponse>, Status> {
+        let replica = self.0.storages.locate(request.into_inner().repository.as_ref())?;
+        if !replica.storage.root.is_dir() {
+            return Err(RepositoryError::StorageMissing.into());
+        }
+        match check_repository(&replica.path) {
+            Ok(()) => {}
+            Err(RepositoryError::NotFound) => return Ok(Response::new(ReadRecordResponse::default())),
+            Err(error) => return Err(error.into()),
+        }
+        let reading = internal_io("reading the replica's record");
+        let record = blocking(move || records::read(&replica.path).map_err(reading)).await?;
+        Ok(Response::new(ReadRecordResponse { exists: true, record }))
+    }
+
+    async fn write_record(
+        &self,
+        request: Request<WriteRecordRequest>,
+    ) -> Result<Response<WriteRecordResponse>, Status> {
+        let request = request.into_inner();
+        let replica = self.0.storages.open(request.repository.as_ref())?;
+        let record = request.record.ok_or_else(|| Status::invalid_argument("record is not set"))?;
+        let copy = (request.copy_attempt > 0).then(|| CopyAttempt::numbered(request.copy_attempt));
+        let writing = internal_io("writing the replica's record");
+        match blocking(move || records::write(&replica.path, record, copy).map_err(writing)).await? {
+            Kept::Written => Ok(Response::new(WriteRecordResponse {})),
+            Kept::Overtaken => Err(Status::failed_precondition("the replica has a newer record")),
+            Kept::OtherCopy => Err(Status::failed_precondition("another copy has begun since")),
+            Kept::Gone => Err(RepositoryError::NotFound.into()),
+        }
+    }
+
+    async fn list_records(
+        &self,
+        request: Request<ListRecordsRequest>,
+    ) -> Result<Response<ResponseStream<ListRecordsResponse>>, Status> {
+        let name = request.into_inner().storage_name;
+        let storage = self.0.storages.get(&name).ok_or(RepositoryError::UnknownStorage)?;
+        if !storage.root.is_dir() {
+            return Err(RepositoryError::StorageMissing.into());
+        }
+        let root = storage.root.clone();
+        let (listed, receiver) = mpsc::channel(LISTED_AHEAD);
+        tokio::task::spawn_blocking(move || {
+            let walked = internal::walk(&root, &mut |replica, replica_path| {
+                let record = records::read(replica).unwrap_or_else(|error| {
+                    tracing::warn!(%error, path = %replica.display(), "a record cannot be read");
+                    None
+                });
+                let response = ListRecordsResponse { replica_path: replica_path.to_owned(), record };
+                Ok(listed.blocking_send(Ok(response)).is_ok())
+            });
+            if let Err(error) = walked {
+                let _ = listed.blocking_send(Err(Status::internal(format!("walking the storage: {error}"))));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }

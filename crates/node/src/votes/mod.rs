@@ -10,21 +10,32 @@
 
 mod sections;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use prost::Message as _;
 use serde::Deserialize;
 use sha1::{Digest as _, Sha1};
 use tabularium_common::{
     faults::{SafetyStep, is_off},
     multiplex::Backchannel,
+    records::WRITE_RECORD,
 };
-use tabularium_proto::gitaly::{
-    StopTransactionRequest, VoteTransactionRequest, ref_transaction_client::RefTransactionClient,
-    vote_transaction_request, vote_transaction_response::TransactionState,
+use tabularium_proto::{
+    gitaly::{
+        StopTransactionRequest, VoteTransactionRequest, ref_transaction_client::RefTransactionClient,
+        vote_transaction_request, vote_transaction_response::TransactionState,
+    },
+    node::ReplicaRecord,
 };
 use tokio::time::timeout;
 use tonic::{Code, Extensions, Status, metadata::MetadataMap, transport::Channel};
+
+use crate::records;
 
 pub(crate) use sections::{Section, Sections};
 
@@ -72,6 +83,9 @@ pub(crate) enum VoteError {
     /// No word in time.
     #[error("vote was not answered within {} s", ANSWER_DEADLINE.as_secs())]
     Unanswered,
+    /// What the write makes of the replica could not be noted beside it.
+    #[error("writing the replica's record: {0}")]
+    Unrecorded(String),
     /// The router refused the vote, or is gone.
     #[error("voting on transaction: {0}")]
     Failed(Status),
@@ -84,6 +98,7 @@ impl From<VoteError> for Status {
             VoteError::Aborted => Self::aborted(text),
             VoteError::Stopped => Self::failed_precondition(text),
             VoteError::Unanswered => Self::deadline_exceeded(text),
+            VoteError::Unrecorded(_) => Self::internal(text),
             VoteError::Failed(status) => {
                 Self::new(status.code(), format!("voting on transaction: {}", status.message()))
             }
@@ -110,6 +125,35 @@ struct Transaction {
 struct Seat {
     transaction: Transaction,
     router: RefTransactionClient<Channel>,
+    /// What the write makes of the replica; known once the router is certain that there is a write.
+    record: Mutex<Option<ReplicaRecord>>,
+}
+
+impl Seat {
+    fn record(&self) -> std::sync::MutexGuard<'_, Option<ReplicaRecord>> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what the router says of the write. Gitaly's says nothing.
+    fn learn(&self, answer: &MetadataMap) {
+        let Some(encoded) = answer.get_bin(WRITE_RECORD) else { return };
+        let decoded = encoded.to_bytes().ok().and_then(|bytes| ReplicaRecord::decode(bytes).ok());
+        let Some(told) = decoded else {
+            return tracing::warn!("a router says of a write what cannot be read");
+        };
+        let mut record = self.record();
+        if record.as_ref().is_none_or(|known| known.write_id != told.write_id) {
+            *record = Some(told);
+        }
+    }
+
+    /// One more change has been made: what is to be noted.
+    fn changed(&self) -> Option<ReplicaRecord> {
+        let mut record = self.record();
+        let record = record.as_mut()?;
+        record.changes += 1;
+        Some(record.clone())
+    }
 }
 
 /// One replica's voice in the transaction of one request; clones are the same voice.
@@ -133,7 +177,7 @@ impl Voter {
             .get::<Backchannel>()
             .ok_or_else(|| Status::internal("get backchannel: no backchannel for peer 0"))?;
         let router = RefTransactionClient::new(backchannel.channel());
-        Ok(Self(Some(Arc::new(Seat { transaction, router }))))
+        Ok(Self(Some(Arc::new(Seat { transaction, router, record: Mutex::default() }))))
     }
 
     /// Whether there is a transaction at all.
@@ -164,12 +208,24 @@ impl Voter {
         let mut router = seat.router.clone();
         let answer = timeout(ANSWER_DEADLINE, router.vote_transaction(request)).await;
         let answer = answer.map_err(|_| VoteError::Unanswered)?.map_err(VoteError::Failed)?;
+        seat.learn(answer.metadata());
         match TransactionState::try_from(answer.into_inner().state) {
             Ok(TransactionState::Commit) => Ok(()),
             Ok(TransactionState::Abort) => Err(VoteError::Aborted),
             Ok(TransactionState::Stop) => Err(VoteError::Stopped),
             Err(_) => Err(VoteError::Failed(Status::internal("unknown transaction state"))),
         }
+    }
+
+    /// Says that a change has been made, when it is noted beside the replica.
+    pub(crate) async fn committed(&self, replica: &Path, ballot: Ballot) -> Result<(), VoteError> {
+        if let Some(record) = self.0.as_ref().and_then(|seat| seat.changed()) {
+            let replica = replica.to_owned();
+            let noted = tokio::task::spawn_blocking(move || records::write(&replica, record, None)).await;
+            let noted = noted.map_err(std::io::Error::other).and_then(|noted| noted);
+            noted.map_err(|error| VoteError::Unrecorded(error.to_string()))?;
+        }
+        self.vote(Phase::Committed, ballot).await
     }
 
     /// Waits until all replicas have come to this point.
@@ -230,7 +286,7 @@ pub(crate) async fn agreed<T, E: From<VoteError>>(
     voter.vote(Phase::Prepared, ballots.before).await?;
     let changed = change.await?;
     drop(section);
-    voter.vote(Phase::Committed, ballots.after).await?;
+    voter.committed(replica, ballots.after).await?;
     Ok(changed)
 }
 

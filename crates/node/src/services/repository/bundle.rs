@@ -20,7 +20,7 @@ use crate::{
     place::Temporary,
     services::streams::{self, ResponseStream},
     storage::RepositoryPath,
-    votes::{Phase, Voter, ballot},
+    votes::{Voter, ballot},
 };
 
 /// What bundles start with.
@@ -88,7 +88,7 @@ pub(super) async fn fetch(
     if voter.takes_part() {
         // Also when nothing was new: the replicas then still have the same.
         let references = contents::references(&node.git, &repository, "refs/").await?;
-        voter.vote(Phase::Committed, ballot(&references)).await?;
+        voter.committed(&repository.path, ballot(&references)).await?;
     }
     Ok(FetchBundleResponse {})
 }

@@ -20,6 +20,7 @@ use crate::{
     node::Node,
     peer::{Peer, QUESTION_TIMEOUT, question},
     place::{self, Building, Temporary, blocking},
+    records,
     storage::{RepositoryPath, check_repository},
     votes::Voter,
 };
@@ -79,6 +80,7 @@ async fn copy_alone(
                 return Err(Status::failed_precondition(text));
             }
             remember(attempt, target).await?;
+            suspend_record(target).await?;
             synchronise(node, peer, source, target).await
         }
         Err(error @ (RepositoryError::NotFound | RepositoryError::Invalid(_))) => {
@@ -102,6 +104,12 @@ async fn remember(attempt: Option<CopyAttempt>, replica: &RepositoryPath) -> Res
         Some(attempt) => attempt.remember(replica).await,
         None => Ok(()),
     }
+}
+
+/// From here until the copy is found to be good, what the replica holds is no generation's.
+async fn suspend_record(target: &RepositoryPath) -> Result<(), Status> {
+    let replica = target.path.clone();
+    blocking(move || records::suspend(&replica).map_err(internal_io("suspending the replica's record"))).await
 }
 
 fn invalid_source(error: Status) -> Status {

@@ -15,7 +15,7 @@ use crate::{
     place::Temporary,
     remote_url::{REMOTE, RemoteUrl},
     storage::RepositoryPath,
-    votes::{Phase, Voter, ballot},
+    votes::{Voter, ballot},
 };
 
 pub(super) async fn fetch(
@@ -61,7 +61,7 @@ pub(super) async fn fetch(
     }
     let after = Refs::read(node, &repository).await?;
     // Also when nothing was new: the replicas then still have the same.
-    voter.vote(Phase::Committed, ballot(&after.all)).await?;
+    voter.committed(&repository.path, ballot(&after.all)).await?;
     Ok(FetchRemoteResponse {
         tags_changed: !request.check_tags_changed || before.tags != after.tags,
         repo_changed: before != after,
