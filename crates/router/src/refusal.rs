@@ -43,6 +43,10 @@ pub(crate) enum Refusal {
     RepositoryNotFound { prefix: &'static str },
     #[error("repository does not exist")]
     NothingToRemove,
+    #[error("{0} must be a whole number")]
+    NotANumber(&'static str),
+    #[error("the repository is at generation {at} here, and at least {wanted} was asked for")]
+    Behind { at: i64, wanted: i64 },
     #[error("no healthy nodes")]
     NoHealthyNodes,
     #[error("no suitable node to serve the request")]
@@ -51,6 +55,10 @@ pub(crate) enum Refusal {
     PrimaryUnhealthy,
     #[error("this router has not reached a coordinator yet")]
     NoTopology,
+    #[error(
+        "no coordinator can be reached, and of {needed} replicas that have to say how new they are {answered} do"
+    )]
+    Unconfirmed { answered: usize, needed: usize },
     #[error("storage {0} cannot be reached")]
     Unreachable(String),
     #[error("the connection to storage {0} was lost")]
@@ -86,7 +94,9 @@ impl Refusal {
             },
             Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::UnknownService(_) | Self::NotBuilt(_) => Code::Unimplemented,
+            Self::Behind { .. } => Code::FailedPrecondition,
             Self::Wire(_)
+            | Self::NotANumber(_)
             | Self::RepositoryNotSet
             | Self::PathNotSet
             | Self::StorageNotSet
@@ -102,6 +112,7 @@ impl Refusal {
             | Self::PrimaryUnhealthy
             | Self::AnswerTooLarge(_) => Code::Internal,
             Self::NoTopology
+            | Self::Unconfirmed { .. }
             | Self::Unreachable(_)
             | Self::Lost(_)
             | Self::NotGrpc(_)

@@ -17,13 +17,17 @@ use std::{
 
 use http::HeaderValue;
 use tabularium_common::lifecycle::Tasks;
-use tabularium_proto::coordinator::{
-    AbortWriteRequest, BeginWriteRequest, CommitWriteRequest, RenewWritesRequest, Route,
-    abort_write_request::Outcome,
+use tabularium_proto::{
+    coordinator::{
+        AbortWriteRequest, BeginWriteRequest, CommitWriteRequest, RenewWritesRequest, Route,
+        abort_write_request::Outcome,
+    },
+    node::ReplicaRecord,
 };
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
+use uuid::Uuid;
 
 use crate::{
     coordinator::Coordinators,
@@ -115,11 +119,19 @@ impl Writes {
         request.wait_milliseconds = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
         let writes = self.clone();
         let begun = self.0.tasks.spawn("begin write", async move {
-            let sent = Instant::now();
-            let call = writes.0.coordinators.call(
+            let mut sent = Instant::now();
+            let anew = || {
+                sent = Instant::now();
+                if !request.write_id.is_empty() {
+                    request.given_up_write_ids.push(std::mem::take(&mut request.write_id));
+                }
+                request.write_id = Uuid::now_v7().to_string();
+                request.clone()
+            };
+            let call = writes.0.coordinators.call_anew(
                 Some(&correlation),
                 patience + WRITE_CALL_TIMEOUT,
-                request,
+                anew,
                 |mut client, request| async move { client.begin_write(request).await },
             );
             let answer = call.await.map_err(Refusal::Status)?;
@@ -324,6 +336,21 @@ impl ActiveWrite {
     /// Where it goes.
     pub(crate) fn route(&self) -> &Arc<Route> {
         &self.route
+    }
+
+    /// What a node that has made its change notes beside its replica.
+    pub(crate) fn record(&self) -> ReplicaRecord {
+        let name = self.route.name.clone().unwrap_or_default();
+        ReplicaRecord {
+            repository_id: self.route.repository_id,
+            virtual_storage: name.virtual_storage,
+            relative_path: name.relative_path,
+            generation: self.route.generation + 1,
+            epoch: self.route.epoch,
+            write_id: self.id.clone(),
+            complete: true,
+            ..ReplicaRecord::default()
+        }
     }
 
     /// Storages that may take part, the primary first.

@@ -36,7 +36,7 @@ pub(crate) async fn exists(
     let first = first_message::read(&mut body).await?;
     let named = repository(&first.message, &[1])?;
     check_virtual_storage(shared, named.virtual_storage)?;
-    match shared.routes.resolve(named.virtual_storage, named.relative_path, Some(correlation)).await {
+    match shared.confirmations.route(named.virtual_storage, named.relative_path, Some(correlation)).await {
         Ok(_) => Ok(answered(&RepositoryExistsResponse { exists: true })),
         Err(refusal) if is_unknown(&refusal) => Ok(answered(&RepositoryExistsResponse { exists: false })),
         Err(refusal) => Err(refusal),

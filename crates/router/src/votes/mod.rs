@@ -12,18 +12,26 @@ mod tests;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use tabularium_proto::gitaly::{
-    StopTransactionRequest, StopTransactionResponse, VoteTransactionRequest, VoteTransactionResponse,
-    ref_transaction_server::RefTransaction, vote_transaction_request::Phase as WirePhase,
-    vote_transaction_response::TransactionState,
+use prost::Message as _;
+use tabularium_common::records::WRITE_RECORD;
+use tabularium_proto::{
+    gitaly::{
+        StopTransactionRequest, StopTransactionResponse, VoteTransactionRequest, VoteTransactionResponse,
+        ref_transaction_server::RefTransaction, vote_transaction_request::Phase as WirePhase,
+        vote_transaction_response::TransactionState,
+    },
+    node::ReplicaRecord,
 };
 use tokio::sync::{mpsc, oneshot};
-use tonic::{Request, Response, Status};
+use tonic::{
+    Request, Response, Status,
+    metadata::{Binary, MetadataValue},
+};
 
 use crate::limits::{VOTE_QUEUE, VOTE_WAIT};
 use ballot::{BALLOT_BYTES, Ballot, Phase};
@@ -75,9 +83,18 @@ pub(crate) enum Heard {
     Stop,
 }
 
+/// What nodes note beside their replicas before they say that they have made a change; set once the ticket is held.
+type WriteRecord = OnceLock<MetadataValue<Binary>>;
+
+#[derive(Clone)]
+struct Open {
+    sender: mpsc::Sender<Heard>,
+    record: Arc<WriteRecord>,
+}
+
 #[derive(Default)]
 struct Inner {
-    open: Mutex<HashMap<u64, mpsc::Sender<Heard>>>,
+    open: Mutex<HashMap<u64, Open>>,
     last: AtomicU64,
 }
 
@@ -91,10 +108,11 @@ pub(crate) struct Ears {
     /// Its id, as nodes know it.
     pub(crate) id: u64,
     heard: mpsc::Receiver<Heard>,
+    record: Arc<WriteRecord>,
 }
 
 impl Transactions {
-    fn map(&self) -> MutexGuard<'_, HashMap<u64, mpsc::Sender<Heard>>> {
+    fn map(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -102,30 +120,37 @@ impl Transactions {
     pub(crate) fn open(&self) -> Ears {
         let id = self.0.last.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, heard) = mpsc::channel(VOTE_QUEUE);
-        self.map().insert(id, sender);
-        Ears { transactions: self.clone(), id, heard }
+        let record = Arc::<WriteRecord>::default();
+        self.map().insert(id, Open { sender, record: Arc::clone(&record) });
+        Ears { transactions: self.clone(), id, heard, record }
     }
 
-    async fn tell(&self, id: u64, what: Heard) -> Result<(), VoteError> {
-        let transaction = self.map().get(&id).cloned().ok_or(VoteError::UnknownTransaction)?;
-        transaction.send(what).await.map_err(|_| VoteError::UnknownTransaction)
+    async fn tell(&self, id: u64, what: Heard) -> Result<Arc<WriteRecord>, VoteError> {
+        let Open { sender, record } = self.map().get(&id).cloned().ok_or(VoteError::UnknownTransaction)?;
+        sender.send(what).await.map_err(|_| VoteError::UnknownTransaction)?;
+        Ok(record)
     }
 
-    async fn vote(&self, request: VoteTransactionRequest) -> Result<Verdict, VoteError> {
+    async fn vote(&self, request: VoteTransactionRequest) -> Result<(Verdict, Arc<WriteRecord>), VoteError> {
         let phase = phase(request.phase());
         let value: [u8; BALLOT_BYTES] =
             request.reference_updates_hash.as_slice().try_into().map_err(|_| VoteError::Length)?;
         let (answer, answered) = oneshot::channel();
         let vote = Heard::Vote { node: request.node, ballot: Ballot { phase, value }, answer };
-        self.tell(request.transaction_id, vote).await?;
+        let record = self.tell(request.transaction_id, vote).await?;
         match tokio::time::timeout(VOTE_WAIT, answered).await {
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(answer)) => answer.map(|verdict| (verdict, record)),
             Ok(Err(_)) | Err(_) => Err(VoteError::Cancelled),
         }
     }
 }
 
 impl Ears {
+    /// From now on whoever is told to go on is told this as well.
+    pub(crate) fn announce(&self, record: &ReplicaRecord) {
+        self.record.get_or_init(|| MetadataValue::from_bytes(&record.encode_to_vec()));
+    }
+
     /// The next thing that a node says.
     pub(crate) async fn hear(&mut self) -> Heard {
         match self.heard.recv().await {
@@ -158,20 +183,58 @@ impl RefTransaction for Transactions {
         &self,
         request: Request<VoteTransactionRequest>,
     ) -> Result<Response<VoteTransactionResponse>, Status> {
-        let state = match self.vote(request.into_inner()).await? {
+        let (verdict, record) = self.vote(request.into_inner()).await?;
+        let state = match verdict {
             Verdict::Commit => TransactionState::Commit,
             Verdict::Abort => TransactionState::Abort,
             Verdict::Stop => TransactionState::Stop,
             Verdict::Cancelled => return Err(VoteError::Cancelled.into()),
         };
-        Ok(Response::new(VoteTransactionResponse { state: state.into() }))
+        let mut response = Response::new(VoteTransactionResponse { state: state.into() });
+        if let Some(record) = record.get().filter(|_| verdict == Verdict::Commit) {
+            response.metadata_mut().insert_bin(WRITE_RECORD, record.clone());
+        }
+        Ok(response)
     }
 
     async fn stop_transaction(
         &self,
         request: Request<StopTransactionRequest>,
     ) -> Result<Response<StopTransactionResponse>, Status> {
-        self.tell(request.into_inner().transaction_id, Heard::Stop).await?;
+        self.tell(request.into_inner().transaction_id, Heard::Stop).await.map(drop)?;
         Ok(Response::new(StopTransactionResponse {}))
+    }
+}
+
+#[cfg(test)]
+mod announcement {
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_goes_on_under_the_ticket_is_told_what_to_note() {
+        let transactions = Transactions::default();
+        let mut ears = transactions.open();
+        let request = VoteTransactionRequest {
+            transaction_id: ears.id,
+            node: "a".into(),
+            reference_updates_hash: vec![1; BALLOT_BYTES],
+            ..VoteTransactionRequest::default()
+        };
+        let record = ReplicaRecord { repository_id: 4, generation: 9, ..ReplicaRecord::default() };
+        for (ticket, verdict) in [(false, Verdict::Commit), (true, Verdict::Commit), (true, Verdict::Abort)] {
+            if ticket {
+                ears.announce(&record);
+            }
+            let voting = transactions.vote_transaction(Request::new(request.clone()));
+            let hearing = async {
+                if let Heard::Vote { answer, .. } = ears.hear().await {
+                    answer.send(Ok(verdict)).unwrap();
+                }
+            };
+            let (answer, ()) = tokio::join!(voting, hearing);
+            let told = answer.unwrap().metadata().get_bin(WRITE_RECORD).map(|told| told.to_bytes().unwrap());
+            let told = told.map(|bytes| ReplicaRecord::decode(bytes).unwrap());
+            assert_eq!(told, (ticket && verdict == Verdict::Commit).then(|| record.clone()));
+        }
     }
 }

@@ -3,11 +3,13 @@
 
 mod answers;
 mod coordinator;
+mod freshness;
 mod house;
 mod lease;
 mod node;
 mod quorum;
 mod reads;
+mod records;
 mod refusals;
 mod repair;
 mod streams;

@@ -25,9 +25,12 @@ use tabularium_common::{
     lifecycle::Tasks,
     multiplex::{self, Backchannel},
 };
-use tabularium_proto::gitaly::{
-    CalculateChecksumResponse, DiskStatisticsResponse, GetBlobResponse, RefExistsResponse,
-    ServerInfoResponse, WalkReposResponse, disk_statistics_response, server_info_response,
+use tabularium_proto::{
+    gitaly::{
+        CalculateChecksumResponse, DiskStatisticsResponse, GetBlobResponse, RefExistsResponse,
+        ServerInfoResponse, WalkReposResponse, disk_statistics_response, server_info_response,
+    },
+    node::ReadRecordResponse,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, transport::Channel};
@@ -67,6 +70,8 @@ pub(crate) struct Inner {
     pub(crate) back: Mutex<Option<Channel>>,
     /// How it votes.
     pub(crate) play: Mutex<Play>,
+    /// What it keeps beside its replicas.
+    pub(crate) record: Mutex<ReadRecordResponse>,
     /// What it was told when it voted.
     pub(crate) told: Mutex<Vec<Told>>,
     tasks: Tasks,
@@ -92,6 +97,7 @@ impl Node {
             deaf: AtomicBool::new(false),
             back: Mutex::default(),
             play: Mutex::default(),
+            record: Mutex::default(),
             told: Mutex::default(),
             tasks: tasks.clone(),
             life: Mutex::default(),
@@ -224,6 +230,10 @@ impl Node {
             }
             "/gitaly.RepositoryService/CalculateChecksum" => {
                 unary(&CalculateChecksumResponse { checksum: "abc".into() }.encode_to_vec())
+            }
+            "/tabularium.node.v1.ReplicaService/ReadRecord" => {
+                let record = self.0.record.lock().unwrap().encode_to_vec();
+                unary(&record)
             }
             "/gitaly.ServerService/ServerInfo" => unary(&self.info().encode_to_vec()),
             "/gitaly.ServerService/ServerSignature" => unary(b"\x0a\x03key"),
