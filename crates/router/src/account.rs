@@ -13,6 +13,7 @@ use tonic::Code;
 
 use crate::{
     metrics::{Metrics, OperationLabel},
+    routing::generation_of,
     table::{Action, Entry},
 };
 
@@ -25,6 +26,7 @@ struct Noted {
     route: Option<Arc<Route>>,
     storage: Option<Arc<str>>,
     write_id: Option<String>,
+    generation: Option<i64>,
 }
 
 impl Notes {
@@ -33,6 +35,11 @@ impl Notes {
         let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         noted.route = Some(Arc::clone(route));
         noted.storage = Some(Arc::clone(storage));
+    }
+
+    /// What it made of the repository.
+    pub(crate) fn recorded(&self, generation: i64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).generation = Some(generation);
     }
 
     /// Its ticket.
@@ -85,6 +92,16 @@ impl Account {
     /// The same for a request that is not relayed, by the headers that the client sent.
     pub(crate) fn correlate_by(&mut self, headers: &HeaderMap) {
         self.correlation = CorrelationId::of(headers).header();
+    }
+
+    /// The generation that the client is told: of a write that is recorded its own, of a read that of the replica.
+    pub(crate) fn generation(&self) -> Option<HeaderValue> {
+        let generation = match (&self.notes, &self.route, &self.storage) {
+            (Some(notes), ..) => notes.0.lock().unwrap_or_else(PoisonError::into_inner).generation?,
+            (None, Some(route), Some(storage)) => generation_of(route, storage),
+            _ => return None,
+        };
+        Some(HeaderValue::from(generation))
     }
 
     fn operation(&self) -> OperationLabel {

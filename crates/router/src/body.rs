@@ -25,6 +25,7 @@ use tonic::Code;
 use crate::{
     account::Account,
     refusal::{Refusal, code_of},
+    relay::GENERATION,
 };
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -227,7 +228,7 @@ impl<B: Body<Data = Bytes, Error = Infallible> + Unpin> Body for Deadline<B> {
     }
 }
 
-/// Closes the account of the RPC with the status that the client was sent.
+/// Closes the account of the RPC with the status that the client was sent, and says how new the repository is.
 pub(crate) struct Accounted<B> {
     inner: B,
     account: Account,
@@ -248,10 +249,13 @@ impl<B: Body<Data = Bytes, Error = Infallible> + Unpin> Body for Accounted<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(trailers) = frame.trailers_ref()
+        let mut frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
         {
+            if let Some(generation) = self.account.generation() {
+                trailers.insert(GENERATION, generation);
+            }
             self.account.close(code_of(trailers).unwrap_or(Code::Unknown));
         }
         Poll::Ready(frame)

@@ -74,6 +74,8 @@ struct Settling {
     /// Votes wait for it.
     record: bool,
     turn: Turn,
+    /// Of what is to be recorded: where it was written, and who has it.
+    written: Option<(Arc<Route>, Vec<String>)>,
 }
 
 /// What came of the ticket.
@@ -140,6 +142,9 @@ impl<'s> Drive<'s> {
         };
         if let Some(held) = &mut held {
             held.write.sending();
+            if let Some(ears) = &ears {
+                ears.announce(&held.write.record());
+            }
         }
         let primary = Primary::ask(first, worker, request);
         let secondaries = FuturesUnordered::new();
@@ -387,6 +392,9 @@ impl<'s> Drive<'s> {
             Ok(mut held) => {
                 crash_point(CrashPoint::RouterAfterTicket);
                 held.write.sending();
+                if let Some(ears) = &self.ears {
+                    ears.announce(&held.write.record());
+                }
                 self.story.notes.write_id(held.write.id());
                 self.lost = held.write.lost();
                 let participants = held.write.participants().to_vec();
@@ -478,12 +486,20 @@ impl<'s> Drive<'s> {
         for node in self.nodes.iter().filter(|node| !node.healthy()) {
             write.unreachable(node.storage.to_string());
         }
-        self.settling = Some(Settling { told: write.settle(settlement).boxed(), record, turn });
+        let written = match &settlement {
+            Settlement::Commit { storages, .. } => Some((Arc::clone(write.route()), storages.clone())),
+            Settlement::NotApplied | Settlement::InDoubt => None,
+        };
+        self.settling = Some(Settling { told: write.settle(settlement).boxed(), record, turn, written });
     }
 
     fn on_settled(&mut self, told: Result<(), Refusal>) {
-        let Some(Settling { record, turn, .. }) = self.settling.take() else { return };
+        let Some(Settling { record, turn, written, .. }) = self.settling.take() else { return };
         drop(turn);
+        if let Some((route, storages)) = written.filter(|_| told.is_ok()) {
+            self.story.notes.recorded(route.generation + 1);
+            self.story.shared.routes.advance(&route, &storages);
+        }
         if self.outcome == Outcome::Recorded && told.is_ok() {
             crash_point(CrashPoint::RouterAfterRecord);
         }

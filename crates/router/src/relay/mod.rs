@@ -6,6 +6,7 @@ mod attempt;
 mod client;
 mod drive;
 mod fan_out;
+mod freshness;
 mod maintain;
 mod participants;
 mod read;
@@ -47,6 +48,7 @@ use crate::{
 };
 use attempt::Answer;
 use client::Started;
+pub(crate) use freshness::GENERATION;
 use request::Call;
 pub(crate) use request::{NodeToken, QUESTION, repository};
 
@@ -254,6 +256,9 @@ fn finish(
         }
         Ok(Outcome::Node(Answer { response, first, tether, storage })) => {
             let (mut parts, body) = response.into_parts();
+            if let Some(generation) = account.generation() {
+                parts.headers.insert(GENERATION, generation);
+            }
             if let Some(code) = code_of(&parts.headers) {
                 account.close(code);
                 return Response::from_parts(parts, Reply::Whole { message: None, trailers: None });
@@ -264,12 +269,19 @@ fn finish(
             let body = Accounted::new(Deadline::new(graceful, expiry), account);
             Response::from_parts(parts, Reply::Relayed(body))
         }
-        Ok(Outcome::Written(Started::Whole(parts))) => {
+        Ok(Outcome::Written(Started::Whole(mut parts))) => {
+            if let Some(generation) = account.generation() {
+                parts.headers.insert(GENERATION, generation);
+            }
             account.close(code_of(&parts.headers).unwrap_or(Code::Unknown));
             Response::from_parts(parts, Reply::Whole { message: None, trailers: None })
         }
         Ok(Outcome::Written(Started::Stream(mut parts, frames))) => {
             parts.headers.remove(header::CONTENT_LENGTH);
+            // Unless the write is recorded by now, its generation stands in the trailers alone.
+            if let Some(generation) = account.generation() {
+                parts.headers.insert(GENERATION, generation);
+            }
             let body = Accounted::new(Deadline::new(Driven::new(frames), expiry), account);
             Response::from_parts(parts, Reply::Driven(body))
         }

@@ -129,12 +129,14 @@ impl Relay {
             .route(repository.virtual_storage, repository.relative_path, Some(&call.correlation))
             .await
             .map_err(unknown_to_accessor)?;
+        let reader = if call.primary_only { Reader::Primary } else { reader };
+        let route = self.fresh_enough(route, call, repository, reader).await.map_err(unknown_to_accessor)?;
         account.route = Some(Arc::clone(&route));
         let search = Search {
             call,
             message: message.clone(),
             target,
-            reader: if call.primary_only { Reader::Primary } else { reader },
+            reader,
             route,
             storages,
             replay: rest.into_replay(),

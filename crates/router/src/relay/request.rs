@@ -18,6 +18,7 @@ use tabularium_common::{
     telemetry::{CORRELATION_ID, CorrelationId},
 };
 
+use super::freshness::Asked;
 use crate::{
     body::{Spliced, Tether},
     first_message::{FirstMessage, PREFIX_BYTES},
@@ -67,6 +68,7 @@ pub(super) struct Call {
     pub(super) correlation: HeaderValue,
     pub(super) sync_from_site: String,
     pub(super) primary_only: bool,
+    pub(super) freshness: Asked,
     pub(super) client_streaming: bool,
     pub(super) traffic: Traffic,
 }
@@ -77,6 +79,7 @@ impl Call {
         headers.remove(header::AUTHORIZATION);
         headers.remove(header::CONTENT_LENGTH);
         headers.remove(header::HOST);
+        let freshness = Asked::take(&mut headers);
         let site = headers.remove(SYNC_FROM_SITE);
         let id = CorrelationId::of(&headers);
         let correlation = match headers.get(&CORRELATION) {
@@ -92,6 +95,7 @@ impl Call {
         Self {
             primary_only: headers.get(&ACCESSOR_POLICY).is_some_and(|value| value == "primary-only"),
             sync_from_site: site.and_then(|value| value.to_str().map(str::to_owned).ok()).unwrap_or_default(),
+            freshness,
             headers,
             path: parts.uri.into_parts().path_and_query,
             correlation,

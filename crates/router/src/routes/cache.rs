@@ -2,6 +2,9 @@
 //!
 //! Each shard has a young and an old half. What is used moves to the young half; when that is full the old half is
 //! dropped and the young one takes its place. So the cache is bounded and what is in use stays, at one lookup each.
+//!
+//! What was kept under a session that ended is not used any more, but *remembered*: for the time when nobody can be asked.
+//! What was revoked is not.
 
 use std::{
     collections::HashMap,
@@ -47,14 +50,18 @@ struct Question {
 }
 
 #[derive(Default)]
-struct Shard {
+struct Halves {
     young: HashMap<String, Arc<Route>>,
     old: HashMap<String, Arc<Route>>,
-    /// Bounded by the RPCs under way.
-    questions: HashMap<String, Question>,
 }
 
-impl Shard {
+impl Halves {
+    fn remove(&mut self, key: &str) -> bool {
+        // Both, whichever has it.
+        let (young, old) = (self.young.remove(key), self.old.remove(key));
+        young.is_some() || old.is_some()
+    }
+
     fn get(&mut self, key: &str) -> Option<Arc<Route>> {
         if let Some(route) = self.young.get(key) {
             return Some(Arc::clone(route));
@@ -70,6 +77,14 @@ impl Shard {
         }
         self.young.insert(key, route);
     }
+}
+
+#[derive(Default)]
+struct Shard {
+    kept: Halves,
+    remembered: Halves,
+    /// Bounded by the RPCs under way.
+    questions: HashMap<String, Question>,
 }
 
 /// What a reader does who has found nothing.
@@ -98,7 +113,8 @@ impl Flight<'_> {
         };
         if cacheable && !question.revoked && alive() {
             question.landed.send_replace(Landed::Kept(Arc::clone(route)));
-            shard.put(self.key.clone(), Arc::clone(route));
+            shard.kept.put(self.key.clone(), Arc::clone(route));
+            shard.remembered.put(self.key.clone(), Arc::clone(route));
         }
     }
 }
@@ -145,13 +161,18 @@ impl Cache {
 
     /// A route that is kept. The caller checks the lease.
     pub(crate) fn get(&self, key: &str) -> Option<Arc<Route>> {
-        self.shard(key).get(key)
+        self.shard(key).kept.get(key)
+    }
+
+    /// A route that was kept last, if it was not revoked since. It may not be true any more.
+    pub(crate) fn remembered(&self, key: &str) -> Option<Arc<Route>> {
+        self.shard(key).remembered.get(key)
     }
 
     /// Asks, or joins who asks under the same session.
     pub(crate) fn join(&self, key: &str, session: u64) -> Joined<'_> {
         let mut shard = self.shard(key);
-        if let Some(route) = shard.get(key) {
+        if let Some(route) = shard.kept.get(key) {
             return Joined::Known(route);
         }
         if let Some(question) = shard.questions.get(key)
@@ -169,22 +190,42 @@ impl Cache {
         Joined::Lead(Flight { cache: self, key: key.to_owned(), number: flight })
     }
 
-    /// Forgets a route, and marks a question about it so that its answer is not kept.
-    pub(crate) fn revoke(&self, key: &str) {
+    /// Forgets a route, and marks a question about it so that its answer is not kept. Answers whether there was one.
+    pub(crate) fn revoke(&self, key: &str) -> bool {
         let mut shard = self.shard(key);
-        shard.young.remove(key);
-        shard.old.remove(key);
+        shard.kept.remove(key);
+        let known = shard.remembered.remove(key);
+        if let Some(question) = shard.questions.get_mut(key) {
+            question.revoked = true;
+        }
+        known
+    }
+
+    /// Does not keep a route that proved to be out of date, nor the answer to a question about it.
+    pub(crate) fn drop_kept(&self, key: &str) {
+        let mut shard = self.shard(key);
+        shard.kept.remove(key);
         if let Some(question) = shard.questions.get_mut(key) {
             question.revoked = true;
         }
     }
 
-    /// Forgets every route.
+    /// Replaces a route that is kept by what `advance` makes of it.
+    pub(crate) fn advance(&self, key: &str, advance: impl FnOnce(&Route) -> Option<Route>) {
+        let mut shard = self.shard(key);
+        if let Some(route) = shard.kept.get(key).and_then(|route| advance(&route)).map(Arc::new) {
+            shard.kept.put(key.to_owned(), Arc::clone(&route));
+            if shard.remembered.get(key).is_some() {
+                shard.remembered.put(key.to_owned(), route);
+            }
+        }
+    }
+
+    /// Keeps no route any more.
     pub(crate) fn clear(&self) {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            shard.young.clear();
-            shard.old.clear();
+            shard.kept = Halves::default();
         }
     }
 }
@@ -272,6 +313,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_kept_any_more_is_remembered_until_it_is_revoked() {
+        let cache = Cache::new();
+        lead(&cache, "a", 1).land(&route(3), true, || true);
+        lead(&cache, "b", 1).land(&route(3), false, || true);
+        cache.clear();
+        assert!(cache.get("a").is_none());
+        assert_eq!(cache.remembered("a").unwrap().generation, 3);
+        assert!(cache.remembered("b").is_none(), "no revocation would have come");
+        assert!(cache.revoke("a") && !cache.revoke("a"));
+        assert!(cache.remembered("a").is_none());
+    }
+
+    #[test]
     fn the_cache_is_bounded_and_keeps_what_is_used() {
         let cache = Cache::new();
         lead(&cache, "used", 1).land(&route(1), true, || true);
@@ -285,7 +339,7 @@ mod tests {
             .shards
             .iter()
             .map(|shard| shard.lock().unwrap())
-            .map(|shard| shard.young.len() + shard.old.len())
+            .map(|shard| shard.kept.young.len() + shard.kept.old.len())
             .sum();
         assert!(kept <= MAX_CACHED_ROUTES, "{kept}");
     }

@@ -9,14 +9,18 @@
 //!   arrived while the question was under way;
 //! * a reader joins somebody else's question only under a lease, and takes its answer only when it may be kept;
 //! * whoever asked may use the answer: its read began before anything that the answer does not show was confirmed.
+//!
+//! When no coordinator can answer, [`confirmation`] lets the replicas themselves say which of them is the newest.
 
 pub(crate) mod cache;
+pub(crate) mod confirmation;
+mod records;
 pub(crate) mod session;
 
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -28,15 +32,18 @@ use tabularium_common::{
 use tabularium_proto::coordinator::{
     RepositoryName, ResolveRepositoryRequest, ResolveRepositoryResponse, RevokeRoute, Route,
 };
+use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
 use crate::{
     coordinator::{Coordinators, Correlation},
-    limits::{FOLLOW_ATTEMPTS, RESOLVE_TIMEOUT},
+    limits::{FOLLOW_ATTEMPTS, RESOLVE_TIMEOUT, ROUTES_TO_LEARN},
     metrics::Metrics,
     refusal::Refusal,
+    routing::advanced,
 };
 use cache::{Cache, Joined, Landed};
+pub use records::WithoutRecords;
 
 /// The session under which answers may be kept.
 #[derive(Debug, Clone)]
@@ -55,12 +62,17 @@ pub(crate) struct Routes {
     /// Nanoseconds after `base` until which cached routes may be used; 0: not at all.
     lease: AtomicU64,
     base: Instant,
+    /// The last question that any coordinator was asked was not answered by one.
+    unanswered: AtomicBool,
+    /// Names whose routes were revoked, to be asked for again.
+    revoked: (mpsc::Sender<RepositoryName>, Mutex<Option<mpsc::Receiver<RepositoryName>>>),
     metrics: Arc<Metrics>,
 }
 
 impl Routes {
     /// Nothing known, no lease.
     pub(crate) fn new(coordinators: Coordinators, metrics: Arc<Metrics>) -> Self {
+        let (revoked, to_learn) = mpsc::channel(ROUTES_TO_LEARN);
         Self {
             coordinators,
             cache: Cache::new(),
@@ -68,6 +80,8 @@ impl Routes {
             number: AtomicU64::new(0),
             lease: AtomicU64::new(0),
             base: Instant::now(),
+            unanswered: AtomicBool::new(false),
+            revoked: (revoked, Mutex::new(Some(to_learn))),
             metrics,
         }
     }
@@ -138,7 +152,7 @@ impl Routes {
         correlation: Correlation<'_>,
     ) -> Result<Arc<Route>, Refusal> {
         let path: RelativePath = relative_path.parse().map_err(Refusal::Path)?;
-        self.cache.revoke(&cache::key(virtual_storage, path.as_str()));
+        self.cache.drop_kept(&cache::key(virtual_storage, path.as_str()));
         let name = RepositoryName { virtual_storage: virtual_storage.to_owned(), relative_path: path.into() };
         let answer = self.ask(name, String::new(), correlation).await?;
         unpack(answer).map(|(route, _)| route)
@@ -151,12 +165,46 @@ impl Routes {
         correlation: Correlation<'_>,
     ) -> Result<ResolveRepositoryResponse, Refusal> {
         let request = ResolveRepositoryRequest { name: Some(name), session_id };
-        self.coordinators
+        let answer = self
+            .coordinators
             .call(correlation, RESOLVE_TIMEOUT, request, |mut client, request| async move {
                 client.resolve_repository(request).await
             })
             .await
-            .map_err(Refusal::Status)
+            .map_err(Refusal::Status);
+        self.unanswered.store(answer.as_ref().is_err_and(is_outage), Ordering::Relaxed);
+        answer
+    }
+
+    /// The last question was not answered by any coordinator.
+    fn is_unanswered(&self) -> bool {
+        self.unanswered.load(Ordering::Relaxed)
+    }
+
+    /// A route that was kept once and not revoked since. It may not be true any more.
+    fn remembered(&self, virtual_storage: &str, relative_path: &str) -> Option<Arc<Route>> {
+        let path: RelativePath = relative_path.parse().ok()?;
+        self.cache.remembered(&cache::key(virtual_storage, path.as_str()))
+    }
+
+    /// Asks anew for routes that were revoked, for as long as the router runs: a route that is not known when the
+    /// coordinators go away cannot be confirmed by anybody.
+    pub(crate) async fn learn_again(self: Arc<Self>) {
+        let names = self.revoked.1.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut names) = names else { return };
+        while let Some(name) = names.recv().await {
+            if let Err(refusal) = self.resolve(&name.virtual_storage, &name.relative_path, None).await {
+                tracing::debug!(relative_path = name.relative_path, error = %refusal, "a revoked route is not replaced");
+            }
+        }
+    }
+
+    /// A write of this router's was recorded: a route that is kept is as new as that.
+    pub(crate) fn advance(&self, written: &Route, storages: &[String]) {
+        if let Some(name) = &written.name {
+            let key = cache::key(&name.virtual_storage, &name.relative_path);
+            self.cache.advance(&key, |known| advanced(known, written, storages));
+        }
     }
 
     /// A session was opened; it has no lease yet. Answers its number.
@@ -187,7 +235,14 @@ impl Routes {
     pub(crate) fn revoke(&self, revocation: &RevokeRoute) {
         self.metrics.revocations.inc();
         if let Some(name) = &revocation.name {
-            self.cache.revoke(&cache::key(&name.virtual_storage, &name.relative_path));
+            let known = self.cache.revoke(&cache::key(&name.virtual_storage, &name.relative_path));
+            // When too many wait, the next read asks.
+            if known && self.revoked.0.try_send(name.clone()).is_err() {
+                tracing::debug!(
+                    relative_path = name.relative_path,
+                    "a revoked route is not asked for at once"
+                );
+            }
         }
     }
 }
@@ -198,6 +253,11 @@ fn unpack(answer: ResolveRepositoryResponse) -> Result<(Arc<Route>, bool), Refus
         .route
         .map(|route| (Arc::new(route), cacheable))
         .ok_or_else(|| Refusal::Status(Status::internal("the coordinator answered without a route")))
+}
+
+/// No coordinator was there to answer, or none had its database.
+fn is_outage(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::Status(status) if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded))
 }
 
 /// A repository that no coordinator knows.

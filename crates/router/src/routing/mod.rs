@@ -29,6 +29,37 @@ pub(crate) fn current(route: &Route) -> impl Iterator<Item = &str> {
     route.replicas.iter().filter(|replica| is_current(route, replica)).map(|replica| replica.storage.as_str())
 }
 
+/// The generation that a read has at least.
+pub(crate) fn generation_read(route: &Route, reader: Reader) -> i64 {
+    match reader {
+        Reader::Any => route.generation,
+        Reader::Primary => generation_of(route, &route.primary),
+    }
+}
+
+/// The generation that a storage's replica has at least; -1: there is none.
+pub(crate) fn generation_of(route: &Route, storage: &str) -> i64 {
+    let replica = route.replicas.iter().find(|replica| replica.storage == storage);
+    replica.map_or(-1, |replica| replica.generation)
+}
+
+/// A known route after a write by `written` was recorded of which `storages` have it. `None`: the route is another one, or
+/// newer.
+pub(crate) fn advanced(known: &Route, written: &Route, storages: &[String]) -> Option<Route> {
+    let same = known.repository_id == written.repository_id && known.epoch == written.epoch;
+    if !same || known.generation > written.generation {
+        return None;
+    }
+    let mut route = known.clone();
+    route.generation = written.generation + 1;
+    for replica in &mut route.replicas {
+        if storages.contains(&replica.storage) {
+            replica.generation = route.generation;
+        }
+    }
+    Some(route)
+}
+
 /// The storage that serves a read. `spread` is any number; successive ones walk through the replicas. Storages in
 /// `tried` are left out.
 pub(crate) fn reader<'r>(

@@ -124,3 +124,20 @@ proptest! {
         prop_assert_eq!(seen.len(), count);
     }
 }
+
+#[test]
+fn a_route_goes_on_with_a_write_by_it_and_not_back() {
+    let written = route("a", 3, &[("a", 3), ("b", 3), ("c", 2)]);
+    let storages = ["a".to_owned(), "b".to_owned()];
+    let next = advanced(&written, &written, &storages).unwrap();
+    assert_eq!(next.generation, 4);
+    assert_eq!(current(&next).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!((generation_of(&next, "c"), generation_of(&next, "x")), (2, -1));
+    assert_eq!(generation_read(&next, Reader::Any), 4);
+    // Known from before another router's write.
+    let older = route("a", 2, &[("a", 2), ("b", 2), ("c", 2)]);
+    assert_eq!(current(&advanced(&older, &written, &storages).unwrap()).count(), 2);
+    assert!(advanced(&next, &written, &storages).is_none());
+    assert!(advanced(&Route { epoch: 9, ..written.clone() }, &written, &storages).is_none());
+    assert!(advanced(&Route { repository_id: 9, ..written.clone() }, &written, &storages).is_none());
+}
