@@ -17,5 +17,6 @@ mod house;
 mod operations;
 mod proxy;
 mod raw;
+mod read_repair;
 mod servers;
 mod support;
