@@ -36,6 +36,11 @@ pub const MAX_PENDING_RESETS: usize = 4096;
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// How long a ping may stay unanswered before the connection counts as dead.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pings on connections to coordinators and routers, which are ours and do not mind.
+pub const WATCHED_INTERVAL: Duration = Duration::from_secs(2);
+/// How long such a ping may stay unanswered. Both together are more than a write's lease: what is then under way there has
+/// been decided without it.
+pub const WATCHED_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long dialling may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest message taken or sent as a whole; gRPC's own default, which Gitaly's clients rely on.
@@ -217,8 +222,19 @@ pub(crate) fn endpoint() -> Endpoint {
 
 /// A channel that dials when it is first used and again whenever its connection was lost.
 pub fn channel(address: &Address) -> Channel {
+    lazily(endpoint(), address)
+}
+
+/// A channel to a peer of ours whose silence must be noticed soon: pinged every [`WATCHED_INTERVAL`], given up
+/// [`WATCHED_TIMEOUT`] later.
+pub fn watched_channel(address: &Address) -> Channel {
+    let endpoint = endpoint().http2_keep_alive_interval(WATCHED_INTERVAL).keep_alive_timeout(WATCHED_TIMEOUT);
+    lazily(endpoint, address)
+}
+
+fn lazily(endpoint: Endpoint, address: &Address) -> Channel {
     let address = address.clone();
-    endpoint().connect_with_connector_lazy(tower::service_fn(move |_| {
+    endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
         let address = address.clone();
         async move { address.connect().await.map(TokioIo::new) }
     }))

@@ -157,6 +157,7 @@ pub async fn run(
         config.without_database,
     );
     let (health, typed) = typed_services(&nodes, &routes, &node_token)?;
+    health.set_service_status("", ServingStatus::NotServing).await;
     let shared = Arc::new(Shared {
         table,
         require,
@@ -187,8 +188,15 @@ pub async fn run(
     tracing::info!(%address, %admin, %router_id, "router is listening");
 
     until_stopped(&background, "revoked routes", Arc::clone(&routes).learn_again());
-    let sessions =
-        Sessions { coordinators, routes, nodes: Arc::clone(&nodes), router_id, readiness: readiness.clone() };
+    until_stopped(&background, "coordinator probes", coordinators.clone().watch());
+    let sessions = Sessions {
+        coordinators,
+        routes,
+        nodes: Arc::clone(&nodes),
+        router_id,
+        readiness: readiness.clone(),
+        health: health.clone(),
+    };
     until_stopped(&background, "session", sessions.run());
     until_stopped(&background, "node probes", nodes.probe(node_token));
     until_stopped(&background, "write renewal", writes.renew());

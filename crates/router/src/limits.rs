@@ -52,7 +52,8 @@ pub(crate) const SILENCE_REST: Duration = Duration::from_secs(1);
 /// Longest wait of a read for the generation that it asks for.
 pub(crate) const MAX_FRESHNESS_WAIT: Duration = Duration::from_secs(30);
 /// First and largest pause between two looks at whether it is there.
-pub(crate) const FRESHNESS_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
+pub(crate) const FRESHNESS_PAUSE: (Duration, Duration) =
+    (Duration::from_millis(10), Duration::from_millis(200));
 /// How often a coordinator is told of the same replica.
 pub(crate) const SUSPICION_REST: Duration = Duration::from_secs(5);
 /// Replicas that a coordinator is told of within [`SUSPICION_REST`].
@@ -66,6 +67,13 @@ pub(crate) const MAINTENANCE_ANSWER_BYTES: usize = 64 * 1024;
 /// How long a node may take to answer what the router asks it for itself.
 pub(crate) const NODE_QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often each coordinator is asked whether it is there, and how long it may take to answer. One that is late is asked
+/// last, and what waits for it goes to the next: too harsh a judgement costs a call, and no more.
+pub(crate) const COORDINATOR_PROBE: Duration = Duration::from_millis(500);
+/// See [`COORDINATOR_PROBE`].
+pub(crate) const COORDINATOR_PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// What is still given to a coordinator that did not answer when it was last asked.
+pub(crate) const SILENT_COORDINATOR_PATIENCE: Duration = Duration::from_millis(250);
 /// How long one coordinator may take to resolve a repository.
 pub(crate) const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long coordinators have before the replicas are asked which of them is the newest; no time once they failed to
@@ -85,9 +93,10 @@ pub(crate) const SETTLE_PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const SETTLE_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// How long a coordinator may take to open a session.
-pub(crate) const SESSION_OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const SESSION_OPEN_TIMEOUT: Duration = Duration::from_secs(1);
 /// First and largest pause between tries to open a session.
-pub(crate) const SESSION_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+pub(crate) const SESSION_BACKOFF: (Duration, Duration) =
+    (Duration::from_millis(50), Duration::from_millis(500));
 /// Messages to the coordinator that may wait in a session; a session that is further behind is given up.
 pub(crate) const SESSION_QUEUE: usize = 1024;
 /// Longest lease that is taken from a coordinator.

@@ -152,7 +152,11 @@ impl Routing {
             },
             wait,
             intent: writes::Intent {
-                id: Uuid::now_v7(),
+                id: if request.write_id.is_empty() {
+                    Uuid::now_v7()
+                } else {
+                    argument("write_id", &request.write_id)?
+                },
                 router_id: text("router_id", request.router_id)?,
                 method: text("method", request.method)?,
                 correlation_id,
@@ -251,6 +255,12 @@ impl RoutingService for Routing {
         } else {
             given.to_owned()
         };
+        bounded("given_up_write_ids", &request.given_up_write_ids)?;
+        for id in &request.given_up_write_ids {
+            let given_up =
+                writing::discard(&self.0, argument("given_up_write_ids", id)?, &request.router_id).await;
+            self.counted(WriteStep::Begin, given_up)?;
+        }
         let begin = self.parse_begin(request, correlation_id)?;
         let (write_id, lease) = (begin.intent.id, begin.intent.lease);
         let begun = self.begin_for_caller(begin).await?;

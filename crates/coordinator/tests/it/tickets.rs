@@ -348,3 +348,29 @@ async fn without_its_database_a_write_fails_at_once() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_coordinator_began_for_a_lost_answer_is_given_up() {
+    let site = Site::start().await;
+    let coordinators = [site.coordinator().await, site.coordinator().await];
+    let (mut first, _, _) = clients(&coordinators[0]);
+    let (mut second, _, _) = clients(&coordinators[1]);
+    create(&mut first, "a.git").await;
+    let [lost, own] = [uuid::Uuid::now_v7().to_string(), uuid::Uuid::now_v7().to_string()];
+    let request =
+        wire::BeginWriteRequest { write_id: lost.clone(), ..begin_voted("a.git", WriteKind::Update) };
+    let begun = first.begin_write(request.clone()).await.unwrap().into_inner();
+    assert_eq!(begun.write_id, lost);
+
+    let again = wire::BeginWriteRequest {
+        write_id: own.clone(),
+        given_up_write_ids: vec![lost],
+        wait_milliseconds: 500,
+        ..request
+    };
+    let anew = second.begin_write(again).await.expect("nothing stands in the way").into_inner();
+    assert_eq!(anew.write_id, own);
+    let late = report(&mut first, &begun, &begun.participants).await.unwrap_err();
+    assert_eq!(late.code(), Code::FailedPrecondition, "{late:?}");
+    report(&mut second, &anew, &anew.participants).await.unwrap();
+}

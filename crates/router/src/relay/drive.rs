@@ -600,7 +600,7 @@ impl<'s> Drive<'s> {
             let avoid = Some(self.nodes[PRIMARY].storage.to_string());
             let status = end.status().filter(|status| status.code() == Code::Unavailable);
             if let Some(status) = status {
-                return Err(Failed { refusal: Refusal::Status(status), again: true, avoid });
+                return Err(Failed { refusal: Refusal::Status(status), again: true, untouched: true, avoid });
             }
         }
         let client = &mut self.story.client;
@@ -613,7 +613,8 @@ impl<'s> Drive<'s> {
             (End::Broken { refusal, again }, _) => {
                 // Of a primary that is well it was the other participants' fault.
                 let avoid = (!self.nodes[PRIMARY].healthy()).then(|| self.nodes[PRIMARY].storage.to_string());
-                return Err(Failed { refusal, again: again && nothing_happened, avoid });
+                let again = again && nothing_happened;
+                return Err(Failed { refusal, again, untouched: nothing_happened, avoid });
             }
         }
         Ok(())

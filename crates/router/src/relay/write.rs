@@ -14,10 +14,10 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use hyper::body::Incoming;
-use tabularium_common::ids::RelativePath;
+use tabularium_common::{grpc::NOT_BEGUN, ids::RelativePath};
 use tabularium_proto::coordinator::{AskedNodes, BeginWriteRequest, RepositoryName, Route, WriteKind};
 use tokio::time::timeout_at;
-use tonic::Code;
+use tonic::{Code, metadata::MetadataValue};
 
 use super::{
     Outcome, Relay, Shared,
@@ -50,7 +50,7 @@ impl Relay {
         let (target, kind) = aim(entry)?;
         let repository = request::repository(&message, target.target)?;
         let additional = request::additional(&message, target.additional, repository)?;
-        Self::storages(&self.shared.nodes.directory(), repository.virtual_storage)?;
+        Self::storages(&self.shared.nodes.directory(), repository.virtual_storage).map_err(not_begun)?;
         let (name, additional) = (name(repository)?, additional.map(name).transpose()?);
 
         let notes = Notes::default();
@@ -97,19 +97,21 @@ pub(super) struct Held {
     pub(super) turn: Turn,
 }
 
-/// An attempt that came to nothing. No node has changed anything.
+/// An attempt that came to nothing.
 pub(super) struct Failed {
     /// What the client is told if there is no other attempt.
     pub(super) refusal: Refusal,
     /// Another attempt may do better.
     pub(super) again: bool,
+    /// For certain no node has changed anything, and none will.
+    pub(super) untouched: bool,
     /// A storage that cannot take part in it.
     pub(super) avoid: Option<String>,
 }
 
 impl From<Refusal> for Failed {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, again: false, avoid: None }
+        Self { refusal, again: false, untouched: true, avoid: None }
     }
 }
 
@@ -158,7 +160,8 @@ impl Story {
                 && !self.client.is_gone()
                 && Instant::now() + WRITE_BACKOFF < until;
             if !again {
-                return self.client.refuse(failed.refusal).await;
+                let refusal = if failed.untouched { not_begun(failed.refusal) } else { failed.refusal };
+                return self.client.refuse(refusal).await;
             }
             tracing::info!(
                 correlation_id = self.call.correlation.to_str().ok(),
@@ -273,7 +276,7 @@ impl Story {
                 Ok(write) => Ok(Held { write, turn }),
                 Err(refusal) => {
                     let again = refusal.code() == Code::Aborted;
-                    Err(Failed { refusal: unknown_to_mutator(refusal), again, avoid: None })
+                    Err(Failed { again, ..unknown_to_mutator(refusal).into() })
                 }
             }
         };
@@ -295,6 +298,16 @@ fn nodes(storages: &Storages, names: &[String]) -> Result<Vec<Arc<Node>>, Failed
         }
     }
     Ok(nodes)
+}
+
+/// Says so in the refusal of a write that another router can be asked for.
+fn not_begun(refusal: Refusal) -> Refusal {
+    if refusal.code() != Code::Unavailable {
+        return refusal;
+    }
+    let mut status = refusal.status();
+    status.metadata_mut().insert(NOT_BEGUN, MetadataValue::from_static("1"));
+    Refusal::Status(status)
 }
 
 /// The texts of section h.3 stand in front of what a coordinator says of a repository it does not know.

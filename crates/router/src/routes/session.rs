@@ -5,7 +5,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,6 +23,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     coordinator::Coordinators,
@@ -45,6 +49,8 @@ pub(crate) struct Sessions {
     pub(crate) router_id: String,
     /// Set once a topology is known: before that no RPC can be served.
     pub(crate) readiness: Readiness,
+    /// Told to those that choose among routers: not serving without a session.
+    pub(crate) health: HealthReporter,
 }
 
 /// Why a session ended.
@@ -100,10 +106,21 @@ impl Sessions {
     /// Holds a session with one coordinator after another, for as long as the router runs.
     pub(crate) async fn run(self) {
         let mut pause = SESSION_BACKOFF.0;
+        let mut ended = Instant::now();
         for index in (0..self.coordinators.count()).cycle() {
             let started = Instant::now();
-            let Err(error) = self.hold(index).await;
+            let opened = AtomicBool::new(false);
+            let error = tokio::select! {
+                Err(error) = self.hold(index, &opened) => error,
+                () = self.coordinators.falls_silent(index) => SessionError::Late,
+            };
             self.routes.session_lost();
+            if opened.into_inner() {
+                ended = Instant::now();
+            }
+            if ended.elapsed() > SESSION_OPEN_TIMEOUT {
+                self.health.set_service_status("", ServingStatus::NotServing).await;
+            }
             if started.elapsed() > SESSION_OPEN_TIMEOUT {
                 pause = SESSION_BACKOFF.0;
                 tracing::warn!(coordinator = index, %error, "session with the coordinator ended");
@@ -115,7 +132,11 @@ impl Sessions {
         }
     }
 
-    async fn hold(&self, index: usize) -> Result<std::convert::Infallible, SessionError> {
+    async fn hold(
+        &self,
+        index: usize,
+        opened: &AtomicBool,
+    ) -> Result<std::convert::Infallible, SessionError> {
         let (ours, queue) = mpsc::channel(SESSION_QUEUE);
         let say = |message| {
             let request = SessionRequest { message: Some(message) };
@@ -123,12 +144,12 @@ impl Sessions {
         };
         say(Ours::Hello(SessionHello { router_id: self.router_id.clone() }))?;
         let mut client = self.coordinators.client(index);
-        let opened = timeout(SESSION_OPEN_TIMEOUT, async {
+        let welcomed = timeout(SESSION_OPEN_TIMEOUT, async {
             let mut theirs = client.session(ReceiverStream::new(queue)).await?.into_inner();
             let welcome = welcome(&mut theirs).await?;
             Ok::<_, SessionError>((theirs, welcome))
         });
-        let (mut theirs, welcome) = opened.await.map_err(|_| SessionError::Late)??;
+        let (mut theirs, welcome) = welcomed.await.map_err(|_| SessionError::Late)??;
         if let Some(topology) = welcome.topology {
             self.nodes.update(topology);
             self.readiness.set(true);
@@ -140,6 +161,8 @@ impl Sessions {
         }
         self.coordinators.prefer(index);
         self.routes.session_opened(&welcome.session_id);
+        opened.store(true, Ordering::Relaxed);
+        self.health.set_service_status("", ServingStatus::Serving).await;
         tracing::info!(coordinator = index, session_id = %welcome.session_id, "session with the coordinator");
 
         let mut renewals = Renewals::default();

@@ -67,6 +67,7 @@ struct Inner {
     /// Resolutions pass one permit each.
     resolves_allowed: Semaphore,
     stop: CancellationToken,
+    silence: CancellationToken,
     tasks: Tasks,
 }
 
@@ -110,6 +111,7 @@ impl Coordinator {
             commits_allowed: Semaphore::new(PLENTY),
             resolves_allowed: Semaphore::new(PLENTY),
             stop: CancellationToken::new(),
+            silence: CancellationToken::new(),
             tasks: tasks.clone(),
         }));
         let address = ListenAddress::Unix(directory.join(name));
@@ -117,19 +119,24 @@ impl Coordinator {
         let routes = tonic::service::Routes::new(RoutingServiceServer::new(coordinator.clone()));
         let service = TowerToHyperService::new(routes.prepare());
         let (stop, owner) = (coordinator.0.stop.clone(), tasks.clone());
+        let silence = coordinator.0.silence.clone();
         tasks.spawn("fake coordinator", async move {
             loop {
                 let connection = tokio::select! {
                     () = stop.cancelled() => return,
                     accepted = listener.accept() => accepted.unwrap(),
                 };
-                let (stop, service) = (stop.clone(), service.clone());
+                let (stop, silence, service) = (stop.clone(), silence.clone(), service.clone());
                 owner.spawn("fake coordinator connection", async move {
                     let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                     let served = builder.serve_connection(TokioIo::new(connection), service);
+                    let mut served = std::pin::pin!(served);
                     tokio::select! {
+                        biased;
                         () = stop.cancelled() => {}
-                        _ = served => {}
+                        // The connection stays open, and nobody is at it.
+                        () = silence.cancelled() => stop.cancelled().await,
+                        _ = &mut served => {}
                     }
                 });
             }
@@ -145,6 +152,11 @@ impl Coordinator {
     pub(crate) fn kill(&self) {
         self.0.stop.cancel();
         self.state().sessions.clear();
+    }
+
+    /// As a process that is stopped, or a network that swallows everything: connections are accepted, and that is all.
+    pub(crate) fn fall_silent(&self) {
+        self.0.silence.cancel();
     }
 
     pub(crate) fn commits_allowed(&self) -> &Semaphore {

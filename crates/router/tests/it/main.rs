@@ -12,6 +12,7 @@ mod reads;
 mod records;
 mod refusals;
 mod repair;
+mod silence;
 mod streams;
 mod voter;
 mod writes;
