@@ -20,6 +20,7 @@ use crate::{
     access::Caller,
     answer::{Chunk, Download, Ended, Messages, Reply},
     failure::{Failure, is_told_in_protocol},
+    freshness::Freshness,
     gateway::Gateway,
     git_protocol,
     limits::ADVERTISEMENT_TIMEOUT,
@@ -58,13 +59,15 @@ pub(crate) async fn advertise(
     };
     let routers = &gateway.routers;
     let call = |channel: Channel| {
-        let request = routers.request(message.clone(), id, None);
+        let mut request = routers.request(message.clone(), id, None);
+        request.metadata_mut().as_mut().extend(record.freshness().asked());
         async move {
             let mut client = SmartHttpServiceClient::new(channel);
             let answer = match service {
                 GitService::UploadPack => client.info_refs_upload_pack(request).await?,
                 GitService::ReceivePack => client.info_refs_receive_pack(request).await?,
             };
+            record.freshness().learn(answer.metadata().as_ref());
             let mut messages = answer.into_inner();
             let first = messages.message().await?;
             Ok((first, messages))
@@ -248,14 +251,16 @@ where
     T: prost::Message + Default + 'static,
 {
     let routers = gateway.routers.clone();
-    let headers = routers.headers(record.correlation_id());
+    let mut headers = routers.headers(record.correlation_id());
+    let freshness = record.freshness().clone();
+    headers.extend(freshness.asked());
     let open = async move {
         let Request { method, head, tag, again } = request;
         let attempt = |channel: Channel| {
             let upload = Upload::new(head.clone(), tag, slot.clone());
-            let headers = headers.clone();
+            let (headers, freshness) = (headers.clone(), freshness.clone());
             async move {
-                let mut messages = open_call::<T>(channel, method, headers, upload).await?;
+                let mut messages = open_call::<T>(channel, method, headers, upload, &freshness).await?;
                 let first = messages.message().await?;
                 Ok((first, messages))
             }
@@ -277,6 +282,7 @@ async fn open_call<T>(
     method: &'static str,
     mut headers: HeaderMap,
     upload: Upload,
+    freshness: &Freshness,
 ) -> Result<Streaming<T>, Status>
 where
     T: prost::Message + Default + 'static,
@@ -290,6 +296,7 @@ where
 
     let failed = |error: tonic::transport::Error| Status::from_error(Box::new(error));
     let response = channel.ready().await.map_err(failed)?.call(request).await.map_err(failed)?;
+    freshness.learn(response.headers());
     let status = response.status();
     let decoder = ProstDecoder::<T>::default();
     match Status::from_header_map(response.headers()) {

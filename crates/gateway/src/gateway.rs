@@ -20,6 +20,7 @@ use crate::{
     config::Config,
     exchange,
     failure::Failure,
+    freshness::Freshness,
     limits::MAX_HEADER_BYTES,
     metrics::Metrics,
     path::{Route, route},
@@ -72,6 +73,7 @@ impl Gateway {
     async fn reply(&self, request: Request<Incoming>, record: &mut Record) -> Result<Reply, Failure> {
         let (head, body) = request.into_parts();
         check_headers(&head.headers)?;
+        record.ask(Freshness::of(&head.headers));
         let permit = Arc::clone(&self.requests)
             .try_acquire_owned()
             .map_err(|_| Failure::busy("too many requests are being served; try again"))?;
@@ -145,6 +147,7 @@ fn respond(reply: Reply, mut record: Record) -> Response<Answer> {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     }
     headers.extend(extra);
+    headers.extend(record.freshness().answered());
     record.answer(status);
     let answer = match reply {
         Reply::Whole { bytes, .. } => Answer::whole(bytes, record),

@@ -14,6 +14,9 @@
 //! A request that fails before its answer begins is made again with another router when that cannot do a thing twice: a
 //! read always, a push only when the first router says, or cannot have, begun it. The front of its body is kept for that.
 //!
+//! How new the repository is that was read or written stands in `X-Tabularium-Generation` (`freshness`); a read that must not
+//! miss a write asks for `X-Tabularium-At-Least-Generation`, and may wait for it.
+//!
 //! What hooks on the nodes see of a push: `gl_id` is `user-<name>` and `gl_username` `<name>`, the user name of the Basic
 //! credential or `anonymous`; `gl_repository` is `project-<path>`, the repository's path without `.git`.
 //!
@@ -28,6 +31,7 @@ pub mod config;
 mod connection;
 mod exchange;
 mod failure;
+mod freshness;
 mod gateway;
 mod git_protocol;
 mod limits;

@@ -7,6 +7,7 @@ use tabularium_common::telemetry::CorrelationId;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
+    freshness::Freshness,
     metrics::{Metrics, RequestLabels, ServiceLabels},
     traffic::Traffic,
 };
@@ -33,6 +34,7 @@ pub(crate) struct Record {
     service: &'static str,
     correlation_id: CorrelationId,
     traffic: Arc<Traffic>,
+    freshness: Freshness,
     metrics: Arc<Metrics>,
     status: Option<StatusCode>,
     outcome: Outcome,
@@ -54,6 +56,7 @@ impl Record {
             service: "none",
             correlation_id,
             traffic: Arc::default(),
+            freshness: Freshness::default(),
             metrics,
             status: None,
             outcome: Outcome::Left,
@@ -69,6 +72,15 @@ impl Record {
     /// Its share of the concurrency limit, given back when it ends.
     pub(crate) fn hold(&mut self, permit: OwnedSemaphorePermit) {
         self.permit = Some(permit);
+    }
+
+    /// What it asks of the repository.
+    pub(crate) fn ask(&mut self, freshness: Freshness) {
+        self.freshness = freshness;
+    }
+
+    pub(crate) fn freshness(&self) -> &Freshness {
+        &self.freshness
     }
 
     pub(crate) fn traffic(&self) -> &Arc<Traffic> {

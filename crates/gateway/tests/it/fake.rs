@@ -110,7 +110,13 @@ impl Fake {
 
     fn note<T>(&self, method: &'static str, request: &Request<T>, mut said: BTreeMap<&'static str, String>) {
         let metadata = request.metadata();
-        for key in ["x-gitlab-correlation-id", "x-gitlab-client-name", "grpc-timeout"] {
+        for key in [
+            "x-gitlab-correlation-id",
+            "x-gitlab-client-name",
+            "grpc-timeout",
+            "tabularium-at-least-generation",
+            "tabularium-wait",
+        ] {
             if let Some(value) = metadata.get(key) {
                 said.insert(key, value.to_str().unwrap().to_owned());
             }
@@ -233,6 +239,13 @@ fn said(repository: Option<&Repository>, protocol: &str) -> BTreeMap<&'static st
     BTreeMap::from([("relative_path", relative_path), ("git_protocol", protocol.to_owned())])
 }
 
+/// An answer that says, as a router does, how new the repository is.
+fn at_generation<T>(answer: T, generation: &'static str) -> Response<T> {
+    let mut response = Response::new(answer);
+    response.metadata_mut().insert("tabularium-generation", generation.parse().unwrap());
+    response
+}
+
 #[tonic::async_trait]
 impl SmartHttpService for Fake {
     async fn info_refs_upload_pack(
@@ -242,7 +255,7 @@ impl SmartHttpService for Fake {
         let message = request.get_ref();
         self.note("InfoRefsUploadPack", &request, said(message.repository.as_ref(), &message.git_protocol));
         self.fail("InfoRefsUploadPack")?;
-        self.advertise("git-upload-pack", message).map(Response::new)
+        self.advertise("git-upload-pack", message).map(|answer| at_generation(answer, "41"))
     }
 
     async fn info_refs_receive_pack(
@@ -278,7 +291,7 @@ impl SmartHttpService for Fake {
         let output = self.run(child, input, |stderr| {
             Status::failed_precondition(format!("waiting for receive-pack: exit status 128, {stderr}"))
         });
-        Ok(Response::new(output.map(|data| data.map(|data| PostReceivePackResponse { data })).boxed()))
+        Ok(at_generation(output.map(|data| data.map(|data| PostReceivePackResponse { data })).boxed(), "42"))
     }
 }
 
@@ -304,7 +317,7 @@ impl UploadPackService for Fake {
         if let Some(status) = broken {
             return Ok(Response::new(output.take(1).chain(futures::stream::iter([Err(status)])).boxed()));
         }
-        Ok(Response::new(futures::stream::iter([Ok(stderr)]).chain(output).boxed()))
+        Ok(at_generation(futures::stream::iter([Ok(stderr)]).chain(output).boxed(), "41"))
     }
 }
 

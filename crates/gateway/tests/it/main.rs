@@ -5,6 +5,7 @@ mod api;
 mod clients;
 mod fake;
 mod fetch;
+mod freshness;
 mod limits;
 mod process;
 mod push;
