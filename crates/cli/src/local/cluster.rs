@@ -465,6 +465,11 @@ impl Cluster {
         servers.chain(self.services.iter().map(Service::pid)).flatten().collect()
     }
 
+    /// Process id of the Postgres server, when it runs.
+    pub fn postgres_pid(&self) -> Option<u32> {
+        self.postgres.pid()
+    }
+
     /// SIGKILL to a process such as `home/node-1`, `home/nats` or `postgres`.
     pub fn kill(&mut self, name: &str) -> Result<(), LocalError> {
         match self.find(name)? {

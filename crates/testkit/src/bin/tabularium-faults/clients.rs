@@ -29,13 +29,19 @@ const COLD_PAUSE: Duration = Duration::from_millis(700);
 const READ_PAUSE: Duration = Duration::from_millis(60);
 /// Now and then a push brings a file of this size that does not compress, so that it is under way for a while.
 const LARGE_BYTES: usize = 2 << 20;
+/// So many references come in one push that is not atomic: each is voted on for itself, so that it is under way for long.
+const MANY: usize = 10;
+/// Branches that a hook refuses begin so.
+pub(crate) const REFUSED: &str = "refs/heads/refused-";
 
 /// A repository that clients write to. They share one object store, so that no push waits for a fetch.
 pub(crate) struct Tested {
     pub(crate) path: String,
     pub(crate) hot: bool,
-    store: PathBuf,
-    tree: String,
+    /// A hook of it refuses branches that say so in their names.
+    pub(crate) refuses: bool,
+    pub(crate) store: PathBuf,
+    pub(crate) tree: String,
     /// What each ref was when it was last heard of. Only a guess: the server compares.
     known: Mutex<BTreeMap<String, String>>,
 }
@@ -45,7 +51,7 @@ impl Tested {
         let store = directory.join(path);
         push::local(git, directory, &["init", "--quiet", "--bare", path], b"").await?;
         let tree = push::local(git, &store, &["mktree"], b"").await?;
-        Ok(Self { path: path.to_owned(), hot, store, tree, known: Mutex::default() })
+        Ok(Self { path: path.to_owned(), hot, refuses: false, store, tree, known: Mutex::default() })
     }
 
     fn known(&self, reference: &str) -> Value {
@@ -68,6 +74,8 @@ pub(crate) struct Clients {
     pub(crate) gateways: Vec<String>,
     pub(crate) repositories: Vec<Tested>,
     pub(crate) recorder: Arc<Recorder>,
+    /// So many of 256 pushes bring many references.
+    many: u8,
     commits: AtomicU64,
 }
 
@@ -77,13 +85,14 @@ impl Clients {
         gateways: Vec<String>,
         repositories: Vec<Tested>,
         recorder: Arc<Recorder>,
+        many: u8,
     ) -> Self {
-        Self { git, gateways, repositories, recorder, commits: AtomicU64::new(0) }
+        Self { git, gateways, repositories, recorder, many, commits: AtomicU64::new(0) }
     }
 
-    /// Starts `writers` for hot repositories, half as many for cold ones, and as many readers. They end when told to,
-    /// after the push that they are at.
-    pub(crate) fn start(self: &Arc<Self>, writers: u64, seed: u64) -> Tasks {
+    /// Starts `writers` for hot repositories, half as many for cold ones, and `readers`. They end when told to, after the
+    /// push that they are at.
+    pub(crate) fn start(self: &Arc<Self>, writers: u64, readers: u64, seed: u64) -> Tasks {
         let tasks = Tasks::new();
         let mut next_seed = seed;
         let mut random = || {
@@ -91,12 +100,17 @@ impl Clients {
             StdRng::seed_from_u64(next_seed)
         };
         for number in 0..writers {
-            let client = Client::new(self, format!("writer-{number}"), random());
+            let mut client = Client::new(self, format!("writer-{number}"), random());
+            // Each repository is written through every gateway, by somebody who does not wait for another one.
+            let hot = self.repositories.iter().filter(|repository| repository.hot).count();
+            client.own_gateway = Some(usize::try_from(number).unwrap_or(0) / hot % self.gateways.len());
             tasks.spawn("writer", client.write_hot(number, tasks.stopping()));
         }
         for number in 0..writers.div_ceil(2) {
             let client = Client::new(self, format!("cold-{number}"), random());
             tasks.spawn("cold writer", client.write_cold(tasks.stopping()));
+        }
+        for number in 0..readers {
             let client = Client::new(self, format!("reader-{number}"), random());
             tasks.spawn("reader", client.read_all(tasks.stopping()));
         }
@@ -132,6 +146,8 @@ struct Client {
     shared: Arc<Clients>,
     name: String,
     random: StdRng,
+    /// Else it takes one or another.
+    own_gateway: Option<usize>,
 }
 
 /// What a client tells when it cannot go on: the session is worth nothing then.
@@ -143,7 +159,7 @@ type Stopping = tokio_util::sync::CancellationToken;
 
 impl Client {
     fn new(shared: &Arc<Clients>, name: String, random: StdRng) -> Self {
-        Self { shared: Arc::clone(shared), name, random }
+        Self { shared: Arc::clone(shared), name, random, own_gateway: None }
     }
 
     async fn write_hot(mut self, number: u64, stopping: Stopping) {
@@ -160,8 +176,11 @@ impl Client {
     async fn write_cold(mut self, stopping: Stopping) {
         let shared = Arc::clone(&self.shared);
         let cold: Vec<_> = shared.repositories.iter().filter(|repository| !repository.hot).collect();
+        let refusing = cold.iter().position(|repository| repository.refuses);
         while !stopping.is_cancelled() {
-            let repository = cold[self.random.random_range(0..cold.len())];
+            // What is refused is to be seen as well, so that is asked for more often.
+            let chosen = refusing.filter(|_| self.random.random_ratio(1, 4));
+            let repository = cold[chosen.unwrap_or_else(|| self.random.random_range(0..cold.len()))];
             if let Err(error) = self.write(repository).await {
                 return give_up(&self.name, &error);
             }
@@ -186,13 +205,21 @@ impl Client {
     }
 
     fn gateway(&mut self) -> usize {
-        self.random.random_range(0..self.shared.gateways.len())
+        self.own_gateway.unwrap_or_else(|| self.random.random_range(0..self.shared.gateways.len()))
     }
 
     /// One push of a kind that chance chooses, and a look when it was not done.
     async fn write(&mut self, repository: &Tested) -> Result<()> {
         let (name, kind) = (self.name.clone(), self.random.random());
         let own = |branch: &str| format!("refs/heads/{name}/{branch}");
+        if repository.refuses && self.random.random_bool(0.5) {
+            let wish = self.wish(repository, format!("{REFUSED}{name}"), false).await?;
+            return self.push(repository, &[wish], false).await;
+        }
+        if self.random.random_ratio(self.shared.many.into(), 256) {
+            let wishes = self.many(repository, &own("many")).await?;
+            return self.push(repository, &wishes, false).await;
+        }
         let (wishes, atomic) = match kind {
             0_u8..=99 => (vec![self.wish(repository, own("main"), true).await?], false),
             // Everybody's: of those who push at once one wins.
@@ -275,6 +302,17 @@ impl Client {
         let old = repository.known(&reference);
         let new = Some(self.commit(repository, old.as_deref()).await?);
         Ok(Wish { reference, old, new, lease })
+    }
+
+    /// New branches, each of which is decided for itself, and that nobody changes later.
+    async fn many(&mut self, repository: &Tested, prefix: &str) -> Result<Vec<Wish>> {
+        let mut wishes = Vec::with_capacity(MANY);
+        for number in 0..MANY {
+            let new = self.commit(repository, None).await?;
+            let reference = format!("{prefix}/{number}-{}", &new[..10]);
+            wishes.push(Wish { reference, old: None, new: Some(new), lease: true });
+        }
+        Ok(wishes)
     }
 
     /// Another history in place of what is known.

@@ -5,28 +5,35 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tabularium_common::faults::{CrashPoint, SafetyStep};
+use tabularium_proto::gitaly::{CreateRepositoryRequest, RemoveRepositoryRequest, Repository};
 use tabularium_testkit::{
     cluster::{
-        TestCluster,
+        TestCluster, VIRTUAL_STORAGE,
         local_cluster::{ClusterOptions, Detour, Gateways, HOME},
         service::{Kind, State},
     },
     proxy::{Fault, FaultProxy},
 };
+use tempfile::TempDir;
+use tonic::{Request, Status};
 
 /// Room of a disk that can be filled; plenty for a session.
 const DISK_MEBIBYTES: u64 = 768;
 const BALLAST: &str = "ballast";
 /// Gateways, each over all routers.
 const GATEWAYS: u16 = 2;
+/// How long a router may take to answer the harness.
+const CALL_WITHIN: Duration = Duration::from_secs(10);
 
 /// Who calls, and who is called: `router-1`, `node-2`.
 type Between = (String, String);
@@ -189,6 +196,78 @@ impl Site {
         Ok(last?)
     }
 
+    /// SIGSTOP to the server and all its children, which are in groups of their own.
+    pub(crate) fn pause_postgres(&self) -> Result<()> {
+        self.signal_postgres(Signal::STOP)
+    }
+
+    pub(crate) fn resume_postgres(&self) -> Result<()> {
+        self.signal_postgres(Signal::CONT)
+    }
+
+    fn signal_postgres(&self, signal: Signal) -> Result<()> {
+        let root = self.test.cluster.postgres_pid().context("Postgres does not run")?;
+        for pid in descendants(root) {
+            match kill_process(Pid::from_raw(i32::try_from(pid)?).context("no process")?, signal) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// What is on a node's disk now. The node must not run.
+    pub(crate) fn copy_disk(&self, node: &str) -> Result<TempDir> {
+        let copy = tempfile::Builder::new().prefix("tabularium-faults-disk-").tempdir_in("/tmp")?;
+        copy_all(&self.storage(node), copy.path())?;
+        Ok(copy)
+    }
+
+    /// Makes a node's disk what it was. The node must not run.
+    pub(crate) fn put_disk_back(&self, node: &str, copy: &TempDir) -> Result<()> {
+        let storage = self.storage(node);
+        for entry in fs::read_dir(&storage)? {
+            let path = entry?.path();
+            let is_directory = path.is_dir() && !path.is_symlink();
+            if is_directory { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
+        }
+        copy_all(copy.path(), &storage)
+    }
+
+    /// Deletes a repository through one of the routers.
+    pub(crate) async fn remove(&self, index: usize, relative_path: &str) -> Result<(), Status> {
+        let mut router = self.test.router(index % self.names(Kind::Router).len());
+        let repository = Some(repository(relative_path));
+        let mut request = Request::new(RemoveRepositoryRequest { repository });
+        request.set_timeout(CALL_WITHIN);
+        router.remove_repository(request).await.map(|_| ())
+    }
+
+    /// Creates a repository through one of the routers.
+    pub(crate) async fn create(&self, index: usize, relative_path: &str) -> Result<(), Status> {
+        let mut router = self.test.router(index % self.names(Kind::Router).len());
+        let repository = Some(repository(relative_path));
+        let default_branch = b"main".to_vec();
+        let mut request =
+            Request::new(CreateRepositoryRequest { repository, default_branch, ..Default::default() });
+        request.set_timeout(CALL_WITHIN);
+        router.create_repository(request).await.map(|_| ())
+    }
+
+    /// Gives a repository a hook of its own, on every disk.
+    pub(crate) async fn hook(&self, relative_path: &str, name: &str, program: &str) -> Result<()> {
+        let details = self.test.details(relative_path).await.context("details")?;
+        let replica_path = details.route.context("no route")?.replica_path;
+        for (_, replica) in self.replicas(&replica_path) {
+            let directory = replica.join("custom_hooks");
+            fs::create_dir_all(&directory)?;
+            let path = directory.join(name);
+            fs::write(&path, program)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(())
+    }
+
     /// Whether a process ended by itself.
     pub(crate) fn ended(&mut self, name: &str) -> bool {
         let mut states = self.test.cluster.states().into_iter();
@@ -281,6 +360,41 @@ impl Site {
         drop((directory, links));
         Ok(())
     }
+}
+
+fn repository(relative_path: &str) -> Repository {
+    Repository {
+        storage_name: VIRTUAL_STORAGE.into(),
+        relative_path: relative_path.into(),
+        ..Default::default()
+    }
+}
+
+fn copy_all(from: &Path, to: &Path) -> Result<()> {
+    let output = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
+
+/// A process and all that it started, by the process table.
+fn descendants(root: u32) -> Vec<u32> {
+    let parent = |pid: u32| -> Option<u32> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name stands in parentheses and may hold anything.
+        stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes: Vec<(u32, u32)> = entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, parent(pid)?)))
+        .collect();
+    let mut found = vec![root];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        found.extend(processes.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    found
 }
 
 fn full(name: &str) -> String {

@@ -25,24 +25,35 @@ const CLEAN_WITHIN: Duration = Duration::from_secs(45);
 const NODE_LOCK: &str = "node.lock";
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Waits within limits, then writes down what there is.
+/// How long replicas that count as equal may differ while nobody writes. What a write in doubt left open is no such
+/// difference: it is settled earlier.
+const SILENT: Duration = Duration::from_secs(8);
+
+/// Waits within limits, then writes down what there is. `brief`: not for what was left over.
 pub(crate) async fn inspect(
     site: &Site,
     git: &Git,
     repositories: &[String],
     recorder: &Recorder,
+    brief: bool,
 ) -> Result<Duration> {
     let find = |what: &str, detail: String| {
         recorder.record(&Event::Finding(Finding { what: what.to_owned(), detail }))
     };
     let began = Instant::now();
     for path in repositories {
-        if let Err(why) = until(began + CONVERGED_WITHIN, || converged(site, path)).await {
-            find("behind", format!("{path} after {} s: {why}", CONVERGED_WITHIN.as_secs()))?;
+        match level(site, path, began + CONVERGED_WITHIN).await {
+            Level::Equal => {}
+            Level::Different(why) => find("different", format!("{path}: {why}"))?,
+            Level::Behind(why) => {
+                find("behind", format!("{path} after {} s: {why}", CONVERGED_WITHIN.as_secs()))?;
+            }
         }
     }
     let converged = began.elapsed();
-    if let Err(left) = until(Instant::now() + CLEAN_WITHIN, async || clean(site)).await {
+    if brief {
+        // Nothing.
+    } else if let Err(left) = until(Instant::now() + CLEAN_WITHIN, async || clean(site)).await {
         find("left over", left)?;
     }
     for path in repositories {
@@ -79,12 +90,39 @@ where
     }
 }
 
-/// Generations and contents.
-async fn converged(site: &Site, path: &str) -> Result<(), String> {
-    let checksums = site.test.checksums(path).await?;
-    match checksums.first() {
-        Some(first) if checksums.iter().all(|checksum| checksum == first) => Ok(()),
-        _ => Err(format!("{checksums:?}")),
+/// How replicas are when they were waited for.
+enum Level {
+    Equal,
+    /// They count as equal, and are not.
+    Different(String),
+    Behind(String),
+}
+
+/// Waits for generations and contents to be the same.
+async fn level(site: &Site, path: &str, deadline: Instant) -> Level {
+    let mut different: Option<(Instant, Vec<String>)> = None;
+    loop {
+        let why = match site.test.checksums(path).await {
+            Ok(checksums) if checksums.windows(2).all(|pair| pair[0] == pair[1]) => return Level::Equal,
+            Ok(checksums) => {
+                if different.as_ref().is_none_or(|(_, before)| *before != checksums) {
+                    different = Some((Instant::now(), checksums.clone()));
+                }
+                let silent = different.as_ref().is_some_and(|(since, _)| since.elapsed() > SILENT);
+                if silent {
+                    return Level::Different(format!("{checksums:?}"));
+                }
+                format!("{checksums:?}")
+            }
+            Err(why) => {
+                different = None;
+                why
+            }
+        };
+        if Instant::now() > deadline {
+            return Level::Behind(why);
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }
 

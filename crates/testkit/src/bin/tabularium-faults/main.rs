@@ -2,7 +2,8 @@
 //! that reads what the clients were told and what the disks hold in the end.
 //!
 //! * `cluster` starts the processes, with a relay on every call between them. `clients` push and list (`push` is one such
-//!   command), and write into the `history`. `nemesis` does harm and takes it back.
+//!   command), and write into the `history`. `nemesis` does `harm` and takes it back; some of it are `scenes` of several
+//!   faults, or the death and `rebirth` of a repository.
 //! * `healed` looks at the nodes' disks afterwards. `checker` judges, and `report` prints.
 //! * `prove` switches safety steps off, one by one: each time the checker has to find what that breaks.
 //!
@@ -14,12 +15,15 @@
 mod checker;
 mod clients;
 mod cluster;
+mod harm;
 mod healed;
 mod history;
 mod nemesis;
 mod prove;
 mod push;
+mod rebirth;
 mod report;
+mod scenes;
 mod session;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -29,6 +33,9 @@ use clap::Parser;
 use tabularium_common::{faults::SafetyStep, lifecycle::stop_signal};
 
 use crate::{history::History, report::Report, session::Options};
+
+/// So many of 256 pushes bring many references.
+const MANY: u8 = 6;
 
 /// Breaks a cluster in every way it knows, and looks whether any promise was broken.
 #[derive(Parser)]
@@ -119,9 +126,11 @@ async fn run(arguments: Arguments) -> Result<bool> {
         seconds: arguments.seconds.unwrap_or(arguments.minutes * 60),
         nodes: arguments.nodes,
         writers: arguments.writers,
+        readers: arguments.writers.div_ceil(2),
         only: arguments.only,
         together: arguments.together,
         off: arguments.without,
+        many: MANY,
         directory: arguments.directory.unwrap_or_else(|| {
             std::env::temp_dir().join(format!("tabularium-faults-{seed}-{}", std::process::id()))
         }),

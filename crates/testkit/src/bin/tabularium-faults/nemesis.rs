@@ -17,7 +17,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     cluster::Site,
+    harm::{Callee, Harm, Trouble},
     history::{Event, Fault, Micros, Recorder},
+    rebirth::Rebirth,
     session::Options,
 };
 
@@ -30,155 +32,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 const STRIKE: Micros = 50_000;
 /// How much slower a slow link answers.
 const DELAY: Duration = Duration::from_millis(200);
-
-/// What may be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Harm {
-    /// `kill -9` of the node that takes a hot repository's writes; its children live on.
-    KillPrimary,
-    /// `kill -9` of a node with all its children.
-    KillNode,
-    Kill(Service),
-    /// SIGSTOP.
-    StopPrimary,
-    Stop(Service),
-    /// Everything that calls a node: cut, refused, swallowed, swallowed one way, delayed.
-    Link(Callee, Trouble),
-    /// A router reaches no coordinator, and its clients reach it.
-    IsolateRouter,
-    NatsRestart,
-    NatsEmpty,
-    NatsDown,
-    PostgresRestart,
-    PostgresDown,
-    /// No room on the disks of so many nodes.
-    DiskFull(usize),
-    Crash(CrashPoint),
-}
-
-/// Whose connections suffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Callee {
-    Node,
-    Coordinator,
-    Router,
-}
-
-/// What happens to connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trouble {
-    Cut,
-    Swallow,
-    SwallowRequests,
-    SwallowAnswers,
-    Delay,
-}
-
-impl Trouble {
-    const ALL: [Self; 5] =
-        [Self::Cut, Self::Swallow, Self::SwallowRequests, Self::SwallowAnswers, Self::Delay];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Cut => "cut",
-            Self::Swallow => "swallow",
-            Self::SwallowRequests => "swallow-requests",
-            Self::SwallowAnswers => "swallow-answers",
-            Self::Delay => "delay",
-        }
-    }
-}
-
-impl Callee {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Node => "node",
-            Self::Coordinator => "coordinator",
-            Self::Router => "router",
-        }
-    }
-
-    fn service(self) -> Service {
-        match self {
-            Self::Node => Service::Node,
-            Self::Coordinator => Service::Coordinator,
-            Self::Router => Service::Router,
-        }
-    }
-}
-
-impl Harm {
-    /// Everything, each as often as it is worth looking at.
-    pub(crate) fn all() -> Vec<Self> {
-        use Harm::{
-            Crash, DiskFull, IsolateRouter, Kill, KillNode, KillPrimary, Link, NatsDown, NatsEmpty,
-            NatsRestart, PostgresDown, PostgresRestart, Stop, StopPrimary,
-        };
-        let mut all = vec![
-            KillPrimary,
-            KillPrimary,
-            KillNode,
-            Kill(Service::Router),
-            Kill(Service::Router),
-            Kill(Service::Coordinator),
-            Kill(Service::Coordinator),
-            Kill(Service::Replicator),
-            StopPrimary,
-            StopPrimary,
-            IsolateRouter,
-            Stop(Service::Node),
-            Stop(Service::Router),
-            Stop(Service::Coordinator),
-            Stop(Service::Replicator),
-            NatsRestart,
-            NatsEmpty,
-            NatsDown,
-            PostgresRestart,
-            PostgresDown,
-            DiskFull(1),
-            DiskFull(2),
-        ];
-        for callee in [Callee::Node, Callee::Coordinator] {
-            all.extend(Trouble::ALL.map(|trouble| Link(callee, trouble)));
-        }
-        all.push(Link(Callee::Router, Trouble::Cut));
-        all.push(Link(Callee::Router, Trouble::Delay));
-        all.extend(CrashPoint::ALL.iter().map(|point| Crash(*point)));
-        all
-    }
-
-    /// Whether a cluster to which both are done at once still has a router and a coordinator. Two nodes may be gone:
-    /// nothing can be written then, and nothing may be lost.
-    fn leaves_some_of(self, other: Self) -> bool {
-        let ends = |harm: Self| match harm {
-            Self::Kill(kind) | Self::Stop(kind) => Some(kind.name()),
-            Self::Link(callee, trouble) if trouble != Trouble::Delay => Some(callee.name()),
-            Self::Crash(point) => Some(point.service()),
-            Self::IsolateRouter => Some("router"),
-            _ => None,
-        };
-        ends(self).is_none() || ends(self) != ends(other)
-    }
-
-    pub(crate) fn name(self) -> String {
-        match self {
-            Self::KillPrimary => "kill-primary".into(),
-            Self::KillNode => "kill-node".into(),
-            Self::Kill(kind) => format!("kill-{}", kind.name()),
-            Self::StopPrimary => "stop-primary".into(),
-            Self::Stop(kind) => format!("stop-{}", kind.name()),
-            Self::Link(callee, trouble) => format!("{}-{}", trouble.name(), callee.name()),
-            Self::IsolateRouter => "isolate-router".into(),
-            Self::NatsRestart => "nats-restart".into(),
-            Self::NatsEmpty => "nats-empty".into(),
-            Self::NatsDown => "nats-down".into(),
-            Self::PostgresRestart => "postgres-restart".into(),
-            Self::PostgresDown => "postgres-down".into(),
-            Self::DiskFull(count) => format!("disk-full-{count}"),
-            Self::Crash(point) => format!("crash-{}", point.name()),
-        }
-    }
-}
+/// What a node does between the two disks that it is given.
+const DISK_AGE: Duration = Duration::from_secs(6);
 
 /// What has been done and is to be taken back.
 struct Done {
@@ -200,6 +55,9 @@ pub(crate) struct Nemesis {
     harms: Vec<Harm>,
     /// Everything is done at once, in the order in which it was asked for.
     together: bool,
+    /// Somebody asked for these faults: none is too rare.
+    chosen: bool,
+    pub(crate) rebirth: Rebirth,
 }
 
 impl Nemesis {
@@ -207,6 +65,7 @@ impl Nemesis {
         site: Site,
         recorder: Arc<Recorder>,
         hot: Vec<String>,
+        rebirth: Rebirth,
         Options { seed, only, together, .. }: &Options,
     ) -> Self {
         let chosen = |harm: &Harm| only.is_empty() || only.contains(&harm.name());
@@ -224,6 +83,8 @@ impl Nemesis {
             deck: Vec::new(),
             harms,
             together: *together,
+            chosen: !only.is_empty(),
+            rebirth,
         }
     }
 
@@ -254,8 +115,9 @@ impl Nemesis {
             if done.is_empty() {
                 continue;
             }
-            let held = self.random.random_range(1_500..7_000);
-            sleep(Duration::from_millis(held)).await;
+            let held = Duration::from_millis(self.random.random_range(1_500..7_000));
+            let held = done.iter().filter_map(|one| one.harm.held()).max().unwrap_or(held);
+            sleep(held).await;
             self.heal(&done).await?;
             sleep(REST).await;
             for one in done {
@@ -276,7 +138,8 @@ impl Nemesis {
             self.deck.clone_from(&self.harms);
         }
         let index = self.random.random_range(0..self.deck.len());
-        self.deck.swap_remove(index)
+        let harm = self.deck.swap_remove(index);
+        if self.chosen || self.random.random_ratio(1, harm.rarity()) { harm } else { self.draw() }
     }
 
     fn any(&mut self, kind: Service) -> Result<String> {
@@ -290,6 +153,17 @@ impl Nemesis {
         Ok(self.site.primary(&path).await.ok())
     }
 
+    /// A storage that takes the writes of no hot repository, or of the first one at least.
+    async fn secondary(&mut self) -> Option<String> {
+        let mut primaries = Vec::new();
+        for path in &self.hot {
+            primaries.push(self.site.primary(path).await.ok()?);
+        }
+        let nodes = self.site.names(Service::Node);
+        let none = nodes.iter().find(|node| !primaries.contains(node));
+        none.or_else(|| nodes.iter().find(|node| **node != primaries[0])).cloned()
+    }
+
     /// Nothing when there was nothing to do it to.
     async fn harm(&mut self, harm: Harm) -> Result<Option<Done>> {
         let mut done = Done { harm, target: String::new(), begun: self.recorder.now(), disks: Vec::new() };
@@ -300,19 +174,43 @@ impl Nemesis {
             },
             Harm::KillNode => self.any(Service::Node)?,
             Harm::IsolateRouter => self.any(Service::Router)?,
-            Harm::Kill(kind) | Harm::Stop(kind) => self.any(kind)?,
+            Harm::OldDisk => self.any(Service::Node)?,
+            Harm::Kill(kind) | Harm::Stop(kind) | Harm::StopLong(kind) => self.any(kind)?,
             Harm::Link(callee, _) => self.any(callee.service())?,
             Harm::NatsRestart | Harm::NatsEmpty | Harm::NatsDown => "nats".to_owned(),
-            Harm::PostgresRestart | Harm::PostgresDown => "postgres".to_owned(),
-            Harm::DiskFull(_) | Harm::Crash(_) => String::new(),
+            Harm::PostgresRestart | Harm::PostgresDown | Harm::PostgresGone | Harm::PostgresStop => {
+                "postgres".to_owned()
+            }
+            Harm::Scene(_) => self.any(Service::Router)?,
+            Harm::DiskFull(_) | Harm::Crash(_) | Harm::Rebirth => String::new(),
         };
         done.begun = self.recorder.now();
         match harm {
             Harm::KillPrimary => self.site.kill_alone(&done.target)?,
-            Harm::KillNode | Harm::Kill(_) | Harm::NatsDown | Harm::PostgresDown => {
+            Harm::KillNode | Harm::Kill(_) | Harm::NatsDown | Harm::PostgresDown | Harm::PostgresGone => {
                 self.site.kill(&done.target)?;
             }
-            Harm::StopPrimary | Harm::Stop(_) => self.site.pause(&done.target)?,
+            Harm::StopPrimary | Harm::Stop(_) | Harm::StopLong(_) => self.site.pause(&done.target)?,
+            Harm::PostgresStop => self.site.pause_postgres()?,
+            Harm::OldDisk => {
+                self.site.kill(&done.target)?;
+                let disk = self.site.copy_disk(&done.target)?;
+                self.site.run_all().await?;
+                sleep(DISK_AGE).await;
+                self.site.kill(&done.target)?;
+                self.site.put_disk_back(&done.target, &disk)?;
+            }
+            Harm::Rebirth => match self.rebirth.again(&mut self.site, &mut self.random).await? {
+                Some(behind) => done.target = behind,
+                None => return Ok(None),
+            },
+            Harm::Scene(scene) => {
+                let Some(secondary) = self.secondary().await else { return Ok(None) };
+                let routers = self.site.names(Service::Router);
+                let router = routers.iter().position(|name| *name == done.target).unwrap_or(0);
+                scene.set(&mut self.site, router, &secondary).await?;
+                done.target = format!("{} and {secondary}", done.target);
+            }
             Harm::Link(callee, trouble) => self.trouble(callee, trouble, &mut done.target),
             Harm::IsolateRouter => {
                 self.site.links.each(&done.target, "coordinator", |proxy| proxy.set(Relay::BlackHole));
@@ -387,8 +285,8 @@ impl Nemesis {
         for node in done.iter().flat_map(|one| &one.disks) {
             self.site.empty(node)?;
         }
-        for one in done.iter().filter(|one| matches!(one.harm, Harm::StopPrimary | Harm::Stop(_))) {
-            self.site.resume(&one.target)?;
+        if done.iter().any(|one| one.harm == Harm::PostgresStop) {
+            self.site.resume_postgres()?;
         }
         self.site.run_all().await
     }

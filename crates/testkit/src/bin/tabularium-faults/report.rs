@@ -20,8 +20,18 @@ const ID_LENGTH: usize = 16;
 /// Faults that came together are told apart from all others: no gap can be laid to one of them.
 const TOGETHER: &str = "(two at once)";
 
-/// What a cluster of three cannot hide from clients: no quorum, no database.
-const UNBEARABLE: [&str; 4] = [TOGETHER, "disk-full-2", "postgres-down", "postgres-restart"];
+/// What a cluster of three cannot hide from clients: no quorum, no database, no way to another router.
+const UNBEARABLE: [&str; 9] = [
+    TOGETHER,
+    "disk-full-2",
+    "postgres-down",
+    "postgres-gone",
+    "postgres-restart",
+    "postgres-stop",
+    "old-route",
+    "late-record",
+    "late-votes",
+];
 
 /// Longest gaps in writes and in reads that are promised, in seconds.
 const BARS: [(&str, f64, f64); 3] =

@@ -15,6 +15,7 @@ use crate::{
     healed,
     history::{Event, Finding, History, Recorder, Session},
     nemesis::Nemesis,
+    rebirth::{self, Rebirth},
     report::Report,
 };
 
@@ -27,6 +28,12 @@ const QUIET_AFTER: Duration = Duration::from_secs(11);
 /// How long the last operations may take.
 const DRAIN: Duration = Duration::from_secs(90);
 
+/// The same when a step is switched off: what that breaks is looked for, not what is left over.
+const BRIEF_QUIET_AFTER: Duration = Duration::from_secs(4);
+/// Of the cold repositories the first refuses some branches.
+const REFUSING_HOOK: &str = "#!/bin/sh\nwhile read -r old new name; do\n\
+    case $name in refs/heads/refused-*) echo \"$name is refused\" >&2; exit 1 ;; esac\ndone\n";
+
 /// What kind of session.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
@@ -34,10 +41,13 @@ pub(crate) struct Options {
     pub(crate) seconds: u64,
     pub(crate) nodes: u16,
     pub(crate) writers: u64,
+    pub(crate) readers: u64,
     pub(crate) only: Vec<String>,
     /// Whether those come all at once.
     pub(crate) together: bool,
     pub(crate) off: Option<SafetyStep>,
+    /// So many of 256 pushes bring many references.
+    pub(crate) many: u8,
     pub(crate) directory: PathBuf,
 }
 
@@ -55,6 +65,7 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Violation>> {
     let (seed, seconds, nodes) = (options.seed, options.seconds, options.nodes);
     recorder.record(&Event::Session(Session { seed, seconds, nodes }))?;
 
+    println!("SKIPPED: clocks do not jump, because all processes share this machine's");
     let site = Site::start(Size { nodes, routers: 2, coordinators: 2 }).await;
     if !site.own_disks {
         println!("SKIPPED: disks are not filled, because file systems cannot be mounted here (run as root)");
@@ -69,24 +80,34 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Violation>> {
         let hot = number < HOT_REPOSITORIES;
         let path = format!("{}-{number}.git", if hot { "hot" } else { "cold" });
         site.test.create(&path).await;
-        repositories.push(Tested::new(&git, work.path(), &path, hot).await?);
+        let mut repository = Tested::new(&git, work.path(), &path, hot).await?;
+        if number == HOT_REPOSITORIES {
+            site.hook(&path, "pre-receive", REFUSING_HOOK).await?;
+            repository.refuses = true;
+        }
+        repositories.push(repository);
     }
-    let paths: Vec<_> = repositories.iter().map(|repository| repository.path.clone()).collect();
+    site.test.create(rebirth::PATH).await;
+    let mut paths: Vec<_> = repositories.iter().map(|repository| repository.path.clone()).collect();
     let gateways = site.test.home().urls(Kind::Gateway);
-    let clients = Clients::new(git.clone(), gateways, repositories, Arc::clone(&recorder));
+    let rebirth = Rebirth::new(git.clone(), work.path(), gateways.clone(), Arc::clone(&recorder)).await?;
+    let clients = Clients::new(git.clone(), gateways, repositories, Arc::clone(&recorder), options.many);
     let clients = Arc::new(clients);
-    let running = clients.start(options.writers, seed);
+    let running = clients.start(options.writers, options.readers, seed);
 
     sleep(QUIET_BEFORE).await;
     let hot = paths[..HOT_REPOSITORIES].to_vec();
-    let mut nemesis = Nemesis::new(site, Arc::clone(&recorder), hot, options);
+    let mut nemesis = Nemesis::new(site, Arc::clone(&recorder), hot, rebirth, options);
     let raged = nemesis.rage(Instant::now() + Duration::from_secs(seconds)).await;
+    nemesis.rebirth.tell()?;
+    paths.push(rebirth::PATH.to_owned());
     let site = nemesis.site;
     if raged.is_err() {
         site.keep_logs(&options.directory.join("logs"))?;
     }
     raged.with_context(|| format!("logs: {}", options.directory.display()))?;
-    sleep(QUIET_AFTER).await;
+    let brief = options.off.is_some();
+    sleep(if brief { BRIEF_QUIET_AFTER } else { QUIET_AFTER }).await;
     if let Err(hanging) = running.drain(DRAIN).await {
         recorder.record(&Event::Finding(Finding { what: "clients".into(), detail: hanging.to_string() }))?;
     }
@@ -94,7 +115,7 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Violation>> {
         recorder.record(&Event::Finding(Finding { what: "unusable".into(), detail: path }))?;
     }
 
-    let converged = healed::inspect(&site, &git, &paths, &recorder).await?;
+    let converged = healed::inspect(&site, &git, &paths, &recorder, brief).await?;
     println!("all replicas equal after {:.1} s", converged.as_secs_f64());
     site.keep_logs(&options.directory.join("logs"))?;
     let errors = died(&options.directory)?;
