@@ -2,8 +2,8 @@
 //! may see the network differently and be right.
 
 use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
+    collections::{HashMap, HashSet},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -66,18 +66,21 @@ impl Opinion {
     }
 }
 
-type Place = (VirtualStorageName, StorageName);
+/// One storage.
+pub(crate) type Place = (VirtualStorageName, StorageName);
 
 /// Opinions and the connections behind them.
 pub(crate) struct Health {
     token: SendToken,
     opinions: Mutex<HashMap<Place, Opinion>>,
+    /// Storages that have become healthy, for whoever takes them. Bounded by the storages there are.
+    recovered: Mutex<HashSet<Place>>,
     channels: Mutex<HashMap<Address, Channel>>,
 }
 
 impl Health {
     pub(crate) fn new(token: SendToken) -> Self {
-        Self { token, opinions: Mutex::default(), channels: Mutex::default() }
+        Self { token, opinions: Mutex::default(), recovered: Mutex::default(), channels: Mutex::default() }
     }
 
     /// A connection that signs its calls, shared by everything that is asked of that node.
@@ -98,6 +101,15 @@ impl Health {
             problem: "not asked yet".to_owned(),
             misses: 0,
         })
+    }
+
+    fn recovered(&self) -> MutexGuard<'_, HashSet<Place>> {
+        self.recovered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Storages that have become healthy since this was asked before.
+    pub(crate) fn take_recovered(&self) -> HashSet<Place> {
+        std::mem::take(&mut *self.recovered())
     }
 
     /// Whether we think a storage healthy.
@@ -135,7 +147,12 @@ impl Health {
             let problem = &after.problem;
             tracing::info!(%virtual_storage, %storage, healthy = after.healthy, problem, "storage health");
         }
+        let recovered = after.healthy && !opinion.healthy;
         *opinion = after;
+        drop(opinions);
+        if recovered {
+            self.recovered().insert((virtual_storage.clone(), storage.clone()));
+        }
         dialled
     }
 

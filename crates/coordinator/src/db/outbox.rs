@@ -6,7 +6,9 @@
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgExecutor, PgPool};
-use tabularium_common::ids::{Epoch, Generation, ReplicaPath, RepositoryId, SiteName, StorageName};
+use tabularium_common::ids::{
+    Epoch, Generation, ReplicaPath, RepositoryId, SiteName, StorageName, VirtualStorageName,
+};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -119,6 +121,13 @@ const DUTY_RETRY_NOW: &str = "
         SELECT FROM duties twin
         WHERE twin.kind = duties.kind AND twin.repository_id = duties.repository_id AND twin.target = duties.target
           AND twin.state IN ('pending', 'published'))
+    RETURNING id";
+
+/// Of one on the bus the message that comes later finds it done or under way.
+const DUTY_HURRY: &str = "
+    UPDATE duties SET state = 'pending', next_attempt_at = now()
+    WHERE virtual_storage = $1 AND target = $2 AND kind IN ('replicate', 'cleanup')
+      AND state IN ('pending', 'published') AND next_attempt_at > now()
     RETURNING id";
 
 const DUTY_DROP_REPLICATION: &str = "
@@ -549,6 +558,17 @@ pub(crate) async fn duty_retry_now(pool: &PgPool, id: Uuid) -> Result<bool, sqlx
         sqlx::query_scalar(DUTY_RETRY_NOW).bind(id).fetch_optional(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(found.is_some())
+}
+
+/// Makes what waits to be tried again on a storage due at once; answers how much that is.
+pub(crate) async fn duty_hurry(
+    pool: &PgPool,
+    virtual_storage: &VirtualStorageName,
+    target: &StorageName,
+) -> Result<usize, sqlx::Error> {
+    let hurried =
+        sqlx::query(DUTY_HURRY).bind(virtual_storage.as_str()).bind(target.as_str()).fetch_all(pool).await?;
+    Ok(hurried.len())
 }
 
 /// Ends what is owed or under way for a replica of which nothing is known any more: a result that still arrives is void.

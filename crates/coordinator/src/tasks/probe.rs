@@ -1,11 +1,16 @@
-//! Asks the storage nodes for their health, and the database for storages that other coordinators added.
+//! Asks the storage nodes for their health, and the database for storages that other coordinators added. What waits to be
+//! tried again on a storage that has come back is due at once.
 
 use std::sync::Arc;
 
 use tabularium_proto::coordinator::session_response::Message;
 
 use super::pause;
-use crate::{app::Shared, db::storages, topology::Snapshot};
+use crate::{
+    app::Shared,
+    db::{outbox, storages},
+    topology::Snapshot,
+};
 
 /// Rounds of probes between two looks at the database.
 const ROUNDS_PER_REFRESH: u32 = 5;
@@ -22,8 +27,24 @@ pub(super) fn start(shared: &Arc<Shared>) {
             if note_filesystems(&shared).await {
                 refresh(&shared).await;
             }
+            hurry(&shared).await;
         }
     });
+}
+
+/// What waits for a storage that has come back is due.
+async fn hurry(shared: &Shared) {
+    let db = &shared.db;
+    for (virtual_storage, storage) in shared.health.take_recovered() {
+        match db.retrying(|| outbox::duty_hurry(db.pool(), &virtual_storage, &storage)).await {
+            Ok(0) => {}
+            Ok(duties) => {
+                tracing::info!(%storage, duties, "a storage is back; what is owed to it is due now");
+                shared.bell.notify_one();
+            }
+            Err(error) => tracing::debug!(%error, %storage, "what is owed is tried when its time has come"),
+        }
+    }
 }
 
 /// Asks all nodes; the first file system that a storage is seen with is its own from then on. True: there was one.

@@ -43,10 +43,13 @@ where
     Fut: Future<Output = Result<Try<T>, WriteError>>,
 {
     let deadline = Instant::now() + wait.min(shared.config.timing.ticket_wait.0);
-    let turn = tokio::select! {
-        turn = shared.queues.turn(key, deadline) => turn?,
-        () = hung_up.cancelled() => return Err(WriteError::Busy),
+    let next_turn = || async {
+        tokio::select! {
+            turn = shared.queues.turn(key, deadline) => turn.map_err(WriteError::from),
+            () = hung_up.cancelled() => Err(WriteError::Busy),
+        }
     };
+    let mut turn = next_turn().await?;
     loop {
         // Looked at between attempts, not in the middle of one: what was begun must be known.
         if hung_up.is_cancelled() {
@@ -62,7 +65,14 @@ where
                 if Instant::now() + NOT_YET >= deadline {
                     return Err(error);
                 }
+                // What it waits for may be behind it in the queue: a copy whose last round needs the ticket.
+                drop(turn);
                 sleep(NOT_YET).await;
+                turn = match next_turn().await {
+                    Ok(turn) => turn,
+                    Err(_) if Instant::now() >= deadline => return Err(error),
+                    Err(busy) => return Err(busy),
+                };
             }
         }
     }

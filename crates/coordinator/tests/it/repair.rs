@@ -494,3 +494,43 @@ async fn a_replica_catches_up_with_a_repository_that_is_pushed_to_all_the_time_a
     assert_eq!(generations(&after), [after.generation; 3]);
     site.check_consistency().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_waits_for_a_copy_lets_it_have_the_ticket() {
+    let site = Site::start().await;
+    let coordinator = site.coordinator().await;
+    let (mut routing, mut duties, mut operator) = clients(&coordinator);
+    let also = others(&create(&mut routing, "a.git").await).remove(0);
+    write(&mut routing, "a.git", &[&also]).await;
+    let duty = open(&mut operator, "replication").await.remove(0);
+    let first = start_copy(&mut duties, &duty.duty_id, "w").await;
+    write(&mut routing, "a.git", &[&also]).await;
+    let primary = resolve(&mut routing, "a.git").await.unwrap().primary;
+
+    // Two of three have to agree: without the primary the write needs the replica that is being copied to.
+    let waiting = {
+        let mut routing = routing.clone();
+        let request = wire::BeginWriteRequest {
+            unreachable_storages: vec![primary],
+            wait_milliseconds: 9000,
+            ..begin("a.git", WriteKind::Update)
+        };
+        async move { routing.begin_write(request).await }
+    };
+    let copying = async {
+        // The write is at the head of the queue by then; that this may take longer changes nothing.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let begun = std::time::Instant::now();
+        let report =
+            finish_attempt(&mut duties, &duty.duty_id, "w", first.attempt, succeeded(first.generation));
+        let last = round(report.await);
+        assert!(last.under_ticket && begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        finish_attempt(&mut duties, &duty.duty_id, "w", last.attempt, succeeded(last.generation)).await
+    };
+    let (begun, ended) = tokio::join!(waiting, copying);
+    assert!(matches!(ended, Disposition::Done(_)), "{ended:?}");
+    let begun = begun.expect("what it waited for has come").into_inner();
+    assert!(begun.participants.contains(&duty.target));
+    abort(&mut routing, &begun, wire::abort_write_request::Outcome::NotApplied, &[]).await.unwrap();
+    site.check_consistency().await;
+}
