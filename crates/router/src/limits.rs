@@ -32,12 +32,14 @@ pub(crate) const CLIENT_KEEPALIVE: Duration = Duration::from_secs(300);
 pub(crate) const STREAM_CONNECTIONS: usize = 2;
 /// Resets a node connection remembers at once: a burst of cancellations must not end a connection that others share.
 pub(crate) const MAX_CONCURRENT_RESETS: usize = 100_000;
-/// How often each node is asked for its health, and how long it may take to answer.
-pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often each node is asked for its health, and how long it may take to answer. A write waits for a primary that is
+/// silent until it counts as down, which together takes at most two seconds.
+pub(crate) const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// See [`PROBE_INTERVAL`].
-pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Probes in a row that may run out of time before the node counts as down. A refused connection counts at once.
-pub(crate) const SLOW_PROBES: u8 = 2;
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// After so many probes in a row that ran out of time a node counts as down: one that is only busy answers one of them. A
+/// refused connection counts at once.
+pub(crate) const SLOW_PROBES: u8 = 3;
 
 /// How long the head of an answer is held for its first frame while the client has not said all: it may wait for the head.
 pub(crate) const STREAM_HEAD_HOLD: Duration = Duration::from_millis(250);

@@ -1,6 +1,6 @@
 //! The storage nodes: how they are reached, and whether they are believed to be healthy.
 //!
-//! The opinion comes from real traffic (a connection that cannot be opened) and from a probe every second. It is this
+//! The opinion comes from real traffic (a connection that cannot be opened) and from a probe twice a second. It is this
 //! router's own, and only steers: a coordinator decides what is true.
 
 mod multiplexed;

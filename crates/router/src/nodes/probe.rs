@@ -1,4 +1,4 @@
-//! Asks every node for its health, once a second, so that a node that is down is avoided before a client finds out, and
+//! Asks every node for its health, twice a second, so that a node that is down is avoided before a client finds out, and
 //! one that is back is used again. What is asked for is the health of the very file system that the coordinator knows: a
 //! node that came back with another disk is not used.
 
