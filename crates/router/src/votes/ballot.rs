@@ -3,6 +3,13 @@
 /// Bytes of a vote: a SHA-1 of what the node is about to do.
 pub(crate) const BALLOT_BYTES: usize = 20;
 
+/// The vote before the hook that is asked about one reference: the SHA-1 of `synchronize update hook`. In a push that is not
+/// atomic it stands before each reference, so that it follows the change of the one before.
+pub(super) const BEFORE_UPDATE_HOOK: [u8; BALLOT_BYTES] = [
+    0x95, 0x90, 0x87, 0xc3, 0x0d, 0x48, 0x3e, 0x52, 0xb9, 0xe8, 0x57, 0x4a, 0x4b, 0xd5, 0x8c, 0x4c, 0xd7,
+    0x07, 0x06, 0x92,
+];
+
 /// What a node is about to do, or has done, when it votes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Phase {
@@ -31,6 +38,11 @@ impl Ballot {
     /// The vote that ends a push, all zero: nothing hangs on it.
     pub(super) fn is_final(self) -> bool {
         self.value == [0; BALLOT_BYTES]
+    }
+
+    /// Whoever is told to go on after it changes nothing more, and may tell others of what was changed.
+    pub(super) fn waits_for_record(self) -> bool {
+        self.phase == Phase::Synchronized && self.value != BEFORE_UPDATE_HOOK
     }
 
     /// Whoever is told to go on after it changes something.

@@ -7,7 +7,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::{
-    ballot::{Ballot, Phase},
+    ballot::{BEFORE_UPDATE_HOOK, Ballot, Phase},
     transaction::{Action, Conclusion, Event, PRIMARY, Safety, Ticket, Transaction, Verdict, VoterId},
 };
 
@@ -97,6 +97,23 @@ fn a_push_waits_for_its_ticket_and_for_its_record() {
     play.vote(&[0, 1, 2], Phase::Committed, 0);
     assert_eq!(play.answers[&2], vec![Verdict::Commit; 6]);
     assert_eq!(play.transaction.conclusion(), None);
+}
+
+#[test]
+fn a_push_of_several_references_is_recorded_once_when_all_are_changed() {
+    let mut play = Play::new(3, 2, Ticket::Held);
+    for reference in 1..=3 {
+        for voter in 0..3 {
+            let ballot = Ballot { phase: Phase::Synchronized, value: BEFORE_UPDATE_HOOK };
+            play.take(Event::Voted(voter, ballot));
+        }
+        play.vote(&[0, 1, 2], Phase::Prepared, reference);
+        play.vote(&[0, 1, 2], Phase::Committed, reference);
+        assert!(play.other.is_empty(), "more may come");
+    }
+    assert_eq!(play.answers[&2], vec![Verdict::Commit; 9]);
+    play.vote(&[0, 1, 2], Phase::Synchronized, 9);
+    assert_eq!(play.other, [Action::Record(vec![0, 1, 2])]);
 }
 
 #[test]

@@ -465,7 +465,7 @@ impl Transaction {
             self.ticket = Ticket::Asked;
             self.actions.push(Action::TakeTicket);
         }
-        if self.safety.record && ballot.phase == Phase::Synchronized {
+        if self.safety.record && ballot.waits_for_record() {
             match (self.record, self.last_change()) {
                 (Record::None, Some(last)) if self.tells_change(last) => return self.try_record(last),
                 (Record::Asked, _) => return,
