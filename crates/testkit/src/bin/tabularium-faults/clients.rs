@@ -30,7 +30,7 @@ const READ_PAUSE: Duration = Duration::from_millis(60);
 /// Now and then a push brings a file of this size that does not compress, so that it is under way for a while.
 const LARGE_BYTES: usize = 2 << 20;
 /// So many references come in one push that is not atomic: each is voted on for itself, so that it is under way for long.
-const MANY: usize = 10;
+const MANY: usize = 16;
 /// Branches that a hook refuses begin so.
 pub(crate) const REFUSED: &str = "refs/heads/refused-";
 

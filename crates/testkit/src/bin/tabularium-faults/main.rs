@@ -34,9 +34,6 @@ use tabularium_common::{faults::SafetyStep, lifecycle::stop_signal};
 
 use crate::{history::History, report::Report, session::Options};
 
-/// So many of 256 pushes bring many references.
-const MANY: u8 = 6;
-
 /// Breaks a cluster in every way it knows, and looks whether any promise was broken.
 #[derive(Parser)]
 #[command(name = "tabularium-faults", version)]
@@ -56,6 +53,9 @@ struct Arguments {
     /// Clients that push to hot repositories; half as many push to cold ones, and as many again read.
     #[arg(long, default_value_t = 4)]
     writers: u64,
+    /// So many of 256 pushes bring many references.
+    #[arg(long, default_value_t = 6)]
+    many: u8,
     /// Only these faults, such as `kill-primary`.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -130,7 +130,7 @@ async fn run(arguments: Arguments) -> Result<bool> {
         only: arguments.only,
         together: arguments.together,
         off: arguments.without,
-        many: MANY,
+        many: arguments.many,
         directory: arguments.directory.unwrap_or_else(|| {
             std::env::temp_dir().join(format!("tabularium-faults-{seed}-{}", std::process::id()))
         }),

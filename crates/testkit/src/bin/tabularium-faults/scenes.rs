@@ -17,6 +17,8 @@ use crate::cluster::{Links, Site};
 /// What a node's answers wait for when it is to be late in every vote: longer than the longest grace, and short enough for
 /// pings and health checks.
 const LATE: Duration = Duration::from_millis(550);
+/// What every vote waits for when a push is to take long. Health checks wait behind other answers.
+const SLOW: Duration = Duration::from_millis(350);
 /// What a router's requests wait for on their way to coordinators: shorter than its leases.
 const LATE_REQUESTS: Duration = Duration::from_millis(1200);
 /// How long writes that were under way take to end, and others to come to the votes that are slow now.
@@ -74,9 +76,9 @@ impl Scene {
         sleep(PAIRED).await;
         // Where nodes are, a router hears from its coordinator: their ways to the nodes are the same.
         let links = site.links.clone();
-        let late = |pair: usize, node: &str| {
+        let late = |pair: usize, node: &str, by: Duration| {
             links.each(&coordinators[pair], node, |proxy| {
-                proxy.set_one_way(Direction::Down, Relay::Delay(LATE));
+                proxy.set_one_way(Direction::Down, Relay::Delay(by));
             });
         };
         match self {
@@ -86,17 +88,17 @@ impl Scene {
                     site.pause(&replicator)?;
                 }
                 links.each(&routers[router], "coordinator", |proxy| proxy.set(Relay::BlackHole));
-                late(other, secondary);
+                late(other, secondary, LATE);
             }
             Self::LateRecord => {
                 links.each(&routers[router], "coordinator", |proxy| {
                     proxy.set_one_way(Direction::Up, Relay::Delay(LATE_REQUESTS));
                 });
-                late(router, secondary);
+                late(router, secondary, LATE);
             }
             Self::LateVotes => {
                 for node in site.names(Service::Node).iter().filter(|node| *node != secondary) {
-                    late(router, node);
+                    late(router, node, SLOW);
                 }
                 refuse(&links, &coordinators[router], secondary);
                 sleep(UNDER_WAY).await;
