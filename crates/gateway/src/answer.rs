@@ -49,16 +49,23 @@ pub(crate) struct Download {
     ends: Option<Ends>,
     stall: StallClock,
     stderr: Vec<u8>,
+    /// It has ended so, and whoever reads on has yet to be told.
+    failed: Option<Ended>,
 }
 
 impl Download {
     pub(crate) fn new(messages: Messages, ends: Option<Ends>, stall: StallClock) -> Self {
-        Self { messages, ends, stall, stderr: Vec::new() }
+        Self { messages, ends, stall, stderr: Vec::new(), failed: None }
     }
 
     /// The next piece of output; never an empty one.
     pub(crate) async fn output(&mut self) -> Option<Result<Bytes, Ended>> {
         std::future::poll_fn(|cx| self.poll_output(cx)).await
+    }
+
+    /// Puts an end back that was read ahead.
+    pub(crate) fn put_back(&mut self, failed: Ended) {
+        self.failed = Some(failed);
     }
 
     /// What the process wrote on standard error, for the log.
@@ -67,6 +74,9 @@ impl Download {
     }
 
     fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Ended>>> {
+        if let Some(failed) = self.failed.take() {
+            return Poll::Ready(Some(Err(failed)));
+        }
         loop {
             match self.messages.poll_next_unpin(cx) {
                 Poll::Ready(Some(Ok(Chunk::Output(bytes)))) if bytes.is_empty() => {}

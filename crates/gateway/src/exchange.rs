@@ -1,7 +1,7 @@
 //! The three requests of smart HTTP: the advertisement, the fetch and the push, each one gRPC call to a router.
 
 use bytes::{Bytes, BytesMut};
-use futures::{StreamExt as _, TryFutureExt as _, stream};
+use futures::{Stream, StreamExt as _, TryFutureExt as _, stream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use hyper::body::Incoming;
 use tabularium_common::pktline;
@@ -23,7 +23,7 @@ use crate::{
     freshness::Freshness,
     gateway::Gateway,
     git_protocol,
-    limits::ADVERTISEMENT_TIMEOUT,
+    limits::{ADVERTISEMENT_TIMEOUT, PUSH_ANSWER_BYTES, PUSH_ANSWER_HOLD},
     mirror,
     path::{GitService, RepositoryPath},
     record::Record,
@@ -35,6 +35,7 @@ use crate::{
 
 const UPLOAD_PACK: &str = "/tabularium.node.v1.UploadPackService/UploadPack";
 const RECEIVE_PACK: &str = "/gitaly.SmartHTTPService/PostReceivePack";
+const RECEIVE_PACK_RESULT: &str = "application/x-git-receive-pack-result";
 /// Field `data` of the request messages.
 const UPLOAD_PACK_DATA: u32 = 5;
 const RECEIVE_PACK_DATA: u32 = 2;
@@ -103,9 +104,7 @@ pub(crate) async fn exchange(
         GitService::UploadPack => {
             ("application/x-git-upload-pack-request", "application/x-git-upload-pack-result")
         }
-        GitService::ReceivePack => {
-            ("application/x-git-receive-pack-request", "application/x-git-receive-pack-result")
-        }
+        GitService::ReceivePack => ("application/x-git-receive-pack-request", RECEIVE_PACK_RESULT),
     };
     require_content_type(headers, request_type)?;
     let git_protocol = protocol(headers)?;
@@ -144,6 +143,9 @@ async fn begin(
     let stall = StallClock::new(record.traffic().clone(), gateway.config.stall_timeout.0);
     let mut download = Download::new(messages, ends, stall);
     match download.output().await {
+        Some(Ok(first)) if content_type == RECEIVE_PACK_RESULT => {
+            Ok(hold(content_type, first, download).await)
+        }
         Some(Ok(first)) => Ok(Reply::Output { content_type, first, rest: download }),
         None => Ok(result(content_type, Bytes::new())),
         Some(Err(Ended::Request(fault))) => Err(fault.into()),
@@ -159,6 +161,25 @@ async fn begin(
             }
         }
     }
+}
+
+/// Waits a moment for the end of a push's answer, whose generation is known only then: git reports to its user before the
+/// push is recorded.
+async fn hold(content_type: &'static str, first: Bytes, mut download: Download) -> Reply {
+    let until = tokio::time::Instant::now() + PUSH_ANSWER_HOLD;
+    let mut held = BytesMut::from(first);
+    while held.len() <= PUSH_ANSWER_BYTES {
+        match tokio::time::timeout_at(until, download.output()).await {
+            Ok(Some(Ok(more))) => held.extend_from_slice(&more),
+            Ok(None) => return result(content_type, held.freeze()),
+            Ok(Some(Err(ended))) => {
+                download.put_back(ended);
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    Reply::Output { content_type, first: held.freeze(), rest: download }
 }
 
 fn result(content_type: &'static str, bytes: Bytes) -> Reply {
@@ -271,10 +292,26 @@ where
         // Without a deadline: the clock that watches the transfer ends it when nothing moves.
         let (first, messages) = routers.call(None, again, attempt).await?;
         slot.keep_no_more();
-        let messages = stream::iter(first.map(Ok)).chain(messages);
+        let messages = stream::iter(first.map(Ok)).chain(until_trailers(messages, freshness));
         Ok::<_, Status>(messages.map(move |message| message.map(&chunk)))
     };
     open.try_flatten_stream().boxed()
+}
+
+/// The messages; what stands in the trailers is learned when they have come.
+fn until_trailers<T: Send + 'static>(
+    messages: Streaming<T>,
+    freshness: Freshness,
+) -> impl Stream<Item = Result<T, Status>> + Send {
+    stream::unfold((messages, freshness), |(mut messages, freshness)| async move {
+        let message = messages.message().await.transpose();
+        if message.is_none()
+            && let Ok(Some(trailers)) = messages.trailers().await
+        {
+            freshness.learn(trailers.as_ref());
+        }
+        message.map(|message| (message, (messages, freshness)))
+    })
 }
 
 async fn open_call<T>(

@@ -4,8 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// The generation that the answer shows at least; after a push that of the push, if the node said nothing before it was
-/// recorded.
+/// The generation that the answer shows at least; after a push that of the push, if that ends soon after git has begun to
+/// say something.
 const ANSWERED: HeaderName = HeaderName::from_static("x-tabularium-generation");
 /// The same between a router and us.
 const TOLD: &str = "tabularium-generation";

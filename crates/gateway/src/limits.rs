@@ -26,8 +26,9 @@ pub(crate) const MAX_PAGE_SIZE: u32 = 1000;
 pub(crate) const ADVERTISEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// A call of the JSON API, and reading its request.
 pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(30);
-/// Asking a coordinator whether a repository is a mirror. Pushes wait for it.
-pub(crate) const MIRROR_TIMEOUT: Duration = Duration::from_secs(5);
+/// Asking a coordinator whether a repository is a mirror. Pushes wait for it, also those that are to fail at once because no
+/// coordinator can record them; without an answer the router decides.
+pub(crate) const MIRROR_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long an upstream that failed is tried last instead of in turn.
 pub(crate) const UPSTREAM_REST: Duration = Duration::from_secs(1);
 /// How often upstreams are asked for their health, and how long one may take to answer. One that is late is tried last:
@@ -47,3 +48,7 @@ pub(crate) const MAX_STDERR_BYTES: usize = 4096;
 
 const _: () = assert!(MESSAGE_DATA_BYTES * 2 < tabularium_common::grpc::MAX_MESSAGE_BYTES);
 const _: () = assert!(MAX_ERROR_TEXT_BYTES + 16 < tabularium_common::pktline::MAX_PAYLOAD_BYTES);
+/// How long the answer to a push is held for its end, with which the push's generation comes, and how much of it.
+pub(crate) const PUSH_ANSWER_HOLD: Duration = Duration::from_millis(500);
+/// See [`PUSH_ANSWER_HOLD`].
+pub(crate) const PUSH_ANSWER_BYTES: usize = 64 * 1024;
