@@ -12,8 +12,9 @@ use std::{
 };
 
 use futures::future::join_all;
-use tabularium_proto::coordinator::{
-    GetRepositoryRequest, RepositoryName, operator_service_client::OperatorServiceClient,
+use tabularium_proto::{
+    coordinator::{GetRepositoryRequest, RepositoryName, operator_service_client::OperatorServiceClient},
+    gitaly::{ListRefsRequest, ref_service_client::RefServiceClient},
 };
 use tabularium_testkit::{
     cluster::{Signed, TestCluster, VIRTUAL_STORAGE, local_cluster::HOME, service::Kind, signed},
@@ -21,11 +22,11 @@ use tabularium_testkit::{
     wait::wait_until,
 };
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::support::{
-    Disks, FOLLOW, SOON, equal_replicas, home_only, must_git, no_open_writes, read_ref, request, router,
-    start, try_git, within, write_ref,
+    Disks, FOLLOW, SOON, equal_replicas, home_only, must_git, named, no_open_writes, read_ref, request,
+    router, start, try_git, within, write_ref,
 };
 
 const REFERENCE: &str = "refs/heads/counter";
@@ -341,4 +342,52 @@ async fn pushes_through_two_routers_at_once() {
     disks.clean(&test).await;
     disks.check_integrity(&git).await;
     within("a stop", FOLLOW, test.cluster.stop()).await.unwrap();
+}
+
+/// What a push made is told with its answer, and can be asked for wherever one reads next.
+#[tokio::test]
+async fn the_generation_of_a_push_can_be_asked_for_through_another_router() {
+    const PATH: &str = "a/b.git";
+    let (test, _logs) = start(home_only).await;
+    let git = GitClient::new();
+    git.work_tree("source", 2).await;
+    test.create(PATH).await;
+    let mut last = 0;
+    for branch in ["one", "two", "three"] {
+        let refspec = format!("main:refs/heads/{branch}");
+        let url = test.url(HOME, 0, PATH);
+        let arguments = ["push", "--quiet", &url, &refspec];
+        let mut push = git.git().command(&git.path("source"), arguments);
+        let pushed = within("a push", FOLLOW, push.env("GIT_CURL_VERBOSE", "1").output()).await.unwrap();
+        let said = String::from_utf8_lossy(&pushed.stderr).to_lowercase();
+        assert!(pushed.status.success(), "{said}");
+        // The last one: the advertisement told the one before.
+        let told = said.lines().rev().find_map(|line| line.split("x-tabularium-generation: ").nth(1));
+        let generation: i64 = told.unwrap_or_else(|| panic!("{said}")).trim().parse().unwrap();
+        assert!(generation > last, "{generation} after {last}");
+        last = generation;
+        for index in [1, 0] {
+            let read = async |generation: i64| {
+                let message = ListRefsRequest {
+                    repository: named(VIRTUAL_STORAGE, PATH),
+                    patterns: vec![format!("refs/heads/{branch}").into_bytes()],
+                    ..ListRefsRequest::default()
+                };
+                let mut message = request(message, "at-least");
+                let metadata = message.metadata_mut();
+                metadata.insert("tabularium-at-least-generation", generation.to_string().parse().unwrap());
+                let mut client = RefServiceClient::new(router(&test, index));
+                let answer = client.list_refs(message).await?;
+                let told =
+                    answer.metadata().get("tabularium-generation").unwrap().to_str().unwrap().to_owned();
+                let found =
+                    answer.into_inner().message().await?.is_some_and(|refs| !refs.references.is_empty());
+                Ok::<_, Status>((told, found))
+            };
+            assert_eq!(read(generation).await.unwrap(), (generation.to_string(), true));
+            let newer = read(generation + 1).await.unwrap_err();
+            assert_eq!(newer.code(), Code::FailedPrecondition, "{}", newer.message());
+        }
+    }
+    test.stop().await.unwrap();
 }
