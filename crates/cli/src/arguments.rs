@@ -117,6 +117,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 6 * 3600)]
         older_than: u32,
     },
+    /// Make a lost database anew from what nodes keep beside their replicas. Exit code 1 when something is to be looked at.
+    Rebuild(Rebuild),
     /// Work that is owed: copies, removals, notifications.
     #[command(subcommand)]
     Duties(Duties),
@@ -305,6 +307,20 @@ pub(crate) struct AcceptDataLoss {
     /// Do not ask.
     #[arg(long)]
     pub(crate) yes: bool,
+}
+
+/// `tabularium rebuild`.
+#[derive(Debug, Args)]
+pub(crate) struct Rebuild {
+    /// Only look, and write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Add what is missing to a database that is not empty.
+    #[arg(long)]
+    pub(crate) add_missing: bool,
+    /// Go on without storages that cannot be read. What only they have is not found.
+    #[arg(long)]
+    pub(crate) without_unreachable: bool,
 }
 
 /// `tabularium metadata`.

@@ -6,6 +6,7 @@
 )]
 
 pub(crate) mod placement;
+pub(crate) mod rebuild;
 
 use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;

@@ -10,8 +10,8 @@ use tabularium_common::{
 };
 use tabularium_proto::{
     coordinator::{
-        operator_service_client::OperatorServiceClient, repair_service_client::RepairServiceClient,
-        storage_service_client::StorageServiceClient,
+        operator_service_client::OperatorServiceClient, rebuild_service_client::RebuildServiceClient,
+        repair_service_client::RepairServiceClient, storage_service_client::StorageServiceClient,
     },
     gitaly::repository_service_client::RepositoryServiceClient,
 };
@@ -96,6 +96,12 @@ impl Target {
     pub(crate) async fn repair(&self) -> Result<(RepairServiceClient<Signed>, String), Failure> {
         let (signed, whom) = self.coordinator().await?;
         Ok((RepairServiceClient::new(signed), whom))
+    }
+
+    /// As [`Self::operator`], for a lost database.
+    pub(crate) async fn rebuild(&self) -> Result<(RebuildServiceClient<Signed>, String), Failure> {
+        let (signed, whom) = self.coordinator().await?;
+        Ok((RebuildServiceClient::new(signed), whom))
     }
 
     async fn coordinator(&self) -> Result<(Signed, String), Failure> {

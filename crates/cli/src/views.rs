@@ -1,6 +1,7 @@
 //! The stable shapes of answers: what `--json` prints, field for field, and what the tables are made of.
 
 pub(crate) mod placement;
+pub(crate) mod rebuild;
 
 use serde::Serialize;
 use tabularium_proto::coordinator as wire;

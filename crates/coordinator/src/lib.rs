@@ -14,6 +14,8 @@
 //! * A write owes copies and notifications: rows of the outbox ([`db::outbox`]), told to the message bus by the relay among
 //!   the [`tasks`], done by replicators, who report to `service::duty`. A copy goes in rounds until nothing was written
 //!   meanwhile, if need be while nobody writes: [`repair`], decided by the pure [`duties`].
+//! * What nodes keep beside their replicas where no vote tells them: [`records`]. A lost database is made anew from that:
+//!   [`rebuild`] (pure), `service::rebuild`.
 //! * Replicas come, go and are compared: [`movement`] by the pure [`placement`], [`verification`].
 //! * Operators look in through `service::operator` and [`http`].
 //!
@@ -35,6 +37,7 @@ mod movement;
 mod placement;
 mod queue;
 mod quorum;
+mod rebuild;
 mod records;
 mod repair;
 mod repair_config;

@@ -10,7 +10,9 @@ use futures::future::join_all;
 use tabularium_common::ids::{Generation, StorageName};
 use tabularium_proto::{
     gitaly,
-    node::{ReplicaRecord, WriteRecordRequest, replica_service_client::ReplicaServiceClient},
+    node::{
+        ReadRecordRequest, ReplicaRecord, WriteRecordRequest, replica_service_client::ReplicaServiceClient,
+    },
 };
 use tokio::time::timeout;
 use tonic::{Code, Status};
@@ -43,6 +45,14 @@ fn record(repository: &Repository, generation: Generation) -> ReplicaRecord {
     }
 }
 
+fn place(repository: &Repository, storage: &StorageName) -> gitaly::Repository {
+    gitaly::Repository {
+        storage_name: storage.to_string(),
+        relative_path: repository.replica_path.to_string(),
+        ..gitaly::Repository::default()
+    }
+}
+
 /// Has a node write a record, unless it has a newer one or keeps none.
 async fn write(
     shared: &Shared,
@@ -55,11 +65,7 @@ async fn write(
     let unknown = || Status::not_found("the storage has no address");
     let address = topology.address(&repository.key.virtual_storage, storage).ok_or_else(unknown)?;
     let request = WriteRecordRequest {
-        repository: Some(gitaly::Repository {
-            storage_name: storage.to_string(),
-            relative_path: repository.replica_path.to_string(),
-            ..gitaly::Repository::default()
-        }),
+        repository: Some(place(repository, storage)),
         record: Some(record),
         copy_attempt,
     };
@@ -68,6 +74,24 @@ async fn write(
         // Something newer is there already, or the node keeps no records.
         Ok(Err(status)) if matches!(status.code(), Code::Unimplemented | Code::FailedPrecondition) => Ok(()),
         Ok(written) => written.map(drop),
+        Err(_) => Err(Status::deadline_exceeded("the node did not answer in time")),
+    }
+}
+
+/// What a node keeps beside a replica.
+async fn read(
+    shared: &Shared,
+    repository: &Repository,
+    storage: &StorageName,
+) -> Result<Option<ReplicaRecord>, Status> {
+    let topology = shared.topology.get();
+    let unknown = || Status::not_found("the storage has no address");
+    let address = topology.address(&repository.key.virtual_storage, storage).ok_or_else(unknown)?;
+    let request = ReadRecordRequest { repository: Some(place(repository, storage)) };
+    let mut client = ReplicaServiceClient::new(shared.inspector.channel(address));
+    match timeout(PATIENCE, client.read_record(request)).await {
+        Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(None),
+        Ok(answer) => Ok(answer?.into_inner().record),
         Err(_) => Err(Status::deadline_exceeded("the node did not answer in time")),
     }
 }
@@ -118,6 +142,24 @@ pub(crate) async fn note_settlement(
     // Nobody is left who could say what counts.
     inspection.answers.clear();
     Ok(())
+}
+
+/// Has the nodes write that a repository has another name. One that cannot be reached learns it with the next write.
+pub(crate) async fn note_rename(shared: &Shared, repository: &Repository) {
+    let noting = repository.replicas.iter().map(async |replica| {
+        let known = read(shared, repository, &replica.storage).await?;
+        let Some(known) = known.filter(|known| known.repository_id == repository.id.0) else {
+            return Ok(());
+        };
+        let renamed = ReplicaRecord { relative_path: repository.key.relative_path.to_string(), ..known };
+        write(shared, repository, &replica.storage, renamed, 0).await
+    });
+    for (replica, noted) in repository.replicas.iter().zip(join_all(noting).await) {
+        if let Err(status) = noted {
+            let (repository_id, storage) = (repository.id, &replica.storage);
+            tracing::info!(%repository_id, %storage, error = status.message(), "a replica's record keeps the old name");
+        }
+    }
 }
 
 /// A copy that is good.

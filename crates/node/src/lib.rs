@@ -1,7 +1,7 @@
 //! A storage node: repositories on local disks behind Gitaly's RPCs, over the system `git`.
 //!
-//! A node keeps bytes and knows nothing else: not which virtual storage a repository belongs to, not who may push, and
-//! of its copy being the primary only what a request says. It never talks to the coordinator, to Postgres or to NATS;
+//! A node keeps bytes and knows nothing else: of whose repository they are it notes what it is told and uses none of it, and
+//! of its copy being the primary it knows only what a request says. It never talks to the coordinator, to Postgres or to NATS;
 //! the router and the replicators call it, and it calls another node only to copy a repository when it is told to.
 //!
 //! A request enters in [`server`], passes the call log ([`rpc_log`]), the token check and the guard against cut streams
@@ -18,6 +18,7 @@
 //!
 //! * [`storage_health`]: whether each disk can be used, found out by using it.
 //! * [`config`]: the file; `deploy/config/node.toml` is an example.
+//! * [`records`]: what stands beside each replica, for when the database is not there or lost.
 //! * [`copy_attempts`]: why a copy that comes late cannot undo a later one.
 //! * [`fetch_proxy`]: the subcommand that git runs instead of `ssh` to fetch from another node.
 //! * [`error`]: codes and texts, word for word Gitaly's.

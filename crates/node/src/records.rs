@@ -112,12 +112,16 @@ pub(crate) fn write(replica: &Path, record: ReplicaRecord, copy: Option<CopyAtte
         return Ok(Kept::OtherCopy);
     }
     match read(replica) {
-        Ok(Some(present))
-            if present.complete
-                && present.repository_id == record.repository_id
-                && standing(&present) > standing(&record) =>
-        {
-            return Ok(Kept::Overtaken);
+        Ok(Some(present)) if present.repository_id == record.repository_id => {
+            let overtaken = match (present.complete, copy) {
+                (true, _) => standing(&present) > standing(&record),
+                // Only the copy itself says that it is good, or a write to what came of it.
+                (false, None) => standing(&present) >= standing(&record),
+                (false, Some(_)) => false,
+            };
+            if overtaken {
+                return Ok(Kept::Overtaken);
+            }
         }
         Ok(_) => {}
         Err(error) => {
@@ -214,6 +218,11 @@ mod tests {
         write(replica, record(1, 4, 1), None).unwrap();
         suspend(replica).unwrap();
         assert_eq!(read(replica).unwrap(), Some(ReplicaRecord { complete: false, ..record(1, 4, 1) }));
+        assert_eq!(
+            write(replica, record(1, 4, 1), None).unwrap(),
+            Kept::Overtaken,
+            "nor what was said before it"
+        );
         fs::write(replica.join("tabularium-copy-attempt"), "7").unwrap();
         let of_copy = |number| write(replica, record(1, 3, 0), Some(CopyAttempt::numbered(number))).unwrap();
         assert_eq!((of_copy(6), of_copy(8)), (Kept::OtherCopy, Kept::OtherCopy));

@@ -3,6 +3,7 @@
 mod check;
 mod cluster;
 mod losses;
+mod rebuild;
 pub(crate) mod repository;
 mod sql;
 mod storage;
@@ -41,6 +42,7 @@ pub(crate) async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> 
         Command::Verify(options) => Losses::of(&global).await?.verify(options).await,
         Command::TrackRepository(options) => Losses::of(&global).await?.track(options).await,
         Command::ListUntracked { older_than } => Losses::of(&global).await?.list_untracked(older_than).await,
+        Command::Rebuild(options) => rebuild::run(&global, &options).await,
         Command::Status => cluster::status(&Target::resolve(&global)?, global.json).await,
         Command::Duties(Duties::List { state, limit }) => {
             cluster::duties(&Target::resolve(&global)?, state.unwrap_or_default(), limit, global.json).await

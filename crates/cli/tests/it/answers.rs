@@ -20,6 +20,7 @@ fn without_a_cluster_commands_say_how_to_get_one() {
         &["reconcile"],
         &["verify", "--all"],
         &["list-untracked"],
+        &["rebuild", "--dry-run"],
         &["repo", "set-replication-factor", "a/b", "all"],
     ] {
         let (code, output) = run(state.path(), arguments);

@@ -11,16 +11,17 @@
 //! its row; locks are taken in the order repository, intent, replica, duty. A statement that decides by what it reads
 //! takes its snapshot after the lock or decides by columns of the locked rows.
 
-pub(crate) mod commits;
 pub(crate) mod assignments;
+pub(crate) mod commits;
 pub(crate) mod coordinators;
-pub(crate) mod ended_writes;
 pub(crate) mod copies;
+pub(crate) mod ended_writes;
 pub(crate) mod geo_log;
 pub(crate) mod geo_registry;
 pub(crate) mod history;
 pub(crate) mod losses;
 pub(crate) mod outbox;
+pub(crate) mod rebuild;
 pub(crate) mod replicas;
 pub(crate) mod repositories;
 pub(crate) mod revocations;
@@ -206,7 +207,9 @@ impl Db {
                 Ok(done) => return done,
                 Err(_) if self.is_there().await => {}
                 Err(_) => {
-                    return Err(DbError::Unavailable(std::io::Error::from(std::io::ErrorKind::TimedOut).into()));
+                    return Err(DbError::Unavailable(
+                        std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
+                    ));
                 }
             }
         }

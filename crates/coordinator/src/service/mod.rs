@@ -4,6 +4,7 @@ mod duty;
 mod losses;
 mod operator;
 mod peer;
+mod rebuild;
 mod routing;
 mod storages;
 
@@ -18,8 +19,9 @@ use tabularium_proto::{
     DESCRIPTORS,
     coordinator::{
         self as wire, duty_service_server::DutyServiceServer, operator_service_server::OperatorServiceServer,
-        peer_service_server::PeerServiceServer, repair_service_server::RepairServiceServer,
-        routing_service_server::RoutingServiceServer, storage_service_server::StorageServiceServer,
+        peer_service_server::PeerServiceServer, rebuild_service_server::RebuildServiceServer,
+        repair_service_server::RepairServiceServer, routing_service_server::RoutingServiceServer,
+        storage_service_server::StorageServiceServer,
     },
 };
 use tonic::{
@@ -60,6 +62,7 @@ pub(crate) fn add(
             require(),
         ))
         .add_service(RepairServiceServer::with_interceptor(losses::Repair(Arc::clone(shared)), require()))
+        .add_service(RebuildServiceServer::with_interceptor(rebuild::Rebuilds(Arc::clone(shared)), require()))
         .add_service(PeerServiceServer::with_interceptor(peer::Peer(Arc::clone(shared)), require())))
 }
 

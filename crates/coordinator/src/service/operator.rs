@@ -22,6 +22,7 @@ use crate::{
         writes,
     },
     error::{NameError, WriteError},
+    records,
 };
 
 /// Repositories on one page, and the most a caller gets.
@@ -287,7 +288,7 @@ impl OperatorService for Operator {
         }
         let db = &self.0.db;
         let details = db
-            .retrying(|| repositories::repository_details(db.pool(), &name))
+            .promptly(|| repositories::repository_details(db.pool(), &name))
             .await?
             .ok_or(WriteError::NotFound)?;
         Ok(Response::new(wire::GetRepositoryResponse { repository: Some(self.details(&details)) }))
@@ -310,7 +311,11 @@ impl OperatorService for Operator {
         match db.retrying(|| repositories::repository_rename(db.pool(), &name, &to)).await? {
             Ok(gone) => {
                 self.0.bell.notify_one();
+                let id = gone.revoked.id;
                 self.0.revoke_now(gone.revoked, gone.revocation).await?;
+                if let Some(renamed) = db.retrying(|| repositories::repository_find(db.pool(), id)).await? {
+                    records::note_rename(&self.0, &renamed).await;
+                }
                 Ok(Response::new(wire::RenameRepositoryResponse {}))
             }
             Err(RenameRefused::NotFound) => Err(WriteError::NotFound.into()),

@@ -111,7 +111,7 @@ async fn hear(shared: &Arc<Shared>, id: SessionId, mut requests: Streaming<wire:
 impl Routing {
     async fn find(&self, name: &crate::repository::RepositoryKey) -> Result<Option<Repository>, DbError> {
         let db = &self.0.db;
-        db.retrying(|| repositories::repository_resolve(db.pool(), name)).await
+        db.promptly(|| repositories::repository_resolve(db.pool(), name)).await
     }
 
     fn counted<T>(&self, step: WriteStep, result: Result<T, WriteError>) -> Result<T, Status> {

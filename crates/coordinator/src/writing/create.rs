@@ -25,6 +25,11 @@ const IDS_AT_ONCE: i32 = 32;
 pub(crate) struct RepositoryIds(Mutex<Vec<RepositoryId>>);
 
 impl RepositoryIds {
+    /// Those that are left are not given out: they may be taken.
+    pub(crate) fn forget(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// One that no repository has or had.
     pub(crate) async fn next(&self, shared: &Shared) -> Result<RepositoryId, DbError> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();

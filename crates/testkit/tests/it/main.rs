@@ -18,5 +18,7 @@ mod operations;
 mod proxy;
 mod raw;
 mod read_repair;
+mod rebuild;
 mod servers;
 mod support;
+mod without_database;
