@@ -105,6 +105,11 @@ impl Method {
         matches!(self.name.as_str(), "PostReceivePack" | "SSHReceivePack")
     }
 
+    /// What a client asks before it pushes: of no use while no push can follow.
+    pub fn precedes_a_push(&self) -> bool {
+        self.name == "InfoRefsReceivePack"
+    }
+
     /// The RPC reads from the primary whatever the policy, because replicas differ in what it measures (section k.4).
     pub fn primary_only(&self) -> bool {
         matches!(self.name.as_str(), "RepositorySize" | "GetObjectDirectorySize")

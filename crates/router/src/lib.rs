@@ -11,7 +11,8 @@
 //!   (`relay::attempt`; what that says of the replica is judged in `routing::judgement`): until then another replica can take
 //!   over, because the front of the client's stream is kept (`replay`), and one is asked beside a node that is silent for too
 //!   long (`patience`). `suspicions` tells a coordinator of replicas that failed what others could do. The rest of the stream
-//!   and the whole answer pass through as they are, but for the generation that is said with them (`relay::freshness`);
+//!   and the whole answer pass through as they are, but for the generation that is said with them (`relay::freshness`).
+//!   When no coordinator answers, the replicas' own records say which is the newest (`routes::confirmation`);
 //! * a *write* becomes a task of its own (`relay::write`). Every up-to-date replica that is healthy takes part: the client's
 //!   stream is given to all of them (`relay::fan_out`), each votes before and after it changes its refs, and what the
 //!   votes mean is decided in `votes::transaction`, without I/O. `turns` queues for the repository's ticket, `writes`

@@ -78,6 +78,8 @@ pub(crate) const COORDINATOR_PROBE_TIMEOUT: Duration = Duration::from_millis(500
 pub(crate) const SILENT_COORDINATOR_PATIENCE: Duration = Duration::from_millis(250);
 /// How long one coordinator may take to resolve a repository.
 pub(crate) const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same, while the last question was not answered by any of them.
+pub(crate) const RESOLVE_AGAIN_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long coordinators have before the replicas are asked which of them is the newest; no time once they failed to
 /// answer.
 pub(crate) const RESOLVE_HEAD_START: Duration = Duration::from_millis(250);

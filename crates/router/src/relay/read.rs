@@ -97,8 +97,7 @@ impl Search<'_> {
                 let is_primary = *node.storage == *self.route.primary;
                 // A node's own word counts for more than that there is none, and the primary's for most.
                 let better = match &sofar.word {
-                    None => true,
-                    Some((Err(_), _)) => true,
+                    None | Some((Err(_), _)) => true,
                     Some((Ok(_), of_the_primary)) => word.is_ok() && is_primary && !of_the_primary,
                 };
                 if better {
@@ -123,12 +122,14 @@ impl Relay {
         let repository = request::repository(&message, target)?;
         let directory = self.shared.nodes.directory();
         let storages = Self::storages(&directory, repository.virtual_storage)?;
-        let route = self
-            .shared
-            .confirmations
-            .route(repository.virtual_storage, repository.relative_path, Some(&call.correlation))
-            .await
-            .map_err(unknown_to_accessor)?;
+        let (name, correlation) =
+            ((repository.virtual_storage, repository.relative_path), Some(&call.correlation));
+        let route = if entry.method.precedes_a_push() {
+            self.shared.routes.resolve(name.0, name.1, correlation).await
+        } else {
+            self.shared.confirmations.route(name.0, name.1, correlation).await
+        };
+        let route = route.map_err(unknown_to_accessor)?;
         let reader = if call.primary_only { Reader::Primary } else { reader };
         let route = self.fresh_enough(route, call, repository, reader).await.map_err(unknown_to_accessor)?;
         account.route = Some(Arc::clone(&route));

@@ -89,7 +89,10 @@ impl Confirmations {
                 resolved => resolved,
             },
             confirmed = &mut confirming => match confirmed {
-                Ok(route) => Ok(route),
+                Ok(route) => {
+                    self.routes.given_up();
+                    Ok(route)
+                }
                 Err(unconfirmed) => match resolving.await {
                     Err(refusal) if is_outage(&refusal) => Err(unconfirmed),
                     resolved => resolved,

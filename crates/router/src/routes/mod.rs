@@ -37,7 +37,7 @@ use tonic::{Code, Status};
 
 use crate::{
     coordinator::{Coordinators, Correlation},
-    limits::{FOLLOW_ATTEMPTS, RESOLVE_TIMEOUT, ROUTES_TO_LEARN},
+    limits::{FOLLOW_ATTEMPTS, RESOLVE_AGAIN_TIMEOUT, RESOLVE_TIMEOUT, ROUTES_TO_LEARN},
     metrics::Metrics,
     refusal::Refusal,
     routing::advanced,
@@ -165,9 +165,11 @@ impl Routes {
         correlation: Correlation<'_>,
     ) -> Result<ResolveRepositoryResponse, Refusal> {
         let request = ResolveRepositoryRequest { name: Some(name), session_id };
+        // Whoever writes while nobody can record it is told so at once.
+        let patience = if self.is_unanswered() { RESOLVE_AGAIN_TIMEOUT } else { RESOLVE_TIMEOUT };
         let answer = self
             .coordinators
-            .call(correlation, RESOLVE_TIMEOUT, request, |mut client, request| async move {
+            .call(correlation, patience, request, |mut client, request| async move {
                 client.resolve_repository(request).await
             })
             .await
@@ -176,9 +178,14 @@ impl Routes {
         answer
     }
 
-    /// The last question was not answered by any coordinator.
+    /// The last question was not answered by any coordinator, and none renews the lease.
     fn is_unanswered(&self) -> bool {
-        self.unanswered.load(Ordering::Relaxed)
+        self.unanswered.load(Ordering::Relaxed) && !self.leased()
+    }
+
+    /// A question was given up before any coordinator answered it.
+    fn given_up(&self) {
+        self.unanswered.store(true, Ordering::Relaxed);
     }
 
     /// A route that was kept once and not revoked since. It may not be true any more.
