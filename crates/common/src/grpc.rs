@@ -36,7 +36,7 @@ pub const MAX_PENDING_RESETS: usize = 4096;
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// How long a ping may stay unanswered before the connection counts as dead.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pings on connections to coordinators and routers, which are ours and do not mind.
+/// Pings on connections to coordinators, which are ours and do not mind.
 pub const WATCHED_INTERVAL: Duration = Duration::from_secs(2);
 /// How long such a ping may stay unanswered. Both together are more than a write's lease: what is then under way there has
 /// been decided without it.

@@ -17,7 +17,7 @@ use futures::future::join_all;
 use http::HeaderMap;
 use tabularium_common::{
     auth::SendToken,
-    grpc::{Address, NOT_BEGUN, watched_channel},
+    grpc::{Address, NOT_BEGUN, channel},
     telemetry::{CORRELATION_ID, CorrelationId},
 };
 use tokio::{
@@ -87,7 +87,7 @@ impl Upstreams {
             .iter()
             .map(|address| Peer {
                 address: address.clone(),
-                channel: watched_channel(address),
+                channel: channel(address),
                 rests_until: AtomicU64::new(0),
                 well: watch::Sender::new(true),
             })

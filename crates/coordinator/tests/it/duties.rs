@@ -390,3 +390,56 @@ async fn a_bus_that_lost_everything_is_told_at_once() {
     assert_eq!(told, before.into_iter().collect());
     assert!(lost.elapsed() < std::time::Duration::from_secs(20), "{:?}", lost.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_owed_to_a_storage_that_is_back_is_due_at_once() {
+    const FAILURES: usize = 12;
+    let site = Site::start().await;
+    let coordinator = site.coordinator().await;
+    let (mut routing, mut duties, mut operator) = clients(&coordinator);
+    let primary = create(&mut routing, "a.git").await.primary;
+    let begun = begin_write(&mut routing, "a.git").await;
+    commit(&mut routing, &begun, &[&primary]).await.unwrap();
+    let duty = open(&mut operator, "replication").await.remove(0);
+    for _ in 0..FAILURES {
+        start(&mut duties, &duty.duty_id, "w").await;
+        finish(&mut duties, &duty.duty_id, "w", failed(true)).await;
+    }
+    let waits = async || {
+        let mut sql = site.sql().await;
+        let id = uuid::Uuid::parse_str(&duty.duty_id).unwrap();
+        sqlx::query_scalar::<_, f64>(
+            "SELECT extract(epoch FROM next_attempt_at - now())::float8 FROM duties WHERE id = $1",
+        )
+        .bind(id)
+        .fetch_one(&mut sql)
+        .await
+        .unwrap()
+    };
+    assert!(waits().await > 15.0, "it has failed often");
+
+    eventually("its disk is known", || async {
+        let mut sql = site.sql().await;
+        let query = "SELECT count(*) FROM storages WHERE name = $1 AND filesystem_id IS NOT NULL";
+        let known: i64 = sqlx::query_scalar(query).bind(&duty.target).fetch_one(&mut sql).await.unwrap();
+        (known == 1).then_some(())
+    })
+    .await;
+    let node = site.node(&duty.target);
+    node.exchange_disk("another disk");
+    let listed = async |healthy: bool| {
+        eventually("its health is seen", || {
+            let (mut operator, target) = (operator.clone(), duty.target.clone());
+            async move {
+                let status = operator.get_status(wire::GetStatusRequest {}).await.unwrap().into_inner();
+                let mut storages = status.virtual_storages[0].storages.iter();
+                storages.any(|storage| storage.name == target && storage.healthy == healthy).then_some(())
+            }
+        })
+        .await;
+    };
+    listed(false).await;
+    node.exchange_disk(&format!("disk of {}", duty.target));
+    listed(true).await;
+    eventually("it is due", || async { (waits().await <= 0.0).then_some(()) }).await;
+}
