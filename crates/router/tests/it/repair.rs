@@ -27,7 +27,6 @@ fn fail(house: &House, node: usize, code: Code, text: &str) {
 /// Reads through the other replicas, however often.
 async fn reads_go_well(house: &House, bad: &[&str]) {
     for _ in 0..12 {
-        // The node that failed it has seen it as well.
         soon(house.ref_exists(Request::new(exists()))).await.unwrap();
         let mut client = BlobServiceClient::new(house.channel.clone());
         let request = GetBlobRequest { repository: repository(), ..Default::default() };
