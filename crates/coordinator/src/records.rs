@@ -162,28 +162,29 @@ pub(crate) async fn note_rename(shared: &Shared, repository: &Repository) {
     }
 }
 
-/// A copy that is good.
-pub(crate) struct Promoted {
+/// A replica of which the database knows that it has all of a generation.
+pub(crate) struct Vouched {
     pub(crate) repository: Repository,
     pub(crate) target: StorageName,
     pub(crate) generation: Generation,
+    /// The copy that made it; 0: none did.
     pub(crate) attempt: i64,
 }
 
-/// Has the target of a copy write that it holds a generation, in the background. Until it has, it does not count where
+/// Has a node write that its replica holds a generation, in the background. Until it has, the replica does not count where
 /// records do; its next write makes up for it.
-pub(crate) fn note_promotion(shared: &Arc<Shared>, promoted: Promoted) {
+pub(crate) fn note_vouched(shared: &Arc<Shared>, vouched: Vouched) {
     let noting = {
         let shared = Arc::clone(shared);
         async move {
-            let Promoted { repository, target, generation, attempt } = promoted;
+            let Vouched { repository, target, generation, attempt } = vouched;
             let record = ReplicaRecord { settlement: VOUCHED, ..record(&repository, generation) };
             if let Err(status) = write(&shared, &repository, &target, record, attempt).await {
                 tracing::info!(
                     repository_id = %repository.id,
                     storage = %target,
                     error = status.message(),
-                    "a copied replica's record is not written"
+                    "a replica's record is not written"
                 );
             }
         }

@@ -29,7 +29,7 @@ use crate::{
     },
     duties::{self, AfterFailure, AfterRound, RoundEnd, Ticket},
     error::WriteError,
-    records::{self, Promoted},
+    records::{self, Vouched},
     repository::{Repository, RepositoryKey, RevokedRoute},
     service::storage_address,
     writing,
@@ -68,7 +68,7 @@ struct Aftermath {
     /// The ticket was given back.
     freed: Option<RepositoryKey>,
     /// A replica is up to date now.
-    promoted: Option<Box<Promoted>>,
+    promoted: Option<Box<Vouched>>,
 }
 
 impl Recorded {
@@ -212,7 +212,7 @@ fn finish(shared: &Arc<Shared>, recorded: Recorded) -> Disposition {
                 shared.queues.freed(&key);
             }
             if let Some(promoted) = aftermath.promoted {
-                records::note_promotion(shared, *promoted);
+                records::note_vouched(shared, *promoted);
             }
             if !aftermath.routes.is_empty() {
                 shared.revoke_later(aftermath.routes, aftermath.owed);
@@ -346,7 +346,7 @@ async fn record_round(shared: &Shared, report: &Report, asked: Asked) -> Result<
             let behind =
                 replicas::replica_repaired_in_txn(&mut transaction, repository.id, &target, copied).await?;
             if behind == Some(false) {
-                aftermath.promoted = Some(Box::new(Promoted {
+                aftermath.promoted = Some(Box::new(Vouched {
                     repository: (*repository).clone(),
                     target: target.clone(),
                     generation: copied,

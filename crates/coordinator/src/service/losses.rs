@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures::StreamExt as _;
-use tabularium_common::ids::{ReplicaPath, RepositoryId, StorageName, VirtualStorageName};
+use tabularium_common::ids::{Generation, ReplicaPath, RepositoryId, StorageName, VirtualStorageName};
 use tabularium_proto::{
     coordinator::{self as wire, get_replicas_request, repair_service_server::RepairService},
     gitaly::{
@@ -21,13 +21,14 @@ use super::{argument, key, operator::timestamp};
 use crate::{
     app::Shared,
     db::{
-        assignments, is_duplicate,
+        DbError, assignments, is_duplicate,
         losses::{self, LossQuery, Placed},
         outbox, repositories, storages, verifications,
     },
     error::{NameError, WriteError},
     movement,
     quorum::QuorumPolicy,
+    records::{self, Vouched},
     repository::{RepositoryKey, RevokedRoute},
     topology::KnownStorage,
 };
@@ -35,6 +36,8 @@ use crate::{
 /// Repositories on one page, and the most a caller gets.
 const PAGE_SIZE: u32 = 100;
 const MAX_PAGE_SIZE: u32 = 1000;
+/// Of a repository that is taken in as it is.
+const FIRST_GENERATION: Generation = Generation(1);
 /// Copies owed in one statement.
 const OWED: u32 = 1000;
 /// Replicas marked in one statement.
@@ -141,6 +144,22 @@ impl Repair {
         }
         let name = &known.name;
         Err(Status::failed_precondition(format!("there is no repository at {replica_path} on `{name}`")))
+    }
+
+    /// Has the node that holds the truth write so beside its replica.
+    async fn note_truth(
+        &self,
+        id: RepositoryId,
+        storage: &StorageName,
+        generation: Generation,
+    ) -> Result<(), DbError> {
+        let db = &self.0.db;
+        let found = db.retrying(|| repositories::repository_find(db.pool(), id)).await?;
+        if let Some(repository) = found {
+            let vouched = Vouched { repository, target: storage.clone(), generation, attempt: 0 };
+            records::note_vouched(&self.0, vouched);
+        }
+        Ok(())
     }
 
     /// Moves the truth. `None`: somebody is writing.
@@ -259,7 +278,9 @@ impl RepairService for Repair {
         };
         tracing::warn!(repository = %key, storage = %known.name, "this replica is the truth now, by an operator's word");
         self.0.bell.notify_one();
+        let (id, generation) = (route.id, route.generation);
         self.0.revoke_now(route, row).await?;
+        self.note_truth(id, &known.name, generation).await?;
         Ok(Response::new(wire::AcceptDataLossResponse { repository: self.placement(&key).await? }))
     }
 
@@ -421,6 +442,7 @@ impl RepairService for Repair {
         db.retrying(tracked).await?.map_err(Status::already_exists)?;
         let counts = db.retrying(|| storages::storage_count_replicas(db.pool())).await?;
         movement::rearrange(&self.0, id, &counts).await?;
+        self.note_truth(id, &known.name, FIRST_GENERATION).await?;
         Ok(Response::new(wire::TrackRepositoryResponse { repository: self.placement(&key).await? }))
     }
 
