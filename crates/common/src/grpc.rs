@@ -222,17 +222,17 @@ pub(crate) fn endpoint() -> Endpoint {
 
 /// A channel that dials when it is first used and again whenever its connection was lost.
 pub fn channel(address: &Address) -> Channel {
-    lazily(endpoint(), address)
+    lazily(&endpoint(), address)
 }
 
 /// A channel to a peer of ours whose silence must be noticed soon: pinged every [`WATCHED_INTERVAL`], given up
 /// [`WATCHED_TIMEOUT`] later.
 pub fn watched_channel(address: &Address) -> Channel {
     let endpoint = endpoint().http2_keep_alive_interval(WATCHED_INTERVAL).keep_alive_timeout(WATCHED_TIMEOUT);
-    lazily(endpoint, address)
+    lazily(&endpoint, address)
 }
 
-fn lazily(endpoint: Endpoint, address: &Address) -> Channel {
+fn lazily(endpoint: &Endpoint, address: &Address) -> Channel {
     let address = address.clone();
     endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
         let address = address.clone();
