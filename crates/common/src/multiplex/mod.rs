@@ -4,7 +4,7 @@
 //! connection: it asks, the other side serves. Streams that the other side opens go the opposite way, and that is how a
 //! node votes: it asks the router about a change while it is still at the router's RPC.
 //!
-//! * [`dial`]: the router's end. It gives the stream for RPCs and serves what the node opens.
+//! * [`mod@dial`]: the router's end. It gives the stream for RPCs and serves what the node opens.
 //! * [`Incoming`]: the node's end: connections as a tonic server takes them. Each is sniffed; plain HTTP/2 and multiplexed
 //!   connections share one port. Handlers find [`Backchannel`] among the extensions of requests that came over the latter.
 //!

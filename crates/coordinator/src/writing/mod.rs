@@ -1,5 +1,5 @@
-//! The life of a write: it waits for the repository's [`ticket`](mod@ticket), [`begin`](mod@begin)s or [`create`](mod@create)s, and is [`commit`](mod@commit)ted or given
-//! up; or it is [`settle`](mod@settle)d when nobody knows what became of it.
+//! The life of a write: it waits for the repository's [`mod@ticket`], [`mod@begin`]s or [`mod@create`]s, and is
+//! [`mod@commit`]ted or given up; or it is [`mod@settle`]d when nobody knows what became of it.
 
 mod begin;
 mod commit;
