@@ -18,6 +18,8 @@ pub(super) const TIMESTAMP_LAG: Duration = Duration::from_millis(20);
 /// A file of an earlier process of the node is only taken for abandoned at this age: git processes that outlived it
 /// for a moment still finish what they hold.
 const ABANDONED_AFTER: Duration = Duration::from_secs(10);
+/// Letters in the name of a directory of loose objects.
+const LOOSE_DIRECTORY: usize = 2;
 
 /// How many processes write in each repository, and which repositories have been cleared of what earlier processes of
 /// the node left.
@@ -128,7 +130,8 @@ impl Drop for WriterGuard {
     }
 }
 
-/// Removes what no running process can own: lock files, quarantines and temporary packs last changed before `before`.
+/// Removes what no running process can own: lock files, quarantines, temporary packs and objects last changed before
+/// `before`.
 pub(crate) fn sweep(repository: &Path, before: SystemTime) -> io::Result<usize> {
     let mut removed = 0;
     for name in ["HEAD.lock", "packed-refs.lock", "packed-refs.new", "config.lock", "shallow.lock"] {
@@ -141,6 +144,8 @@ pub(crate) fn sweep(repository: &Path, before: SystemTime) -> io::Result<usize> 
         let name = name.to_string_lossy();
         if name.starts_with("tmp_objdir-") || name.starts_with("incoming-") {
             removed += usize::from(remove_if_older(&entry.path(), before)?);
+        } else if name.len() == LOOSE_DIRECTORY && entry.file_type()?.is_dir() {
+            removed += sweep_loose(&entry.path(), before)?;
         }
     }
     for directory in ["pack", "info", "info/commit-graphs"] {
@@ -152,6 +157,17 @@ pub(crate) fn sweep(repository: &Path, before: SystemTime) -> io::Result<usize> 
             {
                 removed += usize::from(remove_if_older(&entry.path(), before)?);
             }
+        }
+    }
+    Ok(removed)
+}
+
+/// Objects that git had begun to write beside the others.
+fn sweep_loose(directory: &Path, before: SystemTime) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in entries(directory)? {
+        if entry.file_name().to_string_lossy().starts_with("tmp_obj_") {
+            removed += usize::from(remove_if_older(&entry.path(), before)?);
         }
     }
     Ok(removed)
@@ -204,11 +220,11 @@ mod tests {
 
     fn repository() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
-        for path in ["refs/heads/a", "objects/tmp_objdir-incoming-x", "objects/pack"] {
+        for path in ["refs/heads/a", "objects/tmp_objdir-incoming-x", "objects/pack", "objects/01"] {
             fs::create_dir_all(directory.path().join(path)).unwrap();
         }
-        for file in ["HEAD", "HEAD.lock", "refs/heads/a/b.lock", "refs/heads/a/b", "objects/pack/tmp_pack_1"]
-        {
+        let files = ["HEAD", "HEAD.lock", "refs/heads/a/b.lock", "refs/heads/a/b", "objects/pack/tmp_pack_1"];
+        for file in files.into_iter().chain(["objects/01/tmp_obj_x", "objects/01/23"]) {
             fs::write(directory.path().join(file), "").unwrap();
         }
         directory
@@ -220,8 +236,10 @@ mod tests {
         let past = SystemTime::now() - Duration::from_secs(60);
         assert_eq!(sweep(directory.path(), past).unwrap(), 0);
         let future = SystemTime::now() + Duration::from_secs(60);
-        assert_eq!(sweep(directory.path(), future).unwrap(), 4);
-        assert!(directory.path().join("HEAD").exists() && directory.path().join("refs/heads/a/b").exists());
+        assert_eq!(sweep(directory.path(), future).unwrap(), 5);
+        for file in ["HEAD", "refs/heads/a/b", "objects/01/23"] {
+            assert!(directory.path().join(file).exists(), "{file}");
+        }
     }
 
     #[tokio::test]
