@@ -25,7 +25,12 @@ use crate::{
 pub(crate) async fn commit(shared: &Arc<Shared>, report: &Report<'_>) -> Result<Recorded, WriteError> {
     let db = &shared.db;
     let everybody = everybody(shared, report).await?;
-    let report = &Report { storages: everybody.as_deref().unwrap_or(report.storages), ..report.clone() };
+    let report = &Report {
+        storages: everybody.as_deref().unwrap_or(report.storages),
+        // What routers count is counted here again, unless a test leaves both out.
+        unvoted: report.unvoted || is_off(SafetyStep::RouterQuorum),
+        ..report.clone()
+    };
     crash_point(CrashPoint::CoordinatorBeforeCommit);
     match db.promptly(|| commits::commit(db.pool(), report)).await? {
         Committed::Unknown => repeated(shared, report).await,

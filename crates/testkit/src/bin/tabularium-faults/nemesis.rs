@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     cluster::Site,
     harm::{Callee, Harm, Trouble},
-    history::{Event, Fault, Micros, Recorder},
+    history::{Event, Fault, Finding, Micros, Recorder},
     rebirth::Rebirth,
     session::Options,
 };
@@ -208,7 +208,10 @@ impl Nemesis {
                 let Some(secondary) = self.secondary().await else { return Ok(None) };
                 let routers = self.site.names(Service::Router);
                 let router = routers.iter().position(|name| *name == done.target).unwrap_or(0);
-                scene.set(&mut self.site, router, &secondary).await?;
+                let path = self.hot.first().context("no repository")?;
+                if let Some(detail) = scene.set(&mut self.site, router, &secondary, path).await? {
+                    self.recorder.record(&Event::Finding(Finding { what: scene.name().into(), detail }))?;
+                }
                 done.target = format!("{} and {secondary}", done.target);
             }
             Harm::Link(callee, trouble) => self.trouble(callee, trouble, &mut done.target),

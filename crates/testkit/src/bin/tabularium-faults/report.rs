@@ -21,7 +21,7 @@ const ID_LENGTH: usize = 16;
 const TOGETHER: &str = "(two at once)";
 
 /// What a cluster of three cannot hide from clients: no quorum, no database, no way to another router.
-const UNBEARABLE: [&str; 9] = [
+const UNBEARABLE: [&str; 10] = [
     TOGETHER,
     "disk-full-2",
     "postgres-down",
@@ -31,6 +31,7 @@ const UNBEARABLE: [&str; 9] = [
     "old-route",
     "late-record",
     "late-votes",
+    "late-secondaries",
 ];
 
 /// Longest gaps in writes and in reads that are promised, in seconds.
