@@ -95,7 +95,7 @@ async fn with_nobody_to_ask_a_write_stays_in_doubt_until_there_is_somebody() {
     let renew =
         wire::RenewWritesRequest { router_id: "router".into(), write_ids: vec![begun.write_id.clone()] };
     let lost = routing.renew_writes(renew).await.unwrap().into_inner().lost_write_ids;
-    assert_eq!(lost, [begun.write_id.clone()]);
+    assert_eq!(lost, std::slice::from_ref(&begun.write_id));
     site.node(&begun.participants[1]).holds(Holding::State("new"));
     let after = eventually("it is settled", || {
         let (mut routing, generation) = (routing.clone(), before.generation);
@@ -212,7 +212,7 @@ async fn a_write_without_votes_follows_its_primary_or_is_given_up_with_it() {
     let (mut routing, _, _) = clients(&coordinator);
     let before = create(&mut routing, "a.git").await;
     let begun = begin_write(&mut routing, "a.git").await;
-    assert_eq!(begun.participants, [before.primary.clone()]);
+    assert_eq!(begun.participants, std::slice::from_ref(&before.primary));
     site.node(&before.primary).holds(Holding::State("new"));
     abort(&mut routing, &begun, Outcome::InDoubt, &[]).await.unwrap();
     let after = resolve(&mut routing, "a.git").await.unwrap();

@@ -14,15 +14,13 @@ use tabularium_common::{
     grpc::{self, Address},
 };
 use tabularium_coordinator::{
-    Config, Coordinator, DatabaseUrl, HomeSiteConfig, QuorumPolicy, RepairConfig, StorageConfig, SubscriberConfig, Timing,
-    VirtualStorageConfig,
+    Config, Coordinator, DatabaseUrl, HomeSiteConfig, QuorumPolicy, RepairConfig, StorageConfig,
+    SubscriberConfig, Timing, VirtualStorageConfig,
 };
-use tabularium_proto::{
-    coordinator::{
-        self as wire, abort_write_request::Outcome, duty_service_client::DutyServiceClient,
-        operator_service_client::OperatorServiceClient, routing_service_client::RoutingServiceClient,
-        session_request, session_response,
-    },
+use tabularium_proto::coordinator::{
+    self as wire, abort_write_request::Outcome, duty_service_client::DutyServiceClient,
+    operator_service_client::OperatorServiceClient, routing_service_client::RoutingServiceClient,
+    session_request, session_response,
 };
 use tabularium_testkit::{nats::Nats, postgres::Postgres};
 use tokio::{

@@ -165,7 +165,7 @@ async fn a_write_that_can_reach_too_few_is_refused_and_one_that_reached_too_few_
     let refused = routing.begin_write(two_gone.clone()).await;
     assert_refused(refused, Code::FailedPrecondition, "repository is in read-only mode");
     let begun = begin_with_votes(&mut routing, "a.git").await;
-    let refused = report(&mut routing, &begun, &[route.primary.clone()]).await;
+    let refused = report(&mut routing, &begun, std::slice::from_ref(&route.primary)).await;
     let text = "1 of 2 replicas that must have the write are up to date with it";
     assert_refused(refused, Code::FailedPrecondition, text);
     let recorded = report(&mut routing, &begun, &begun.participants).await.unwrap();
@@ -182,8 +182,8 @@ async fn a_write_that_can_reach_too_few_is_refused_and_one_that_reached_too_few_
     sqlx::query("UPDATE repositories SET write_quorum = 'available'").execute(&mut sql).await.unwrap();
     assert_eq!(resolve(&mut routing, "a.git").await.unwrap().write_quorum, 1);
     let begun = routing.begin_write(two_gone.clone()).await.unwrap().into_inner();
-    assert_eq!(begun.participants, [route.primary.clone()]);
-    report(&mut routing, &begun, &[route.primary.clone()]).await.unwrap();
+    assert_eq!(begun.participants, std::slice::from_ref(&route.primary));
+    report(&mut routing, &begun, std::slice::from_ref(&route.primary)).await.unwrap();
     site.check_consistency().await;
 
     // And so may a virtual storage.

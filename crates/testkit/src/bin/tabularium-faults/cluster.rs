@@ -107,7 +107,7 @@ impl Site {
         })
         .await;
         let own_disks = mounts.0.len() == usize::from(size.nodes);
-        Self { test, links, own_disks, mounts }
+        Self { mounts, test, links, own_disks }
     }
 
     /// Names of the processes of one kind: `node-1`.

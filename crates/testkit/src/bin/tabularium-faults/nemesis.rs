@@ -172,16 +172,14 @@ impl Nemesis {
                 Some(primary) => primary,
                 None => return Ok(None),
             },
-            Harm::KillNode => self.any(Service::Node)?,
-            Harm::IsolateRouter => self.any(Service::Router)?,
-            Harm::OldDisk => self.any(Service::Node)?,
+            Harm::KillNode | Harm::OldDisk => self.any(Service::Node)?,
+            Harm::IsolateRouter | Harm::Scene(_) => self.any(Service::Router)?,
             Harm::Kill(kind) | Harm::Stop(kind) | Harm::StopLong(kind) => self.any(kind)?,
             Harm::Link(callee, _) => self.any(callee.service())?,
             Harm::NatsRestart | Harm::NatsEmpty | Harm::NatsDown => "nats".to_owned(),
             Harm::PostgresRestart | Harm::PostgresDown | Harm::PostgresGone | Harm::PostgresStop => {
                 "postgres".to_owned()
             }
-            Harm::Scene(_) => self.any(Service::Router)?,
             Harm::DiskFull(_) | Harm::Crash(_) | Harm::Rebirth => String::new(),
         };
         done.begun = self.recorder.now();

@@ -103,7 +103,7 @@ pub(super) async fn measure_hot(figures: &mut Figures, stage: &Stage, directory:
     for number in 0..HOT_PUSHERS {
         let (name, url) = (format!("hot-{number}"), stage.url(number % 2, PATH));
         let mut pusher = Pusher::new(directory, &name, url, &name).await?;
-        pushing.push(tokio::spawn(async move {
+        pushing.push(async move {
             let mut pushed = 0_u32;
             pusher.push().await?;
             while Instant::now() < end {
@@ -111,13 +111,10 @@ pub(super) async fn measure_hot(figures: &mut Figures, stage: &Stage, directory:
                 pushed += 1;
             }
             Ok::<_, anyhow::Error>(pushed)
-        }));
+        });
     }
-    let mut pushed = 0;
-    for pusher in pushing {
-        pushed += pusher.await?.context("a push to the hot repository")?;
-    }
-    let rate = f64::from(pushed) / HOT_SECONDS.as_secs_f64();
+    let pushed = futures::future::try_join_all(pushing).await.context("a push to the hot repository")?;
+    let rate = f64::from(pushed.into_iter().sum::<u32>()) / HOT_SECONDS.as_secs_f64();
     figures.print("writes.hot.pushes_per_second", rate, Bar::AtLeast(20.0));
     stage.level(PATH).await
 }
