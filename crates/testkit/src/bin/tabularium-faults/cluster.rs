@@ -121,15 +121,6 @@ impl Site {
         Ok(details.route.context("no route")?.primary)
     }
 
-    /// Why a repository's newest generation is not kept by as many as its quorum asks for; nothing when it is.
-    pub(crate) async fn kept_by_too_few(&self, relative_path: &str) -> Option<String> {
-        let route = self.test.details(relative_path).await.ok()?.route?;
-        let newest = route.replicas.iter().filter(|replica| replica.generation == route.generation).count();
-        let detail =
-            || format!("{relative_path}: {newest} have {}, not {}", route.generation, route.write_quorum);
-        (newest < usize::try_from(route.write_quorum).unwrap_or(usize::MAX)).then(detail)
-    }
-
     /// Who has what of a repository, in a line.
     pub(crate) async fn standing(&self, relative_path: &str) -> String {
         match self.test.details(relative_path).await {

@@ -38,6 +38,8 @@ pub(crate) enum Harm {
     /// A repository is deleted and another one created under its name while the first is repaired.
     Rebirth,
     Scene(Scene),
+    /// SIGSTOP of all nodes but a hot repository's primary, and a look at the disks.
+    LonePrimary,
     /// No room on the disks of so many nodes.
     DiskFull(usize),
     Crash(CrashPoint),
@@ -98,9 +100,9 @@ impl Harm {
     /// Everything, each as often as it is worth looking at.
     pub(crate) fn all() -> Vec<Self> {
         use Harm::{
-            Crash, DiskFull, IsolateRouter, Kill, KillNode, KillPrimary, Link, NatsDown, NatsEmpty,
-            NatsRestart, OldDisk, PostgresDown, PostgresGone, PostgresRestart, PostgresStop, Rebirth, Stop,
-            StopLong, StopPrimary,
+            Crash, DiskFull, IsolateRouter, Kill, KillNode, KillPrimary, Link, LonePrimary, NatsDown,
+            NatsEmpty, NatsRestart, OldDisk, PostgresDown, PostgresGone, PostgresRestart, PostgresStop,
+            Rebirth, Stop, StopLong, StopPrimary,
         };
         let mut all = vec![
             KillPrimary,
@@ -128,6 +130,7 @@ impl Harm {
             StopLong(Service::Router),
             OldDisk,
             Rebirth,
+            LonePrimary,
             DiskFull(1),
             DiskFull(2),
         ];
@@ -159,7 +162,7 @@ impl Harm {
 
     /// Whether it is a story of its own, that another fault would spoil.
     fn is_alone(self) -> bool {
-        matches!(self, Self::Scene(_) | Self::OldDisk | Self::Rebirth)
+        matches!(self, Self::Scene(_) | Self::OldDisk | Self::Rebirth | Self::LonePrimary)
     }
 
     /// Of so many draws one is enough.
@@ -174,7 +177,7 @@ impl Harm {
             Self::StopLong(_) => Some(Duration::from_secs(30)),
             Self::Scene(scene) => Some(scene.held()),
             // All is over when it has been done.
-            Self::OldDisk | Self::Rebirth => Some(Duration::ZERO),
+            Self::OldDisk | Self::Rebirth | Self::LonePrimary => Some(Duration::ZERO),
             _ => None,
         }
     }
@@ -199,6 +202,7 @@ impl Harm {
             Self::OldDisk => "old-disk".into(),
             Self::Rebirth => "rebirth".into(),
             Self::Scene(scene) => scene.name().into(),
+            Self::LonePrimary => "lone-primary".into(),
             Self::DiskFull(count) => format!("disk-full-{count}"),
             Self::Crash(point) => format!("crash-{}", point.name()),
         }

@@ -131,7 +131,8 @@ async fn level(site: &Site, path: &str, deadline: Instant) -> Level {
     }
 }
 
-async fn refs(git: &Git, replica: &Path) -> Result<BTreeMap<String, String>> {
+/// What is on a disk.
+pub(crate) async fn refs(git: &Git, replica: &Path) -> Result<BTreeMap<String, String>> {
     let text = git.run(replica, ["for-each-ref", "--format=%(refname) %(objectname)"]).await?;
     let lines = text.lines().filter_map(|line| line.split_once(' '));
     Ok(lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())

@@ -185,6 +185,12 @@ impl Recorder {
         u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
+    /// What has been written down until now.
+    pub(crate) fn so_far(&self) -> Result<History> {
+        let _no_half_line = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        History::read(self.path.parent().context("no directory")?)
+    }
+
     /// One line, in one piece.
     pub(crate) fn record(&self, event: &Event) -> Result<()> {
         let mut line = serde_json::to_vec(event)?;

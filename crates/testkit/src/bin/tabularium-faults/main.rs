@@ -4,7 +4,7 @@
 //! * `cluster` starts the processes, with a relay on every call between them. `clients` push and list (`push` is one such
 //!   command), and write into the `history`. `nemesis` does `harm` and takes it back; some of it are `scenes` of several
 //!   faults, or the death and `rebirth` of a repository.
-//! * `healed` looks at the nodes' disks afterwards. `checker` judges, and `report` prints.
+//! * `witness` looks at the nodes' disks in between, `healed` afterwards. `checker` judges, and `report` prints.
 //! * `prove` switches safety steps off, one by one: each time the checker has to find what that breaks.
 //!
 //! Exit code 0: nothing was broken. 1: something was; the directory with history and logs is printed. The faults a seed
@@ -25,6 +25,7 @@ mod rebirth;
 mod report;
 mod scenes;
 mod session;
+mod witness;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -18,9 +18,10 @@ use tokio::time::{Instant, sleep};
 use crate::{
     cluster::Site,
     harm::{Callee, Harm, Trouble},
-    history::{Event, Fault, Finding, Micros, Recorder},
+    history::{Event, Fault, Micros, Recorder},
     rebirth::Rebirth,
     session::Options,
+    witness::Witness,
 };
 
 /// Between two faults, and what counts as the time of the one before: the cluster notices that it is over.
@@ -58,6 +59,7 @@ pub(crate) struct Nemesis {
     /// Somebody asked for these faults: none is too rare.
     chosen: bool,
     pub(crate) rebirth: Rebirth,
+    witness: Witness,
 }
 
 impl Nemesis {
@@ -65,7 +67,7 @@ impl Nemesis {
         site: Site,
         recorder: Arc<Recorder>,
         hot: Vec<String>,
-        rebirth: Rebirth,
+        (rebirth, witness): (Rebirth, Witness),
         Options { seed, only, together, .. }: &Options,
     ) -> Self {
         let chosen = |harm: &Harm| only.is_empty() || only.contains(&harm.name());
@@ -85,6 +87,7 @@ impl Nemesis {
             together: *together,
             chosen: !only.is_empty(),
             rebirth,
+            witness,
         }
     }
 
@@ -180,6 +183,7 @@ impl Nemesis {
             Harm::PostgresRestart | Harm::PostgresDown | Harm::PostgresGone | Harm::PostgresStop => {
                 "postgres".to_owned()
             }
+            Harm::LonePrimary => self.hot.choose(&mut self.random).cloned().context("no repository")?,
             Harm::DiskFull(_) | Harm::Crash(_) | Harm::Rebirth => String::new(),
         };
         done.begun = self.recorder.now();
@@ -198,6 +202,13 @@ impl Nemesis {
                 self.site.kill(&done.target)?;
                 self.site.put_disk_back(&done.target, &disk)?;
             }
+            Harm::LonePrimary => match self.witness.lone_primary(&mut self.site, &done.target).await? {
+                Some(findings) => {
+                    let mut events = findings.into_iter().map(Event::Finding);
+                    events.try_for_each(|event| self.recorder.record(&event))?;
+                }
+                None => return Ok(None),
+            },
             Harm::Rebirth => match self.rebirth.again(&mut self.site, &mut self.random).await? {
                 Some(behind) => done.target = behind,
                 None => return Ok(None),
@@ -206,10 +217,7 @@ impl Nemesis {
                 let Some(secondary) = self.secondary().await else { return Ok(None) };
                 let routers = self.site.names(Service::Router);
                 let router = routers.iter().position(|name| *name == done.target).unwrap_or(0);
-                let path = self.hot.first().context("no repository")?;
-                if let Some(detail) = scene.set(&mut self.site, router, &secondary, path).await? {
-                    self.recorder.record(&Event::Finding(Finding { what: scene.name().into(), detail }))?;
-                }
+                scene.set(&mut self.site, router, &secondary).await?;
                 done.target = format!("{} and {secondary}", done.target);
             }
             Harm::Link(callee, trouble) => self.trouble(callee, trouble, &mut done.target),

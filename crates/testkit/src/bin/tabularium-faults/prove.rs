@@ -26,7 +26,7 @@ fn plan(step: SafetyStep) -> Plan {
         // What no coordinator heard of was done by some replicas and not by others.
         SafetyStep::RouterTicket => (&["late-votes"], 10, 0),
         // Coordinators do not count either, see `Site::switch_off`.
-        SafetyStep::RouterQuorum => (&["late-secondaries"], 10, 0),
+        SafetyStep::RouterQuorum => (&["lone-primary"], 10, 0),
         // What was answered can be read elsewhere, where nobody knows yet that a replica lacks it.
         SafetyStep::RouterRecordBeforeAnswer => (&["late-record"], 10, 0),
         // A replica was left behind, and one router cannot be told, nor asked.

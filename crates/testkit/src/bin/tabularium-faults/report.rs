@@ -31,7 +31,7 @@ const UNBEARABLE: [&str; 10] = [
     "old-route",
     "late-record",
     "late-votes",
-    "late-secondaries",
+    "lone-primary",
 ];
 
 /// Longest gaps in writes and in reads that are promised, in seconds.

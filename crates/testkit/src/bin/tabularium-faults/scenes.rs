@@ -10,7 +10,7 @@ use tabularium_testkit::{
     cluster::service::Kind as Service,
     proxy::{Direction, Fault as Relay},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::cluster::{Links, Site};
 
@@ -19,17 +19,13 @@ use crate::cluster::{Links, Site};
 const LATE: Duration = Duration::from_millis(550);
 /// What every vote waits for when a push is to take long. Health checks wait behind other answers.
 const SLOW: Duration = Duration::from_millis(350);
-/// What a router's requests wait for on their way to coordinators: shorter than its leases.
-const LATE_REQUESTS: Duration = Duration::from_millis(1200);
+/// What a router's requests wait for on their way to coordinators: shorter than what it takes for silence.
+const LATE_REQUESTS: Duration = Duration::from_millis(400);
 /// How long writes that were under way take to end, and others to come to the votes that are slow now.
 const UNDER_WAY: Duration = Duration::from_secs(3);
 
 /// How long routers take to hold their session with the coordinator that is left to them.
 const PAIRED: Duration = Duration::from_secs(3);
-
-/// How long is looked whether enough replicas keep what is recorded.
-const WATCHED: Duration = Duration::from_secs(8);
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,20 +39,16 @@ pub(crate) enum Scene {
     /// A router loses its coordinators in the middle of a push of many references that takes longer than its lease. A
     /// replica that does not take part is made equal meanwhile, in the middle of it.
     LateVotes,
-    /// Nobody but the primary of a repository votes in time, and nothing is repaired.
-    LateSecondaries,
 }
 
 impl Scene {
-    pub(crate) const ALL: [Self; 4] =
-        [Self::OldRoute, Self::LateRecord, Self::LateVotes, Self::LateSecondaries];
+    pub(crate) const ALL: [Self; 3] = [Self::OldRoute, Self::LateRecord, Self::LateVotes];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::OldRoute => "old-route",
             Self::LateRecord => "late-record",
             Self::LateVotes => "late-votes",
-            Self::LateSecondaries => "late-secondaries",
         }
     }
 
@@ -68,20 +60,11 @@ impl Scene {
             Self::LateRecord => Duration::from_secs(8),
             // A write's lease, its settlement, a copy, and some votes after it.
             Self::LateVotes => Duration::from_secs(14),
-            // It has been watched already.
-            Self::LateSecondaries => Duration::ZERO,
         }
     }
 
-    /// Sets it. `router` is the one in trouble, by its place; `secondary` no primary of a repository that matters; `path` such
-    /// a repository. Answers what is wrong already.
-    pub(crate) async fn set(
-        self,
-        site: &mut Site,
-        router: usize,
-        secondary: &str,
-        path: &str,
-    ) -> Result<Option<String>> {
+    /// Sets it. `router` is the one in trouble, by its place; `secondary` no primary of a repository that matters.
+    pub(crate) async fn set(self, site: &mut Site, router: usize, secondary: &str) -> Result<()> {
         let (routers, coordinators) = (site.names(Service::Router), site.names(Service::Coordinator));
         ensure!(
             routers.len() > 1 && routers.len() == coordinators.len(),
@@ -100,7 +83,10 @@ impl Scene {
         };
         match self {
             Self::OldRoute => {
-                repair_nothing(site)?;
+                // What is behind stays so.
+                for replicator in site.names(Service::Replicator) {
+                    site.pause(&replicator)?;
+                }
                 links.each(&routers[router], "coordinator", |proxy| proxy.set(Relay::BlackHole));
                 late(other, secondary, LATE);
             }
@@ -120,28 +106,9 @@ impl Scene {
                 refuse(&links, "replicator", &coordinators[router]);
                 site.pause(&coordinators[router])?;
             }
-            Self::LateSecondaries => {
-                let Ok(primary) = site.primary(path).await else { return Ok(None) };
-                repair_nothing(site)?;
-                for node in site.names(Service::Node).iter().filter(|node| **node != primary) {
-                    (0..coordinators.len()).for_each(|pair| late(pair, node, LATE));
-                }
-                let end = Instant::now() + WATCHED;
-                while Instant::now() < end {
-                    if let Some(why) = site.kept_by_too_few(path).await {
-                        return Ok(Some(why));
-                    }
-                    sleep(LOOK_INTERVAL).await;
-                }
-            }
         }
-        Ok(None)
+        Ok(())
     }
-}
-
-/// What is behind stays so.
-fn repair_nothing(site: &mut Site) -> Result<()> {
-    site.names(Service::Replicator).iter().try_for_each(|replicator| site.pause(replicator))
 }
 
 fn refuse(links: &Links, from: &str, to: &str) {

@@ -17,6 +17,7 @@ use crate::{
     nemesis::Nemesis,
     rebirth::{self, Rebirth},
     report::Report,
+    witness::Witness,
 };
 
 const HOT_REPOSITORIES: usize = 2;
@@ -96,8 +97,10 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Violation>> {
     let running = clients.start(options.writers, options.readers, seed);
 
     sleep(QUIET_BEFORE).await;
+    let (stores, recorded) = (work.path().to_owned(), Arc::clone(&recorder));
+    let witness = Witness { git: git.clone(), stores, recorder: recorded };
     let hot = paths[..HOT_REPOSITORIES].to_vec();
-    let mut nemesis = Nemesis::new(site, Arc::clone(&recorder), hot, rebirth, options);
+    let mut nemesis = Nemesis::new(site, Arc::clone(&recorder), hot, (rebirth, witness), options);
     let raged = nemesis.rage(Instant::now() + Duration::from_secs(seconds)).await;
     nemesis.rebirth.tell()?;
     paths.push(rebirth::PATH.to_owned());
