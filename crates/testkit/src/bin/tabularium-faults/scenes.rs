@@ -19,8 +19,14 @@ use crate::cluster::{Links, Site};
 const LATE: Duration = Duration::from_millis(550);
 /// What every vote waits for when a push is to take long. Health checks wait behind other answers.
 const SLOW: Duration = Duration::from_millis(350);
-/// What a router's requests wait for on their way to coordinators: shorter than what it takes for silence.
-const LATE_REQUESTS: Duration = Duration::from_millis(400);
+/// How long a write takes from when a node is late until it is to be recorded.
+const TO_THE_RECORD: Duration = Duration::from_millis(700);
+/// How long a write that is not recorded stands before it is settled.
+const UNSETTLED: Duration = Duration::from_secs(5);
+/// How long a replica that was left behind takes to be used again.
+const REPAIRED: Duration = Duration::from_secs(3);
+/// A write has to be in the middle.
+const ROUNDS: u32 = 3;
 /// How long writes that were under way take to end, and others to come to the votes that are slow now.
 const UNDER_WAY: Duration = Duration::from_secs(3);
 
@@ -33,8 +39,8 @@ pub(crate) enum Scene {
     /// A router cannot be told that a replica was left behind, because it reaches no coordinator. Its clients go on
     /// reading while others write.
     OldRoute,
-    /// A router's word takes long to reach coordinators, and a replica is left behind in its writes. Clients of
-    /// the other router read what it does not know to be old.
+    /// A router's coordinator stands still when it is to record writes in which a replica was left behind. Clients of the
+    /// other router read what that does not know to be old.
     LateRecord,
     /// A router loses its coordinators in the middle of a push of many references that takes longer than its lease. A
     /// replica that does not take part is made equal meanwhile, in the middle of it.
@@ -57,7 +63,8 @@ impl Scene {
         match self {
             // Longer than a router's session outlives its coordinator.
             Self::OldRoute => Duration::from_secs(6),
-            Self::LateRecord => Duration::from_secs(8),
+            // It takes its time in rounds.
+            Self::LateRecord => Duration::ZERO,
             // A write's lease, its settlement, a copy, and some votes after it.
             Self::LateVotes => Duration::from_secs(14),
         }
@@ -91,10 +98,15 @@ impl Scene {
                 late(other, secondary, LATE);
             }
             Self::LateRecord => {
-                links.each(&routers[router], "coordinator", |proxy| {
-                    proxy.set_one_way(Direction::Up, Relay::Delay(LATE_REQUESTS));
-                });
-                late(router, secondary, LATE);
+                for _ in 0..ROUNDS {
+                    late(router, secondary, LATE);
+                    sleep(TO_THE_RECORD).await;
+                    site.pause(&coordinators[router])?;
+                    sleep(UNSETTLED).await;
+                    site.resume(&coordinators[router])?;
+                    links.each(&coordinators[router], secondary, |proxy| proxy.set(Relay::None));
+                    sleep(REPAIRED).await;
+                }
             }
             Self::LateVotes => {
                 for node in site.names(Service::Node).iter().filter(|node| *node != secondary) {
