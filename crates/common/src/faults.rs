@@ -75,7 +75,8 @@ names! {
     SafetyStep {
         /// Writes without taking the repository's ticket.
         RouterTicket => "router.ticket",
-        /// Answers votes however few nodes have cast the same one.
+        /// Answers votes however few nodes have cast the same one. Coordinators have this step too and record the write
+        /// however few storages have it: left out in routers alone, their count would stand in for it.
         RouterQuorum => "router.quorum",
         /// Lets the client's answer go before the write is recorded.
         RouterRecordBeforeAnswer => "router.record_before_answer",
