@@ -391,7 +391,7 @@ async fn clients_that_hang_up_in_the_middle_of_a_pack() {
     });
     tokio::select! {
         answered = &mut calling => panic!("half a push was answered: {}", answered.is_ok()),
-        _ = quarantined => {}
+        () = quarantined => {}
     }
     drop((calling, messages));
     for kind in [Kind::Router, Kind::Node] {
