@@ -139,7 +139,7 @@ pub(crate) const STALL_GRACE: Duration = Duration::from_millis(500);
 pub(crate) const STALL_GLANCE: Duration = Duration::from_millis(50);
 /// How long secondaries may go on once the client has its answer.
 pub(crate) const SECONDARY_DRAIN: Duration = Duration::from_secs(5);
-/// How often the health of those that take part is looked at.
+/// How often the health of those that take part in a write, or hold up a read, is looked at.
 pub(crate) const HEALTH_GLANCE: Duration = Duration::from_millis(250);
 /// How long a write whose client has gone may go on, once it has its ticket.
 pub(crate) const ORPHAN_PATIENCE: Duration = Duration::from_secs(60);

@@ -59,7 +59,7 @@ pub(super) enum Heard {
 }
 
 impl Heard {
-    fn refused(refusal: Refusal) -> Self {
+    pub(super) fn refused(refusal: Refusal) -> Self {
         Self::Elsewhere { word: Err(refusal), suspicion: None }
     }
 }

@@ -5,7 +5,11 @@
 //! silent is not given up; another one is asked beside it, and the first to answer wins. When a replica failed what another
 //! one could do, a coordinator is told (`suspicions`).
 
-use std::{pin::pin, sync::Arc, time::Instant};
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Instant,
+};
 
 use bytes::Bytes;
 use futures::future::OptionFuture;
@@ -20,7 +24,7 @@ use super::{
 };
 use crate::{
     account::Account,
-    limits::LAST_RESORT_WAIT,
+    limits::{HEALTH_GLANCE, LAST_RESORT_WAIT},
     nodes::{Node, Storages, is_healthy, named},
     refusal::Refusal,
     replay::Replay,
@@ -204,7 +208,7 @@ impl Relay {
         let began = Instant::now();
         let mut first = pin!(self.ask_one(search, node));
         if search.replay.is_some() || search.reader == Reader::Primary || !self.shared.hedging.enabled() {
-            let heard = first.await;
+            let heard = unless_down(node, search, first.as_mut()).await;
             return search.note(sofar, node, heard);
         }
         let patience = entry.usual.patience(self.shared.hedging.after);
@@ -294,6 +298,23 @@ impl Relay {
             }
             self.shared.metrics.retries.inc();
             usable[place] = false;
+        }
+    }
+}
+
+/// Gives a node up that goes down before it has answered, while the request can be sent elsewhere.
+async fn unless_down(
+    node: &Node,
+    search: &Search<'_>,
+    mut asked: Pin<&mut impl Future<Output = Heard>>,
+) -> Heard {
+    loop {
+        match timeout(HEALTH_GLANCE, asked.as_mut()).await {
+            Ok(heard) => return heard,
+            Err(_) if !node.healthy() && search.can_begin_again() => {
+                return Heard::refused(Refusal::Lost(node.storage.to_string()));
+            }
+            Err(_) => {}
         }
     }
 }

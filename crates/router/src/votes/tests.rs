@@ -390,7 +390,8 @@ proptest! {
             check(&subject, actions, &cast, &mut told, &mut out, quorum, held, recorded, now < lease, &mut asked, &mut record_asked)?;
         }
         for voter in (0..voters).rev() {
-            let _ = subject.handle(Event::Ended { voter, ok: false }, now);
+            let actions = subject.handle(Event::Ended { voter, ok: false }, now);
+            check(&subject, actions, &cast, &mut told, &mut out, quorum, held, recorded, now < lease, &mut asked, &mut record_asked)?;
         }
         for voter in 0..voters {
             prop_assert!(!subject.waits(voter));

@@ -17,7 +17,7 @@ use tonic::{Code, Request, Status};
 
 use crate::{
     house::{House, REPOSITORY, exists, repository, soon, until},
-    node::frame,
+    node::{Node, frame},
 };
 
 fn fail(house: &House, node: usize, code: Code, text: &str) {
@@ -146,6 +146,16 @@ async fn two_of_three_nodes_are_killed_under_reads_and_no_read_fails() {
 
 #[tokio::test]
 async fn a_node_that_dies_before_its_first_word_is_replaced_whatever_was_uploaded_to_it() {
+    streams_outlive(Node::kill).await;
+}
+
+#[tokio::test]
+async fn a_node_that_keeps_its_connections_and_does_not_answer_is_replaced_as_soon_as_it_counts_as_down() {
+    streams_outlive(|node| node.0.serving.store(false, Ordering::Relaxed)).await;
+}
+
+/// One of three streams is with a node that hears nothing when that happens to it.
+async fn streams_outlive(harm: impl FnOnce(&Node)) {
     let house = House::with("hedge_percent = 0", |_| {}).await;
     house.leased().await;
     house.nodes[0].0.deaf.store(true, Ordering::Relaxed);
@@ -165,14 +175,13 @@ async fn a_node_that_dies_before_its_first_word_is_replaced_whatever_was_uploade
             Ok::<_, Status>(())
         }
     };
-    // Three of them: one is with the node that does not hear.
     let streams = futures::future::join_all([open(b"one"), open(b"two"), open(b"three")]);
     let dying = async {
         until("the others have answered", async || {
             house.nodes.iter().map(|node| node.seen("UploadPack").len()).sum::<usize>() == 2
         })
         .await;
-        house.nodes[0].kill();
+        harm(&house.nodes[0]);
     };
     let (answers, ()) = soon(async { tokio::join!(streams, dying) }).await;
     assert!(answers.iter().all(Result::is_ok), "{answers:?}");
