@@ -152,7 +152,12 @@ async fn begin(
         Some(Err(Ended::Stalled)) => Err(Failure::stalled()),
         Some(Err(Ended::Call(status))) => {
             log_failure(&status, path, &download.stderr(), record);
-            let failure = Failure::of(&status, Some(path), record.correlation_id());
+            let id = record.correlation_id();
+            let failure = if content_type == RECEIVE_PACK_RESULT {
+                Failure::of_push(&status, path, id)
+            } else {
+                Failure::of(&status, Some(path), id)
+            };
             match told_in_protocol {
                 Some(content_type) if is_told_in_protocol(&status) => {
                     Ok(result(content_type, error_packet(&failure.text)))

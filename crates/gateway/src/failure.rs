@@ -14,6 +14,7 @@
 //! | `UNIMPLEMENTED` | 501 | |
 //! | `UNAUTHENTICATED` | 502 | the gateway's own token is wrong: a password prompt would send people astray |
 //! | `INTERNAL`, `UNKNOWN`, `DATA_LOSS`, `CANCELLED`, `OK` | 500 | the log has the text, the client the correlation id |
+//! | none: the connection broke | 503 | a push is told that it may have been made |
 
 use http::{HeaderValue, StatusCode, header};
 use tabularium_common::telemetry::CorrelationId;
@@ -24,6 +25,7 @@ use crate::{
     limits::MAX_ERROR_TEXT_BYTES,
     path::{RepositoryPath, RouteError},
     request_body::BodyFault,
+    upstream::{is_lost, never_dialled},
 };
 
 /// How the coordinator and the routers begin the refusal of a push to a mirror.
@@ -68,8 +70,24 @@ impl Failure {
         Self::new(StatusCode::FORBIDDEN, format!("{MIRROR_REFUSAL}{home_site}; {push}"))
     }
 
-    /// From an upstream's answer.
+    /// A push failed thus.
+    pub(crate) fn of_push(status: &Status, repository: &RepositoryPath, id: &CorrelationId) -> Self {
+        if is_lost(status) && !never_dialled(status) {
+            return Self::busy(format!(
+                "the connection to the storage service broke in the midst of the push, which may have been made; \
+                 push again to find out (request {id})"
+            ));
+        }
+        Self::of(status, Some(repository), id)
+    }
+
+    /// From an upstream's answer, or from what stood in place of one.
     pub(crate) fn of(status: &Status, repository: Option<&RepositoryPath>, id: &CorrelationId) -> Self {
+        let unavailable =
+            || Self::busy(format!("the storage service is unavailable; try again (request {id})"));
+        if is_lost(status) {
+            return unavailable();
+        }
         let text = shown(status.message());
         match status.code() {
             Code::NotFound => match repository {
@@ -91,9 +109,7 @@ impl Failure {
             Code::ResourceExhausted => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, text).with(header::RETRY_AFTER, "1")
             }
-            Code::Unavailable | Code::Aborted => {
-                Self::busy(format!("the storage service is unavailable; try again (request {id})"))
-            }
+            Code::Unavailable | Code::Aborted => unavailable(),
             Code::DeadlineExceeded => Self::new(
                 StatusCode::GATEWAY_TIMEOUT,
                 format!("the storage service did not answer in time (request {id})"),
@@ -123,6 +139,9 @@ impl Failure {
 /// Whether a fetch that failed thus, before its first byte, is told so inside git's protocol: git prints `ERR` lines of
 /// an answer, but not the body of a failed POST. Codes with an HTTP status of their own keep it.
 pub(crate) fn is_told_in_protocol(status: &Status) -> bool {
+    if is_lost(status) {
+        return false;
+    }
     match status.code() {
         Code::Internal | Code::Unknown | Code::DataLoss | Code::FailedPrecondition => true,
         Code::Ok
@@ -217,6 +236,21 @@ mod tests {
         assert_eq!(mirror.text, "repository is a mirror of b; push to u");
         assert!(!of(&Status::internal("secret /path")).text.contains("secret"));
         assert!(of(&Status::unavailable("x")).header.is_some_and(|(name, _)| name == header::RETRY_AFTER));
+    }
+
+    #[test]
+    fn what_no_upstream_said_is_no_internal_error() {
+        let lost = Status::from_error(Box::new(std::io::Error::other("reset")));
+        assert!(is_lost(&lost) && lost.code() == Code::Unknown && !is_told_in_protocol(&lost));
+        let (path, id) = (RepositoryPath::parse("g/p").unwrap(), CorrelationId::new());
+        let (read, push) = (of(&lost), Failure::of_push(&lost, &path, &id));
+        for failure in [&read, &push] {
+            assert_eq!(failure.status, StatusCode::SERVICE_UNAVAILABLE);
+            assert!(failure.header.as_ref().is_some_and(|(name, _)| name == header::RETRY_AFTER));
+        }
+        assert!(push.text.contains("may have been made") && !read.text.contains("made"), "{push:?}");
+        let told = Failure::of_push(&Status::internal("x"), &path, &id);
+        assert_eq!(told.status, StatusCode::INTERNAL_SERVER_ERROR);
     }
 
     #[test]

@@ -251,7 +251,7 @@ pub(crate) fn is_lost(status: &Status) -> bool {
 }
 
 /// No connection could be made, so that no byte of the call left this process.
-fn never_dialled(status: &Status) -> bool {
+pub(crate) fn never_dialled(status: &Status) -> bool {
     let mut source = status.source();
     while let Some(error) = source {
         if error.is::<tonic::ConnectError>() {

@@ -120,11 +120,24 @@ async fn a_push_whose_router_died_is_not_made_twice() {
     let (stage, deaths, _tasks) = stage("refs/heads/main").await;
     let tip = stage.seed("g/p.git", 1, 0).await;
     let answer = stage.http("POST", "/g/p.git/git-receive-pack", PUSH, &deletion(&tip)).await;
-    assert!(answer.status >= 500, "{}", answer.status);
-    assert_eq!(deaths.load(Ordering::Relaxed), 1);
+    assert_eq!((answer.status, deaths.load(Ordering::Relaxed)), (503, 1), "{answer:?}");
+    assert!(answer.head.contains("retry-after: 1"), "{}", answer.head);
+    assert!(answer.text().contains("broke in the midst of the push, which may have been made"), "{answer:?}");
     assert!(!stage.fake.seen.lock().unwrap().inputs.contains(&"end".to_owned()));
     let bare = stage.fake.path("g/p.git");
     assert_eq!(stage.git(&["-C", bare.to_str().unwrap(), "rev-parse", "main"]).await, tip);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn git_says_that_the_service_is_unavailable_when_a_router_died_under_its_push() {
+    let (stage, deaths, _tasks) = stage("refs/heads/topic").await;
+    stage.seed("g/p.git", 1, 0).await;
+    let url = format!("{}/g/p.git", stage.url);
+    // Routers take turns: this one and the push itself are for the first, the advertisement between them for the second.
+    stage.http("GET", "/g/p.git/info/refs?service=git-upload-pack", "", b"").await;
+    let said = stage.try_git(&["-C", "seed", "push", &url, "HEAD:refs/heads/topic"]).await;
+    assert_eq!(deaths.load(Ordering::Relaxed), 1);
+    assert!(!said.ok && said.err.contains("HTTP 503"), "{}", said.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]
