@@ -12,37 +12,73 @@ pub(crate) enum Decision {
     Stay { participants: Vec<StorageName> },
     /// This replica becomes the primary, and the first participant; the epoch rises.
     Move { participants: Vec<StorageName> },
+    /// Enough replicas could take part, if the router had asked them: it must begin anew, by a fresh route.
+    AskAnew,
     /// Too few replicas that have everything can be reached, and more will have it soon: they are being copied to.
     Soon,
     /// Too few replicas that have everything can be reached.
     ReadOnly,
 }
 
-/// Decides by what the repository's row says, by the storages that the router could not reach, and by which storages
-/// we think healthy. The router's word moves a primary; our own opinion only chooses among replacements, and says whether
-/// it is worth waiting for a replica that is behind. Without `votes` the primary alone takes part.
+/// What the router that wants to write can do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reach<'a> {
+    /// Storages that it cannot reach.
+    pub(crate) unreachable: &'a [StorageName],
+    /// It counts the nodes' votes. Without them the primary alone takes part.
+    pub(crate) votes: bool,
+    /// It has asked these already, and nobody else can take part.
+    pub(crate) asked: Option<&'a [StorageName]>,
+    /// It can ask anew, unseen by its client.
+    pub(crate) can_ask_again: bool,
+}
+
+impl Reach<'_> {
+    fn has_asked(&self, storage: &StorageName) -> bool {
+        self.asked.is_none_or(|asked| asked.contains(storage))
+    }
+}
+
+/// Decides by what the repository's row says, by what the router can reach, and by which storages we think healthy. The
+/// router's word moves a primary; our own opinion only chooses among replacements, and says whether it is worth waiting
+/// for a replica that is behind, or asking one that the router left out because it could not reach it then.
 pub(crate) fn decide(
     repository: &Repository,
-    unreachable: &[StorageName],
-    votes: bool,
+    router: Reach<'_>,
     healthy: impl Fn(&StorageName) -> bool,
     rng: &mut impl Rng,
 ) -> Decision {
-    let mut able: Vec<&StorageName> =
-        repository.up_to_date().filter(|storage| !unreachable.contains(storage)).collect();
-    let quorum = if votes { repository.quorum() } else { 1 };
+    let reached = |storage: &&StorageName| !router.unreachable.contains(storage);
+    let mut able: Vec<&StorageName> = repository.up_to_date().filter(reached).collect();
+    let quorum = if router.votes { repository.quorum() } else { 1 };
     if able.len() < quorum {
-        let reachable = |storage: &&StorageName| !unreachable.contains(storage) && healthy(storage);
-        let well = repository.replicas.iter().map(|replica| &replica.storage).filter(reachable).count();
-        return if votes && well >= quorum && !able.is_empty() { Decision::Soon } else { Decision::ReadOnly };
+        let replicas = repository.replicas.iter().map(|replica| &replica.storage);
+        let well = replicas.filter(|storage| reached(storage) && healthy(storage)).count();
+        let soon = router.votes && well >= quorum && !able.is_empty();
+        let left_out = |storage: &&StorageName| !router.has_asked(storage) && healthy(storage);
+        let askable = repository.up_to_date().filter(|storage| reached(storage) || left_out(storage)).count();
+        return if askable >= quorum && (router.can_ask_again || !soon) {
+            Decision::AskAnew
+        } else if soon {
+            Decision::Soon
+        } else {
+            Decision::ReadOnly
+        };
     }
     let stays = able.contains(&&repository.primary);
+    if router.asked.is_some() && !stays {
+        return Decision::AskAnew;
+    }
     let Some(primary) = (if stays { Some(&repository.primary) } else { replacement(&able, healthy, rng) })
     else {
         return Decision::ReadOnly;
     };
+    able.retain(|storage| router.has_asked(storage));
+    if able.len() < quorum {
+        return Decision::AskAnew;
+    }
     able.sort_by_key(|storage| *storage != primary);
-    let taking_part = if votes { able.len() } else { 1 };
+    let taking_part = if router.votes { able.len() } else { 1 };
     let participants = able.into_iter().take(taking_part).cloned().collect();
     if stays { Decision::Stay { participants } } else { Decision::Move { participants } }
 }
@@ -103,27 +139,54 @@ pub(crate) mod tests {
         numbers.iter().copied().map(node).collect()
     }
 
+    /// A router that counts votes and has asked nobody yet.
+    fn cut_off_from(unreachable: &[StorageName]) -> Reach<'_> {
+        Reach { unreachable, votes: true, asked: None, can_ask_again: false }
+    }
+
     #[test]
     fn the_routers_word_moves_the_primary_and_ours_chooses_where_to() {
         let mut rng = StdRng::seed_from_u64(1);
         let repository = repository(0, &[5, 5, 5, 5, 4]);
         let all = |_: &StorageName| true;
         let stay = Decision::Stay { participants: on(&[0, 1, 2, 3]) };
-        assert_eq!(decide(&repository, &[], true, |_| false, &mut rng), stay);
+        assert_eq!(decide(&repository, cut_off_from(&[]), |_| false, &mut rng), stay);
         let well = |storage: &StorageName| *storage == node(2);
         let moved = Decision::Move { participants: on(&[2, 1, 3]) };
-        assert_eq!(decide(&repository, &[node(0)], true, well, &mut rng), moved);
+        assert_eq!(decide(&repository, cut_off_from(&on(&[0])), well, &mut rng), moved);
         let alone = Decision::Move { participants: on(&[2]) };
-        assert_eq!(decide(&repository, &[node(0)], false, well, &mut rng), alone);
-        let gone = [node(0), node(1)];
-        assert_eq!(decide(&repository, &gone, true, |_| false, &mut rng), Decision::ReadOnly);
-        assert_eq!(
-            decide(&repository, &gone, true, all, &mut rng),
-            Decision::Soon,
-            "the fifth is being copied to"
-        );
-        assert_eq!(decide(&repository, &on(&[0, 1, 2]), true, all, &mut rng), Decision::ReadOnly);
-        assert_eq!(decide(&repository, &on(&[0, 1, 2, 3]), false, all, &mut rng), Decision::ReadOnly);
+        let without_votes = Reach { votes: false, ..cut_off_from(&[]) };
+        let gone = on(&[0]);
+        assert_eq!(decide(&repository, Reach { unreachable: &gone, ..without_votes }, well, &mut rng), alone);
+        let gone = on(&[0, 1]);
+        assert_eq!(decide(&repository, cut_off_from(&gone), |_| false, &mut rng), Decision::ReadOnly);
+        let copied_to = "the fifth is being copied to";
+        assert_eq!(decide(&repository, cut_off_from(&gone), all, &mut rng), Decision::Soon, "{copied_to}");
+        let gone = on(&[0, 1, 2]);
+        assert_eq!(decide(&repository, cut_off_from(&gone), all, &mut rng), Decision::ReadOnly);
+        let gone = on(&[0, 1, 2, 3]);
+        let without_votes = Reach { unreachable: &gone, ..without_votes };
+        assert_eq!(decide(&repository, without_votes, all, &mut rng), Decision::ReadOnly);
+    }
+
+    #[test]
+    fn who_was_asked_by_an_old_route_is_asked_anew_when_a_quorum_can_be_had() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let newest = repository(0, &[5, 5, 4]);
+        let mut decide = |asked: &[usize], unreachable: &[usize], can_ask_again, well: &[usize]| {
+            let (asked, unreachable, well) = (on(asked), on(unreachable), on(well));
+            let router = Reach { unreachable: &unreachable, votes: true, asked: Some(&asked), can_ask_again };
+            decide(&newest, router, |storage| well.contains(storage), &mut rng)
+        };
+        assert_eq!(decide(&[0, 1, 2], &[], false, &[]), Decision::Stay { participants: on(&[0, 1]) });
+        assert_eq!(decide(&[0, 2], &[], false, &[]), Decision::AskAnew, "the second was not asked");
+        assert_eq!(decide(&[0, 1, 2], &[0], false, &[1]), Decision::ReadOnly, "the second alone is left");
+        assert_eq!(decide(&[0, 2], &[1, 2], false, &[1]), Decision::AskAnew, "the second is well, we think");
+        assert_eq!(decide(&[0, 2], &[1, 2], true, &[]), Decision::ReadOnly, "and here it is not");
+        assert_eq!(decide(&[0, 1], &[1, 2], true, &[1]), Decision::ReadOnly, "it was asked, and is gone");
+        let all = &[0, 1, 2];
+        assert_eq!(decide(&[0, 2], &[1], true, all), Decision::AskAnew, "nobody has to wait for the third");
+        assert_eq!(decide(&[0, 2], &[1], false, all), Decision::Soon, "who cannot ask again had better wait");
     }
 
     proptest! {
@@ -131,20 +194,28 @@ pub(crate) mod tests {
         fn a_write_never_goes_to_a_replica_that_lacks_something(
             generations in prop::collection::vec(-1_i64..4, 1..6), primary in 0_usize..6, votes in any::<bool>(),
             unreachable in prop::collection::vec(0_usize..6, 0..6), seed in any::<u64>(),
+            asked in prop::option::of(prop::collection::vec(0_usize..6, 0..6)), can_ask_again in any::<bool>(),
         ) {
             let repository = repository(primary % generations.len(), &generations);
             let unreachable: Vec<StorageName> = unreachable.into_iter().map(node).collect();
+            let asked: Option<Vec<StorageName>> = asked.filter(|_| votes).map(|asked| on(&asked));
+            let router =
+                Reach { unreachable: &unreachable, votes, asked: asked.as_deref(), can_ask_again };
             let mut rng = StdRng::seed_from_u64(seed);
             let able: Vec<_> = repository.up_to_date().filter(|s| !unreachable.contains(s)).cloned().collect();
             let quorum = if votes { repository.quorum() } else { 1 };
-            match decide(&repository, &unreachable, votes, |_| seed % 2 == 0, &mut rng) {
+            let may_take_part = |storage: &StorageName| able.contains(storage) && router.has_asked(storage);
+            match decide(&repository, router, |_| seed % 2 == 0, &mut rng) {
                 Decision::Stay { participants } => {
                     prop_assert!(participants[0] == repository.primary);
-                    prop_assert!(participants.len() >= quorum && participants.iter().all(|s| able.contains(s)));
+                    prop_assert!(participants.len() >= quorum && participants.iter().all(may_take_part));
                 }
                 Decision::Move { participants } => {
-                    prop_assert!(!able.contains(&repository.primary));
-                    prop_assert!(participants.len() >= quorum && participants.iter().all(|s| able.contains(s)));
+                    prop_assert!(!able.contains(&repository.primary) && asked.is_none());
+                    prop_assert!(participants.len() >= quorum && participants.iter().all(may_take_part));
+                }
+                Decision::AskAnew => {
+                    prop_assert!(asked.is_some() && repository.up_to_date().count() >= quorum);
                 }
                 Decision::Soon => prop_assert!(votes && able.len() < quorum && !able.is_empty()),
                 Decision::ReadOnly => prop_assert!(able.len() < quorum),

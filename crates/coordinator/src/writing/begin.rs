@@ -19,7 +19,7 @@ use crate::{
         writes::{self, Asked, Begun, Intent, Terms},
     },
     error::{NameError, WriteError},
-    failover::{self, Decision},
+    failover::{self, Decision, Reach},
     repository::{Repository, RepositoryKey, RevokedRoute},
 };
 
@@ -167,23 +167,18 @@ async fn begin_with_failover(
         }
     }
     let healthy = |storage: &StorageName| shared.health.is_healthy(&begin.key.virtual_storage, storage);
-    let decision = failover::decide(&repository, &terms.unreachable, terms.votes, healthy, &mut rand::rng());
-    let (participants, moves) = match decision {
+    let router = Reach {
+        unreachable: &terms.unreachable,
+        votes: terms.votes,
+        asked: terms.asked.as_ref().map(|asked| &*asked.storages),
+        can_ask_again: terms.asked.as_ref().is_some_and(|asked| asked.can_ask_again),
+    };
+    let (participants, moves) = match failover::decide(&repository, router, healthy, &mut rand::rng()) {
         Decision::Stay { participants } => (participants, false),
         Decision::Move { participants } => (participants, true),
+        Decision::AskAnew => return Ok(Some(Err(WriteError::StaleRoute))),
         Decision::Soon => return Ok(Some(Ok(Moved::Soon))),
         Decision::ReadOnly => return Ok(Some(Err(WriteError::ReadOnly))),
-    };
-    let participants = match &terms.asked {
-        None => participants,
-        Some(asked) => {
-            let also_asked: Vec<_> =
-                participants.into_iter().filter(|storage| asked.storages.contains(storage)).collect();
-            if moves || also_asked.len() < repository.quorum() {
-                return Ok(Some(Err(WriteError::StaleRoute)));
-            }
-            also_asked
-        }
     };
     let mut revoke = None;
     if moves && let Some(primary) = participants.first() {

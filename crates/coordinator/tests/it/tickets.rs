@@ -152,6 +152,34 @@ async fn nodes_that_were_asked_by_an_old_route_are_not_told_to_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_router_that_left_out_who_is_well_is_told_to_ask_anew_and_not_that_nobody_can_write() {
+    let site = Site::start().await;
+    let coordinator = site.coordinator().await;
+    let (mut routing, _, _) = clients(&coordinator);
+    let route = create(&mut routing, "a.git").await;
+    let [left_out, late] = <[String; 2]>::try_from(others(&route)).unwrap();
+    let begun = begin_with_votes(&mut routing, "a.git").await;
+    report(&mut routing, &begun, &[route.primary.clone(), left_out.clone()]).await.unwrap();
+    // Its route was of before that write, and it could not reach the one that has it; nor can it reach the other now.
+    let stale = wire::BeginWriteRequest {
+        unreachable_storages: vec![left_out.clone(), late.clone()],
+        ..asked(&route, &[route.primary.clone(), late.clone()])
+    };
+    eventually("the coordinator has found all nodes well", || async {
+        let refused = routing.clone().begin_write(stale.clone()).await.unwrap_err();
+        (refused.code() == Code::Aborted).then_some(())
+    })
+    .await;
+    // Whoever was asked and fell silent since is no hope.
+    let gone = wire::BeginWriteRequest {
+        unreachable_storages: vec![left_out.clone(), late.clone()],
+        ..asked(&route, &[route.primary.clone(), left_out.clone(), late.clone()])
+    };
+    let read_only = "repository is in read-only mode";
+    assert_refused(routing.begin_write(gone).await, Code::FailedPrecondition, read_only);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_can_reach_too_few_is_refused_and_one_that_reached_too_few_is_not_recorded() {
     let mut site = Site::start().await;
     let coordinator = site.coordinator().await;
