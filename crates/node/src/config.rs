@@ -48,6 +48,9 @@ pub struct Config {
     /// How the storages are looked after.
     #[serde(default)]
     pub storage_health: StorageHealthConfig,
+    /// Which corrupt replicas are kept aside when they are made again.
+    #[serde(default)]
+    pub kept: KeptConfig,
     /// Logs and traces.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
@@ -82,6 +85,30 @@ impl Default for StorageHealthConfig {
             patience: ConfigDuration::from_secs(5),
             minimum_free_mebibytes: 128,
         }
+    }
+}
+
+/// The `[kept]` table.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeptConfig {
+    /// How many on each storage; 0: none. The oldest go first.
+    pub most: usize,
+    /// For how long.
+    pub longest: ConfigDuration,
+    /// While a storage has less free space than this none is kept.
+    pub minimum_free_mebibytes: u64,
+}
+
+impl Default for KeptConfig {
+    fn default() -> Self {
+        Self { most: 3, longest: ConfigDuration::from_secs(14 * 24 * 3600), minimum_free_mebibytes: 4 * 1024 }
+    }
+}
+
+impl KeptConfig {
+    pub(crate) fn minimum_free_bytes(&self) -> u64 {
+        self.minimum_free_mebibytes.saturating_mul(1024 * 1024)
     }
 }
 

@@ -16,6 +16,9 @@
 //! this crate, `tabularium-hook`, which asks the node over a private socket. A repository's own hooks run on the primary
 //! only. What replicas must have in common, and a digest of it, is in [`contents`].
 //!
+//! Whether a replica's objects are whole git looks up when it is told to: [`soundness`]. One that was found corrupt says so
+//! in itself ([`corruption`]) until the next copy makes it again, which keeps the old one aside: [`kept`].
+//!
 //! * [`storage_health`]: whether each disk can be used, found out by using it.
 //! * [`config`]: the file; `deploy/config/node.toml` is an example.
 //! * [`records`]: what stands beside each replica, for when the database is not there or lost.
@@ -30,10 +33,12 @@
 pub mod config;
 mod contents;
 mod copy_attempts;
+mod corruption;
 mod error;
 pub mod fetch_proxy;
 mod git;
 mod hooks;
+mod kept;
 mod keyed_locks;
 mod metrics;
 mod node;
@@ -44,6 +49,7 @@ mod remote_url;
 mod rpc_log;
 pub mod server;
 mod services;
+mod soundness;
 mod storage;
 mod storage_health;
 mod votes;

@@ -3,10 +3,12 @@
 use std::{path::PathBuf, sync::Arc};
 
 use tabularium_common::lifecycle::Tasks;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    copy_attempts::CopyAttempts, git::Git, hooks::Hooks, keyed_locks::KeyedLocks, storage::Storages,
-    storage_health::StorageHealth, votes::Sections,
+    config::KeptConfig, copy_attempts::CopyAttempts, git::Git, hooks::Hooks, keyed_locks::KeyedLocks,
+    storage::Storages, storage_health::StorageHealth, votes::Sections,
 };
 
 /// The node, handed to each service as `Arc<Node>`.
@@ -35,4 +37,10 @@ pub(crate) struct Node {
     pub(crate) copy_attempts: CopyAttempts,
     /// One at a time: so would two repacks.
     pub(crate) upkeep: KeyedLocks,
+    /// One at a time: looking through a whole replica is what a disk is busy with.
+    pub(crate) checking: Semaphore,
+    /// What is kept aside of corrupt replicas.
+    pub(crate) kept: KeptConfig,
+    /// Told to stop: what takes long and can be asked for again is given up.
+    pub(crate) shutdown: CancellationToken,
 }

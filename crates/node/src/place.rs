@@ -145,7 +145,18 @@ impl Building {
         branch: &str,
         object_format: &str,
     ) -> Result<Self, Status> {
-        let building = Self::prepare(node, target)?;
+        check_vacant(target)?;
+        Self::begin_instead(node, target, branch, object_format).await
+    }
+
+    /// The same for a target that is there, and whose place it is to take.
+    pub(crate) async fn begin_instead(
+        node: &Node,
+        target: &RepositoryPath,
+        branch: &str,
+        object_format: &str,
+    ) -> Result<Self, Status> {
+        let building = Self::beside(node, target)?;
         node.git
             .bare_command("init")
             .args(["--bare", "--quiet", "--template="])
@@ -159,10 +170,14 @@ impl Building {
 
     /// Starts with nothing.
     pub(crate) fn prepare(node: &Node, target: &RepositoryPath) -> Result<Self, Status> {
+        check_vacant(target)?;
+        Self::beside(node, target)
+    }
+
+    fn beside(node: &Node, target: &RepositoryPath) -> Result<Self, Status> {
         if !target.storage.root.is_dir() {
             return Err(RepositoryError::StorageMissing.into());
         }
-        check_vacant(target)?;
         let temporary = Temporary::new(node, &target.storage, "repository-")?;
         let repository = target.elsewhere(temporary.path().join("repository"));
         Ok(Self { target: target.clone(), repository, temporary, instance: node.instance.clone() })
@@ -198,6 +213,22 @@ impl Building {
             agreed(&sections, &voter, &target, ballot.into(), moving).await
         });
         publishing.await.unwrap_or_else(|error| Err(Status::internal(format!("publishing: {error}"))))
+    }
+
+    /// Syncs everything, has `away` take away what is at the target, and moves it there. Not cancelled midway.
+    pub(crate) async fn publish_instead(
+        self,
+        away: impl FnOnce(&RepositoryPath) -> io::Result<()> + Send + 'static,
+    ) -> Result<(), Status> {
+        blocking(move || {
+            check_repository(&self.repository.path)?;
+            sync_tree(&self.repository.path).map_err(internal_io("syncing the repository"))?;
+            let lock = Lock::take(&self.target, &self.instance)?;
+            check_holds_no_others(&self.target)?;
+            away(&self.target).map_err(internal_io("moving a corrupt replica aside"))?;
+            Complete { building: self, _lock: lock, parents: Parents(Vec::new()) }.move_in()
+        })
+        .await
     }
 
     fn complete(self) -> Result<Complete, Status> {
@@ -281,13 +312,7 @@ fn check_vacant(target: &RepositoryPath) -> Result<(), Status> {
     Ok(())
 }
 
-/// Moves the repository out of the way and deletes it in the background.
-pub(crate) async fn remove(node: &Node, target: RepositoryPath) -> Result<(), Status> {
-    let condemned = Condemned::new(node, target)?;
-    blocking(move || condemned.lock()?.move_out()).await
-}
-
-/// The same, if the replicas agree.
+/// Moves the repository out of the way, if the replicas agree, and deletes it in the background.
 pub(crate) async fn remove_agreed(node: &Node, target: RepositoryPath, voter: &Voter) -> Result<(), Status> {
     let about = |step: &str| ballot(format!("{step} {}", target.relative_path).as_bytes());
     let ballots = Ballots { before: about("pre-remove"), after: about("post-remove") };
@@ -325,9 +350,7 @@ impl Condemned {
         if !target.path.is_dir() {
             return Err(Self::absent());
         }
-        if check_repository(&target.path).is_err() && holds_repository(&target.path, 0) {
-            return Err(Status::failed_precondition("not a repository, but a directory of repositories"));
-        }
+        check_holds_no_others(target)?;
         self.lock = Some(Lock::take(target, &self.instance)?);
         Ok(self)
     }
@@ -339,6 +362,14 @@ impl Condemned {
             Err(error) => Err(internal_io("removing the repository")(error)),
         }
     }
+}
+
+/// What is no repository may be a directory of repositories.
+fn check_holds_no_others(target: &RepositoryPath) -> Result<(), Status> {
+    if check_repository(&target.path).is_err() && holds_repository(&target.path, 0) {
+        return Err(Status::failed_precondition("not a repository, but a directory of repositories"));
+    }
+    Ok(())
 }
 
 /// Whether a repository lies somewhere below the directory. What cannot be looked at may be one.

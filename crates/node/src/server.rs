@@ -24,7 +24,7 @@ use tabularium_proto::{
         replica_service_server::ReplicaServiceServer, upload_pack_service_server::UploadPackServiceServer,
     },
 };
-use tokio::task::JoinHandle;
+use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::service::{InterceptorLayer, RoutesBuilder};
 use tonic_health::{
@@ -37,6 +37,7 @@ use crate::{
     config::{Config, Surroundings},
     copy_attempts::CopyAttempts,
     git::{Git, command::QUEUE_WAIT},
+    kept,
     keyed_locks::KeyedLocks,
     metrics::Metrics,
     node::Node,
@@ -209,6 +210,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
     let sections = Arc::new(Sections::default());
     let hook_program = config.hook_program.as_ref().unwrap_or(&surroundings.hook_program);
     let hooks = preparation::hooks(hook_program, &storages, &sections, &tasks)?;
+    let shutdown = CancellationToken::new();
     let node = Arc::new(Node {
         storages: Storages::new(storages),
         hooks,
@@ -222,7 +224,11 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         copying: KeyedLocks::default(),
         copy_attempts: CopyAttempts::default(),
         upkeep: KeyedLocks::default(),
+        checking: Semaphore::new(1),
+        kept: config.kept.clone(),
+        shutdown: shutdown.clone(),
     });
+    kept::start(&node);
 
     let listener = bind(&config.listen).await?;
     let listen_error = |source| ServerError::Listen { address: config.admin_listen.to_string(), source };
@@ -234,7 +240,6 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
             .await
             .map_err(listen_error)?;
 
-    let shutdown = CancellationToken::new();
     let router = grpc::server()
         .layer(MapRequestLayer::new(multiplex::introduce))
         .layer(RpcLogLayer::new(Arc::new(methods::Registry::read()?), metrics))

@@ -1,11 +1,13 @@
-//! `tabularium.node.v1.ReplicaService`: what a replica holds, for whoever settles a write that nobody ended; and the records
-//! of replicas, for when the database is not there.
+//! `tabularium.node.v1.ReplicaService`: what a replica holds, for whoever settles a write that nobody ended; the records
+//! of replicas, for when the database is not there; and what is found corrupt, and kept of it.
 
 use std::{sync::Arc, time::Duration};
 
 use tabularium_proto::node::{
-    ListRecordsRequest, ListRecordsResponse, QuiesceRequest, QuiesceResponse, ReadRecordRequest,
-    ReadRecordResponse, WriteRecordRequest, WriteRecordResponse, replica_service_server::ReplicaService,
+    CheckObjectsRequest, CheckObjectsResponse, ListKeptRequest, ListKeptResponse, ListRecordsRequest,
+    ListRecordsResponse, MarkCorruptRequest, MarkCorruptResponse, QuiesceRequest, QuiesceResponse,
+    ReadRecordRequest, ReadRecordResponse, RemoveKeptRequest, RemoveKeptResponse, WriteRecordRequest,
+    WriteRecordResponse, replica_service_server::ReplicaService,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,10 +17,13 @@ use super::{internal, streams::ResponseStream};
 use crate::{
     contents,
     copy_attempts::CopyAttempt,
+    corruption::{self, Corruption},
     error::{RepositoryError, internal_io},
+    kept,
     node::Node,
     place::blocking,
     records::{self, Kept},
+    soundness,
     storage::check_repository,
 };
 
@@ -26,6 +31,8 @@ use crate::{
 const MAX_PATIENCE: Duration = Duration::from_secs(60);
 /// How long reading what the replica holds may take.
 const READING_DEADLINE: Duration = Duration::from_secs(60);
+/// Longest look through a replica, whatever the caller says.
+const MAX_LOOK: Duration = Duration::from_secs(24 * 3600);
 /// Records read ahead of who lists them.
 const LISTED_AHEAD: usize = 64;
 
@@ -122,4 +129,89 @@ impl ReplicaService for ReplicaServer {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+
+    async fn check_objects(
+        &self,
+        request: Request<CheckObjectsRequest>,
+    ) -> Result<Response<CheckObjectsResponse>, Status> {
+        let request = request.into_inner();
+        let mut replica = self.0.storages.locate(request.repository.as_ref())?;
+        replica.quarantine = None;
+        if !replica.storage.root.is_dir() {
+            return Err(RepositoryError::StorageMissing.into());
+        }
+        let unsound = |findings| Response::new(CheckObjectsResponse { exists: true, sound: false, findings });
+        match check_repository(&replica.path) {
+            Ok(()) => {}
+            Err(RepositoryError::NotFound) => return Ok(Response::new(CheckObjectsResponse::default())),
+            Err(error @ RepositoryError::Invalid(_)) => return Ok(unsound(error.to_string())),
+            Err(error) => return Err(error.into()),
+        }
+        let turn = timeout(milliseconds(request.patience_milliseconds), self.0.checking.acquire()).await;
+        let _turn = match turn {
+            Ok(Ok(turn)) => turn,
+            Ok(Err(_)) | Err(_) => {
+                return Err(Status::resource_exhausted("another replica is being looked through"));
+            }
+        };
+        let limit = milliseconds(request.limit_milliseconds).min(MAX_LOOK);
+        let looking = timeout(limit, soundness::examine(&self.0.git, &self.0.upkeep, &replica));
+        let looked = tokio::select! {
+            looked = looking => looked,
+            () = self.0.shutdown.cancelled() => return Err(Status::unavailable("the node is stopping")),
+        };
+        let found =
+            looked.map_err(|_| Status::deadline_exceeded("looking through the replica takes too long"))??;
+        match found {
+            Some(findings) => Ok(unsound(findings)),
+            None => {
+                // Somebody mended it, or it was never more than a suspicion.
+                corruption::clear_rebuild(&replica).await?;
+                let sound = CheckObjectsResponse { exists: true, sound: true, findings: String::new() };
+                Ok(Response::new(sound))
+            }
+        }
+    }
+
+    async fn mark_corrupt(
+        &self,
+        request: Request<MarkCorruptRequest>,
+    ) -> Result<Response<MarkCorruptResponse>, Status> {
+        let request = request.into_inner();
+        let replica = self.0.storages.locate(request.repository.as_ref())?;
+        if !replica.storage.root.is_dir() {
+            return Err(RepositoryError::StorageMissing.into());
+        }
+        // Of what is not there nothing is to be kept.
+        if replica.path.is_dir() {
+            corruption::mark(&replica, Corruption::now(&request.reason, request.rebuild)).await?;
+        }
+        Ok(Response::new(MarkCorruptResponse {}))
+    }
+
+    async fn list_kept(
+        &self,
+        request: Request<ListKeptRequest>,
+    ) -> Result<Response<ListKeptResponse>, Status> {
+        let name = request.into_inner().storage_name;
+        let storage = self.0.storages.get(&name).ok_or(RepositoryError::UnknownStorage)?;
+        if !storage.root.is_dir() {
+            return Err(RepositoryError::StorageMissing.into());
+        }
+        Ok(Response::new(ListKeptResponse { kept: kept::list(storage).await? }))
+    }
+
+    async fn remove_kept(
+        &self,
+        request: Request<RemoveKeptRequest>,
+    ) -> Result<Response<RemoveKeptResponse>, Status> {
+        let request = request.into_inner();
+        let storage = self.0.storages.get(&request.storage_name).ok_or(RepositoryError::UnknownStorage)?;
+        kept::remove(&self.0, storage, &request.kept_id)?;
+        Ok(Response::new(RemoveKeptResponse {}))
+    }
+}
+
+fn milliseconds(count: u32) -> Duration {
+    Duration::from_millis(count.into())
 }

@@ -7,6 +7,7 @@ mod bridge;
 mod commit_files;
 mod commits;
 mod copies;
+mod corruption;
 mod files;
 mod harness;
 mod hostile;

@@ -1,6 +1,6 @@
 //! ReplicateRepository and CreateFork: copies from another storage (wire reference, section j).
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tabularium_proto::gitaly::{
@@ -14,9 +14,11 @@ use tonic::{Code, Request, Status};
 
 use super::{files, write_ref};
 use crate::{
-    copy_attempts::CopyAttempt,
+    copy_attempts::{CopyAttempt, Turn},
+    corruption::{self, Corruption},
     error::{GitError, RepositoryError, internal_io},
     git::{revision::check_reference, transport::CUSTOM_HOOKS},
+    kept,
     node::Node,
     peer::{Peer, QUESTION_TIMEOUT, question},
     place::{self, Building, Temporary, blocking},
@@ -34,7 +36,7 @@ const MAX_HOOKS_BYTES: usize = 64 * 1024 * 1024;
 const STILLNESS_DEADLINE: Duration = Duration::from_secs(10);
 
 pub(super) async fn replicate(
-    node: &Node,
+    node: &Arc<Node>,
     request: Request<ReplicateRepositoryRequest>,
 ) -> Result<ReplicateRepositoryResponse, Status> {
     let (metadata, extensions, message) = request.into_parts();
@@ -56,13 +58,13 @@ pub(super) async fn replicate(
 
 /// Copies when no other copy to the same replica runs any more.
 async fn copy_alone(
-    node: &Node,
+    node: &Arc<Node>,
     peer: &Peer,
     source: &Repository,
     target: &RepositoryPath,
     attempt: Option<CopyAttempt>,
 ) -> Result<(), Status> {
-    let _alone = node.copying.lock(&target.path).await;
+    let turn = Turn::wait(&node.copying, &node.tasks, &target.path).await;
     if let Some(attempt) = attempt {
         attempt.check(target).await?;
     }
@@ -74,42 +76,86 @@ async fn copy_alone(
     match check_repository(&target.path) {
         Ok(()) => {
             let format = source_format(peer, source).await?;
+            match corruption_of(target).await? {
+                Some(corruption) if corruption.rebuild => {
+                    return rebuild(node, &turn, peer, source, target, attempt, corruption).await;
+                }
+                Some(corruption) => {
+                    kept::copy_aside(node, target, corruption).await;
+                    corruption::clear(target).await?;
+                }
+                None => {}
+            }
             let own = super::facts::format_name(&node.git, target).await?;
             if own != format {
                 let text = format!("object format is {own}, the source's is {format}");
                 return Err(Status::failed_precondition(text));
             }
-            remember(attempt, target).await?;
-            suspend_record(target).await?;
-            synchronise(node, peer, source, target).await
+            remember(&turn, attempt, target).await?;
+            turn.to_its_end(suspend_record(target.clone())).await?;
+            synchronise(node, &turn, peer, source, target).await
         }
-        Err(error @ (RepositoryError::NotFound | RepositoryError::Invalid(_))) => {
-            if matches!(error, RepositoryError::Invalid(_)) {
-                tracing::warn!(path = %target.path.display(), %error, "moving a broken replica away");
-                place::remove(node, target.clone()).await?;
-            }
+        Err(error @ RepositoryError::Invalid(_)) => {
+            let found = corruption_of(target).await?;
+            let corruption = found.unwrap_or_else(|| Corruption::now(&error.to_string(), true));
+            rebuild(node, &turn, peer, source, target, attempt, corruption).await
+        }
+        Err(RepositoryError::NotFound) => {
             let format = source_format(peer, source).await?;
             let building = Building::begin(node, target, "main", &format).await?;
-            remember(attempt, building.repository()).await?;
-            synchronise(node, peer, source, building.repository()).await?;
-            building.publish().await
+            remember(&turn, attempt, building.repository()).await?;
+            synchronise(node, &turn, peer, source, building.repository()).await?;
+            turn.to_its_end(building.publish()).await
         }
         Err(error) => Err(error.into()),
     }
 }
 
+async fn corruption_of(target: &RepositoryPath) -> Result<Option<Corruption>, Status> {
+    let replica = target.path.clone();
+    let reading = internal_io("reading what was found of the replica");
+    blocking(move || corruption::read(&replica).map_err(reading)).await
+}
+
+/// Makes a replica from nothing that is found corrupt, and keeps the old one aside. That one stays until the new one is
+/// there: nobody knows how long it takes until there is a source that is well.
+async fn rebuild(
+    node: &Node,
+    turn: &Turn,
+    peer: &Peer,
+    source: &Repository,
+    target: &RepositoryPath,
+    attempt: Option<CopyAttempt>,
+    corruption: Corruption,
+) -> Result<(), Status> {
+    let format = source_format(peer, source).await?;
+    let building = Building::begin_instead(node, target, "main", &format).await?;
+    remember(turn, attempt, building.repository()).await?;
+    synchronise(node, turn, peer, source, building.repository()).await?;
+    let still = timeout(STILLNESS_DEADLINE, node.sections.still(&target.path)).await;
+    let still = still.map_err(|_| Status::unavailable("a change of the replica is still under way"))?;
+    let grave = Temporary::new(node, &target.storage, "corrupt-")?;
+    let bounds = node.kept.clone();
+    let publishing = building.publish_instead(move |target| {
+        let _still = still;
+        kept::move_aside(target, &corruption, &bounds, grave.path())
+    });
+    turn.to_its_end(publishing).await?;
+    kept::prune(node, &target.storage).await;
+    Ok(())
+}
+
 /// Before anything of the replica changes: from then on a copy with a lower number is refused.
-async fn remember(attempt: Option<CopyAttempt>, replica: &RepositoryPath) -> Result<(), Status> {
-    match attempt {
-        Some(attempt) => attempt.remember(replica).await,
-        None => Ok(()),
-    }
+async fn remember(turn: &Turn, attempt: Option<CopyAttempt>, replica: &RepositoryPath) -> Result<(), Status> {
+    let Some(attempt) = attempt else { return Ok(()) };
+    let replica = replica.clone();
+    turn.to_its_end(async move { attempt.remember(&replica).await }).await
 }
 
 /// From here until the copy is found to be good, what the replica holds is no generation's.
-async fn suspend_record(target: &RepositoryPath) -> Result<(), Status> {
-    let replica = target.path.clone();
-    blocking(move || records::suspend(&replica).map_err(internal_io("suspending the replica's record"))).await
+async fn suspend_record(target: RepositoryPath) -> Result<(), Status> {
+    let suspending = internal_io("suspending the replica's record");
+    blocking(move || records::suspend(&target.path).map_err(suspending)).await
 }
 
 fn invalid_source(error: Status) -> Status {
@@ -142,14 +188,15 @@ async fn source_format(peer: &Peer, source: &Repository) -> Result<String, Statu
 /// Makes `target` what `source` is: config, refs and objects, HEAD, custom hooks.
 async fn synchronise(
     node: &Node,
+    turn: &Turn,
     peer: &Peer,
     source: &Repository,
     target: &RepositoryPath,
 ) -> Result<(), Status> {
-    copy_config(node, peer, source, target).await?;
+    copy_config(node, turn, peer, source, target).await?;
     fetch(node, peer, target, source, &["+refs/*:refs/*"], true).await?;
     copy_head(node, peer, source, target).await?;
-    copy_custom_hooks(node, peer, source, target).await
+    copy_custom_hooks(node, turn, peer, source, target).await
 }
 
 async fn fetch(
@@ -189,6 +236,7 @@ async fn collect<T>(
 
 async fn copy_config(
     node: &Node,
+    turn: &Turn,
     peer: &Peer,
     source: &Repository,
     target: &RepositoryPath,
@@ -197,7 +245,8 @@ async fn copy_config(
     let request = question(GetConfigRequest { repository: Some(source.clone()) });
     let stream = client.get_config(request).await?.into_inner();
     let config = collect(stream, MAX_CONFIG_BYTES, |message| message.data.into()).await?;
-    files::replace_config(node, target, config).await
+    let config = files::harmless_config(node, &target.storage, config).await?;
+    turn.to_its_end(files::replace_config(target.clone(), config)).await
 }
 
 async fn source_head(peer: &Peer, source: &Repository) -> Result<Vec<u8>, Status> {
@@ -223,6 +272,7 @@ async fn copy_head(
 
 async fn copy_custom_hooks(
     node: &Node,
+    turn: &Turn,
     peer: &Peer,
     source: &Repository,
     target: &RepositoryPath,
@@ -236,7 +286,7 @@ async fn copy_custom_hooks(
         return Ok(());
     }
     let scratch = Temporary::new(node, &target.storage, "hooks-")?;
-    blocking(move || {
+    let replacing = blocking(move || {
         let replacement = scratch.path().join(CUSTOM_HOOKS);
         if !archive.is_empty() {
             files::unpack_custom_hooks(&archive, scratch.path())
@@ -251,8 +301,8 @@ async fn copy_custom_hooks(
             .and_then(|()| absent_is_fine(std::fs::rename(&replacement, &present)))
             .and_then(|()| place::sync_parent(&present))
             .map_err(internal_io("replacing custom hooks"))
-    })
-    .await
+    });
+    turn.to_its_end(replacing).await
 }
 
 pub(super) async fn fork(
