@@ -12,15 +12,18 @@
 //! takes its snapshot after the lock or decides by columns of the locked rows.
 
 pub(crate) mod assignments;
+pub(crate) mod attempts;
 pub(crate) mod commits;
 pub(crate) mod coordinators;
 pub(crate) mod copies;
+pub(crate) mod creations;
 pub(crate) mod ended_writes;
 pub(crate) mod geo_log;
 pub(crate) mod geo_registry;
 pub(crate) mod history;
 pub(crate) mod losses;
 pub(crate) mod outbox;
+pub(crate) mod publications;
 pub(crate) mod rebuild;
 pub(crate) mod replicas;
 pub(crate) mod repositories;

@@ -1,14 +1,15 @@
-//! Duties: what is owed to replicas and sites. `pending` waits for the relay, `published` for a worker (its message is on
-//! the bus, new or put back), `started` is with a worker; it ends `done`, or `parked` until an operator looks.
+//! Duties: what is owed to replicas and sites, and how far it is. How the bus hears of them is in `publications`, what
+//! workers make of them in `attempts`.
+//!
+//! `pending` waits for the relay, `published` for a worker (its message is on the bus, new or put back), `started` is with
+//! a worker; it ends `done`, or `parked` until an operator looks.
 //!
 //! For one (kind, repository, target) at most one duty waits, one is started and one is parked.
 
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgExecutor, PgPool};
-use tabularium_common::ids::{
-    Epoch, Generation, ReplicaPath, RepositoryId, SiteName, StorageName, VirtualStorageName,
-};
+use tabularium_common::ids::{Epoch, Generation, ReplicaPath, RepositoryId, SiteName, StorageName};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -24,111 +25,14 @@ macro_rules! duty_columns {
          (extract(epoch FROM clock_timestamp() - round_started_at) * 1000)::bigint AS round_milliseconds"
     };
 }
+pub(super) use duty_columns;
 
 const DUTY_OWE: &str = "
     INSERT INTO duties (kind, repository_id, virtual_storage, replica_path, target, correlation_id)
     VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
 
-/// `SKIP LOCKED`: several relays share the work without waiting for each other. What was set aside a moment ago is not
-/// tried again with every write.
-const DUTY_CLAIM_PENDING: &str = concat!(
-    "UPDATE duties SET state = 'published', published_at = now(), publications = publications + 1
-     WHERE id IN (SELECT id FROM duties d WHERE state = 'pending' AND next_attempt_at <= now()
-                    AND NOT EXISTS (
-                        SELECT FROM duties twin
-                        WHERE twin.kind = d.kind AND twin.repository_id = d.repository_id AND twin.target = d.target
-                          AND twin.state = 'parked' AND twin.finished_at > now() - $2 * interval '1 millisecond')
-                  ORDER BY priority, next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED)
-     RETURNING ",
-    duty_columns!()
-);
-
-const DUTY_UNPUBLISH: &str = "
-    UPDATE duties SET state = 'pending', next_attempt_at = now() + $2 * interval '1 millisecond'
-    WHERE id = ANY ($1) AND state = 'published'";
-
-/// Of a published duty whose message was lost, and of a started one whose worker was, the bus is told again. A started
-/// duty keeps its state: whoever takes the message takes it over. One with a lease counts as lost when that is over.
-const DUTY_REPUBLISH_STALE: &str = concat!(
-    "UPDATE duties SET published_at = now(), publications = publications + 1
-     WHERE id IN (SELECT id FROM duties
-                  WHERE state IN ('published', 'started')
-                    AND (greatest(published_at, next_attempt_at, started_at)
-                             < now() - CASE state WHEN 'started' THEN $2 ELSE $1 END * interval '1 millisecond'
-                             AND lease_until IS NULL
-                         OR lease_until < now() AND published_at < now() - $4 * interval '1 millisecond')
-                  ORDER BY published_at LIMIT $3 FOR UPDATE SKIP LOCKED)
-     RETURNING ",
-    duty_columns!()
-);
-
-/// Of what was on the bus when it lost everything, the bus is told again.
-const DUTY_REPUBLISH_LOST: &str = concat!(
-    "UPDATE duties SET published_at = now(), publications = publications + 1
-     WHERE id IN (SELECT id FROM duties
-                  WHERE kind = $1 AND state IN ('published', 'started')
-                    AND published_at < now() - $2 * interval '1 millisecond'
-                  ORDER BY published_at LIMIT $3 FOR UPDATE SKIP LOCKED)
-     RETURNING ",
-    duty_columns!()
-);
-
 const DUTY_FIND: &str = concat!("SELECT ", duty_columns!(), " FROM duties WHERE id = $1");
 const DUTY_LOCK: &str = concat!("SELECT ", duty_columns!(), " FROM duties WHERE id = $1 FOR UPDATE");
-
-const DUTY_STARTED_TWIN: &str = concat!(
-    "SELECT ",
-    duty_columns!(),
-    " FROM duties WHERE kind = $1 AND repository_id = $2 AND target = $3 AND state = 'started' AND id <> $4 FOR UPDATE"
-);
-
-const DUTY_START: &str = "
-    UPDATE duties SET state = 'started', worker_id = $2, started_at = now(), attempts = attempts + 1, generation = NULL,
-           epoch = NULL, lease_until = NULL, copy_attempt = NULL, source = NULL, round_started_at = NULL,
-           under_ticket = false, rounds = 0, tickets_lost = 0
-    WHERE id = $1";
-
-const DUTY_IS_PARKED_TWIN: &str = "
-    SELECT EXISTS (SELECT FROM duties WHERE kind = $1 AND repository_id = $2 AND target = $3 AND state = 'parked' AND id <> $4)";
-
-const DUTY_END: &str = "UPDATE duties SET state = 'done', finished_at = now(), last_error = $2 WHERE id = $1 AND state <> 'done'";
-
-const DUTY_UNPARK_TWIN: &str = "
-    DELETE FROM duties WHERE kind = $1 AND repository_id = $2 AND target = $3 AND state = 'parked' AND id <> $4";
-
-const DUTY_RETRY_LATER: &str = "
-    UPDATE duties SET state = 'published', published_at = now(), next_attempt_at = now() + $2 * interval '1 millisecond',
-           failures = $3, last_error = $4, lease_until = NULL
-    WHERE id = $1 AND NOT EXISTS (
-        SELECT FROM duties twin
-        WHERE twin.kind = duties.kind AND twin.repository_id = duties.repository_id AND twin.target = duties.target
-          AND twin.state IN ('pending', 'published') AND twin.id <> $1)";
-
-const DUTY_PARK: &str =
-    "UPDATE duties SET state = 'parked', finished_at = now(), failures = $2, last_error = $3 WHERE id = $1";
-
-/// One that waits because this one was set aside gives way.
-const DUTY_END_WAITING_TWIN: &str = "
-    UPDATE duties SET state = 'done', finished_at = now(), last_error = 'another is tried again in its stead'
-    FROM duties parked
-    WHERE parked.id = $1 AND parked.state = 'parked' AND duties.state = 'pending'
-      AND parked.kind = duties.kind AND parked.repository_id = duties.repository_id AND parked.target = duties.target";
-
-const DUTY_RETRY_NOW: &str = "
-    UPDATE duties SET state = 'pending', failures = 0, next_attempt_at = now(), finished_at = NULL, priority = 0,
-           bad_sources = '{}'
-    WHERE id = $1 AND state = 'parked' AND NOT EXISTS (
-        SELECT FROM duties twin
-        WHERE twin.kind = duties.kind AND twin.repository_id = duties.repository_id AND twin.target = duties.target
-          AND twin.state IN ('pending', 'published'))
-    RETURNING id";
-
-/// Of one on the bus the message that comes later finds it done or under way.
-const DUTY_HURRY: &str = "
-    UPDATE duties SET state = 'pending', next_attempt_at = now()
-    WHERE virtual_storage = $1 AND target = $2 AND kind IN ('replicate', 'cleanup')
-      AND state IN ('pending', 'published') AND next_attempt_at > now()
-    RETURNING id";
 
 const DUTY_DROP_REPLICATION: &str = "
     UPDATE duties SET state = 'done', finished_at = now(), last_error = 'the replica was given up meanwhile'
@@ -270,7 +174,7 @@ pub(crate) struct Duty {
 }
 
 #[derive(sqlx::FromRow)]
-struct DutyRow {
+pub(super) struct DutyRow {
     id: Uuid,
     kind: String,
     repository_id: i64,
@@ -347,7 +251,7 @@ impl TryFrom<DutyRow> for Duty {
     }
 }
 
-fn duties(rows: Vec<DutyRow>) -> Result<Vec<Duty>, sqlx::Error> {
+pub(super) fn duties(rows: Vec<DutyRow>) -> Result<Vec<Duty>, sqlx::Error> {
     rows.into_iter().map(Duty::try_from).collect()
 }
 
@@ -391,57 +295,6 @@ pub(crate) async fn duty_owe_cleanup_after(
     owe(executor, DutyKind::Cleanup, duty.repository_id, place, &duty.target, &duty.correlation_id).await
 }
 
-/// Takes due duties for publication, but not those whose like was set aside less than `parked_pause` ago.
-pub(crate) async fn duty_claim_pending(
-    pool: &PgPool,
-    limit: u32,
-    parked_pause: Duration,
-) -> Result<Vec<Duty>, sqlx::Error> {
-    let claim = sqlx::query_as(DUTY_CLAIM_PENDING).bind(i64::from(limit)).bind(milliseconds(parked_pause));
-    duties(claim.fetch_all(pool).await?)
-}
-
-/// Puts duties back whose publication failed.
-pub(crate) async fn duty_unpublish(pool: &PgPool, ids: &[Uuid], delay: Duration) -> Result<(), sqlx::Error> {
-    sqlx::query(DUTY_UNPUBLISH).bind(ids).bind(milliseconds(delay)).execute(pool).await.map(drop)
-}
-
-/// Takes duties to be published again: no result for so long that message or worker must be lost. One with a lease is
-/// published again when that is over, every `lapsed_for`.
-pub(crate) async fn duty_republish_stale(
-    pool: &PgPool,
-    published_for: Duration,
-    started_for: Duration,
-    lapsed_for: Duration,
-    limit: u32,
-) -> Result<Vec<Duty>, sqlx::Error> {
-    let rows = sqlx::query_as(DUTY_REPUBLISH_STALE)
-        .bind(milliseconds(published_for))
-        .bind(milliseconds(started_for))
-        .bind(i64::from(limit))
-        .bind(milliseconds(lapsed_for))
-        .fetch_all(pool)
-        .await?;
-    duties(rows)
-}
-
-/// Takes duties of one kind that were published longer than `age` ago, before the bus forgot them, to be published
-/// again. Those that are with a worker too: if it died, nobody else would ever hear of it.
-pub(crate) async fn duty_republish_lost(
-    pool: &PgPool,
-    kind: DutyKind,
-    age: Duration,
-    limit: u32,
-) -> Result<Vec<Duty>, sqlx::Error> {
-    let rows = sqlx::query_as(DUTY_REPUBLISH_LOST)
-        .bind(kind.as_str())
-        .bind(milliseconds(age))
-        .bind(i64::from(limit))
-        .fetch_all(pool)
-        .await?;
-    duties(rows)
-}
-
 /// A duty as it stands, not locked.
 pub(crate) async fn duty_find(executor: impl PgExecutor<'_>, id: Uuid) -> Result<Option<Duty>, sqlx::Error> {
     let row: Option<DutyRow> = sqlx::query_as(DUTY_FIND).bind(id).fetch_optional(executor).await?;
@@ -452,123 +305,6 @@ pub(crate) async fn duty_find(executor: impl PgExecutor<'_>, id: Uuid) -> Result
 pub(crate) async fn duty_lock(connection: &mut PgConnection, id: Uuid) -> Result<Option<Duty>, sqlx::Error> {
     let row: Option<DutyRow> = sqlx::query_as(DUTY_LOCK).bind(id).fetch_optional(connection).await?;
     row.map(Duty::try_from).transpose()
-}
-
-/// Another duty for the same target and repository that is with a worker. Locked.
-pub(crate) async fn duty_started_twin(
-    connection: &mut PgConnection,
-    duty: &Duty,
-) -> Result<Option<Duty>, sqlx::Error> {
-    let row: Option<DutyRow> = sqlx::query_as(DUTY_STARTED_TWIN)
-        .bind(duty.kind.as_str())
-        .bind(duty.repository_id.0)
-        .bind(&duty.target)
-        .bind(duty.id)
-        .fetch_optional(connection)
-        .await?;
-    row.map(Duty::try_from).transpose()
-}
-
-/// Hands a duty to a worker.
-pub(crate) async fn duty_start_in_txn(
-    connection: &mut PgConnection,
-    id: Uuid,
-    worker_id: &str,
-) -> Result<(), sqlx::Error> {
-    sqlx::query(DUTY_START).bind(id).bind(worker_id).execute(connection).await.map(drop)
-}
-
-/// Whether another duty for the same was set aside.
-pub(crate) async fn duty_has_parked_twin_in_txn(
-    connection: &mut PgConnection,
-    duty: &Duty,
-) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar(DUTY_IS_PARKED_TWIN)
-        .bind(duty.kind.as_str())
-        .bind(duty.repository_id.0)
-        .bind(&duty.target)
-        .bind(duty.id)
-        .fetch_one(connection)
-        .await
-}
-
-/// Ends a duty. `remark` is empty when its work was done.
-pub(crate) async fn duty_end_in_txn(
-    connection: &mut PgConnection,
-    id: Uuid,
-    remark: &str,
-) -> Result<(), sqlx::Error> {
-    sqlx::query(DUTY_END).bind(id).bind(remark).execute(connection).await.map(drop)
-}
-
-/// Removes the parked duty for the same repository and target: it has been overtaken.
-pub(crate) async fn duty_unpark_twin_in_txn(
-    connection: &mut PgConnection,
-    duty: &Duty,
-) -> Result<(), sqlx::Error> {
-    sqlx::query(DUTY_UNPARK_TWIN)
-        .bind(duty.kind.as_str())
-        .bind(duty.repository_id.0)
-        .bind(&duty.target)
-        .bind(duty.id)
-        .execute(connection)
-        .await
-        .map(drop)
-}
-
-/// Records a failed attempt; the bus keeps the message. False: another duty waits for the same, which takes over.
-pub(crate) async fn duty_retry_later_in_txn(
-    connection: &mut PgConnection,
-    id: Uuid,
-    delay: Duration,
-    failures: u32,
-    error: &str,
-) -> Result<bool, sqlx::Error> {
-    let done = sqlx::query(DUTY_RETRY_LATER)
-        .bind(id)
-        .bind(milliseconds(delay))
-        .bind(i32::try_from(failures).unwrap_or(i32::MAX))
-        .bind(error)
-        .execute(connection)
-        .await?;
-    Ok(done.rows_affected() > 0)
-}
-
-/// Sets a duty aside.
-pub(crate) async fn duty_park_in_txn(
-    connection: &mut PgConnection,
-    id: Uuid,
-    failures: u32,
-    error: &str,
-) -> Result<(), sqlx::Error> {
-    sqlx::query(DUTY_PARK)
-        .bind(id)
-        .bind(i32::try_from(failures).unwrap_or(i32::MAX))
-        .bind(error)
-        .execute(connection)
-        .await
-        .map(drop)
-}
-
-/// Puts a parked duty back to work. False: it is not parked, or the same is under way anyway.
-pub(crate) async fn duty_retry_now(pool: &PgPool, id: Uuid) -> Result<bool, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
-    sqlx::query(DUTY_END_WAITING_TWIN).bind(id).execute(&mut *transaction).await?;
-    let found: Option<Uuid> =
-        sqlx::query_scalar(DUTY_RETRY_NOW).bind(id).fetch_optional(&mut *transaction).await?;
-    transaction.commit().await?;
-    Ok(found.is_some())
-}
-
-/// Makes what waits to be tried again on a storage due at once; answers how much that is.
-pub(crate) async fn duty_hurry(
-    pool: &PgPool,
-    virtual_storage: &VirtualStorageName,
-    target: &StorageName,
-) -> Result<usize, sqlx::Error> {
-    let hurried =
-        sqlx::query(DUTY_HURRY).bind(virtual_storage.as_str()).bind(target.as_str()).fetch_all(pool).await?;
-    Ok(hurried.len())
 }
 
 /// Ends what is owed or under way for a replica of which nothing is known any more: a result that still arrives is void.

@@ -16,7 +16,7 @@ use super::{argument, relative_path, storage_address};
 use crate::{
     app::Shared,
     db::{
-        DbError, geo_log,
+        DbError, attempts, geo_log,
         geo_registry::{self, Claimed, SyncEnd},
         history::{self, End},
         outbox::{self, Duty, DutyKind, DutyState},
@@ -87,20 +87,20 @@ impl Duties {
             }
             DutyState::Pending | DutyState::Published => {}
         }
-        if let Some(twin) = outbox::duty_started_twin(&mut transaction, &duty).await? {
+        if let Some(twin) = attempts::duty_started_twin(&mut transaction, &duty).await? {
             // Its own message goes to another worker when its worker is silent. We are another message, which knows
             // nothing of that: a copy may take long, and one that is overtaken counts nothing.
             let restart_after = self.0.config.timing.restart_after.0;
             if !twin.lease_over.unwrap_or(age(&twin) >= restart_after) {
                 // When that one ends, what is still missing is owed anew.
-                outbox::duty_end_in_txn(&mut transaction, id, "the same is under way").await?;
+                attempts::duty_end_in_txn(&mut transaction, id, "the same is under way").await?;
                 transaction.commit().await?;
                 return Ok(nothing("the same is under way"));
             }
-            outbox::duty_end_in_txn(&mut transaction, twin.id, "its worker was silent; overtaken").await?;
+            attempts::duty_end_in_txn(&mut transaction, twin.id, "its worker was silent; overtaken").await?;
             history::history_add_in_txn(&mut transaction, &twin, End::Lost, "").await?;
         }
-        outbox::duty_start_in_txn(&mut transaction, id, worker).await?;
+        attempts::duty_start_in_txn(&mut transaction, id, worker).await?;
         let work = match duty.kind {
             DutyKind::Replicate => {
                 repair::start(&self.0, &mut transaction, &duty).await?.map(Work::Replicate)
@@ -111,7 +111,7 @@ impl Duties {
         let start = match work {
             Ok(work) => Start::Work(Box::new(work)),
             Err(reason) => {
-                outbox::duty_end_in_txn(&mut transaction, id, reason).await?;
+                attempts::duty_end_in_txn(&mut transaction, id, reason).await?;
                 nothing(reason)
             }
         };
@@ -132,8 +132,8 @@ impl Duties {
     async fn succeed(&self, id: Uuid, worker: &str, reached: i64) -> Result<(), sqlx::Error> {
         let mut transaction = self.0.db.begin().await?;
         let Some(duty) = started_by(&mut transaction, id, worker).await? else { return Ok(()) };
-        outbox::duty_end_in_txn(&mut transaction, id, "").await?;
-        outbox::duty_unpark_twin_in_txn(&mut transaction, &duty).await?;
+        attempts::duty_end_in_txn(&mut transaction, id, "").await?;
+        attempts::duty_unpark_twin_in_txn(&mut transaction, &duty).await?;
         history::history_add_in_txn(&mut transaction, &duty, End::Done, "").await?;
         if duty.kind == DutyKind::Notify {
             let site: SiteName = parsed(&duty.target)?;

@@ -12,7 +12,7 @@ use super::{argument, key, relative_path};
 use crate::{
     app::Shared,
     db::{
-        DbError, coordinators, geo_log, geo_registry,
+        DbError, attempts, coordinators, geo_log, geo_registry,
         history::{self, EndedAttempt},
         outbox::{self, Duty, DutyKind, DutyState, ListedDuty},
         parsed,
@@ -353,7 +353,7 @@ impl OperatorService for Operator {
     ) -> Result<Response<wire::RetryDutyResponse>, Status> {
         let id = argument("duty_id", &request.get_ref().duty_id)?;
         let db = &self.0.db;
-        if !db.retrying(|| outbox::duty_retry_now(db.pool(), id)).await? {
+        if !db.retrying(|| attempts::duty_retry_now(db.pool(), id)).await? {
             return Err(Status::not_found("no such duty is parked, or the same is owed already"));
         }
         self.0.bell.notify_one();

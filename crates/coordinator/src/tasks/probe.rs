@@ -8,7 +8,7 @@ use tabularium_proto::coordinator::session_response::Message;
 use super::pause;
 use crate::{
     app::Shared,
-    db::{outbox, storages},
+    db::{publications, storages},
     topology::Snapshot,
 };
 
@@ -36,7 +36,7 @@ pub(super) fn start(shared: &Arc<Shared>) {
 async fn hurry(shared: &Shared) {
     let db = &shared.db;
     for (virtual_storage, storage) in shared.health.take_recovered() {
-        match db.retrying(|| outbox::duty_hurry(db.pool(), &virtual_storage, &storage)).await {
+        match db.retrying(|| publications::duty_hurry(db.pool(), &virtual_storage, &storage)).await {
             Ok(0) => {}
             Ok(duties) => {
                 tracing::info!(%storage, duties, "a storage is back; what is owed to it is due now");

@@ -24,8 +24,9 @@ use uuid::Uuid;
 use crate::{
     app::Shared,
     db::{
-        DbError, geo_registry, outbox,
-        outbox::{Duty, DutyKind},
+        DbError, geo_registry,
+        outbox::{self, Duty, DutyKind},
+        publications,
     },
     duties::back_off,
     service::subject,
@@ -161,7 +162,8 @@ impl Relay {
             };
             loop {
                 let age = found.elapsed();
-                let lost = db.retrying(|| outbox::duty_republish_lost(db.pool(), kind, age, BATCH)).await?;
+                let lost =
+                    db.retrying(|| publications::duty_republish_lost(db.pool(), kind, age, BATCH)).await?;
                 let full = lost.len() == BATCH as usize;
                 if !lost.is_empty() {
                     tracing::info!(
@@ -195,7 +197,7 @@ impl Relay {
             db.retrying(|| outbox::duty_owe_notifications(db.pool(), &sites)).await?;
         }
         let pause = self.shared.config.repair.parked_pause.0;
-        let due = db.retrying(|| outbox::duty_claim_pending(db.pool(), BATCH, pause)).await?;
+        let due = db.retrying(|| publications::duty_claim_pending(db.pool(), BATCH, pause)).await?;
         let full = due.len() == BATCH as usize;
         self.publish(due).await?;
         if Instant::now() >= self.stale_at {
@@ -212,7 +214,7 @@ impl Relay {
         let (published, started) = (timing.republish_after.0, timing.restart_after.0);
         let lapsed = self.shared.config.repair.lease.0;
         let stale = db
-            .retrying(|| outbox::duty_republish_stale(db.pool(), published, started, lapsed, BATCH))
+            .retrying(|| publications::duty_republish_stale(db.pool(), published, started, lapsed, BATCH))
             .await?;
         self.publish(stale).await?;
         self.publish_mirrors(published).await.map(drop)
@@ -253,7 +255,7 @@ impl Relay {
         self.shared.metrics.duties_published(duties.len() - failed.len());
         let Some(problem) = problem else { return Ok(()) };
         let db = &self.shared.db;
-        db.retrying(|| outbox::duty_unpublish(db.pool(), &failed, FIRST_PAUSE)).await?;
+        db.retrying(|| publications::duty_unpublish(db.pool(), &failed, FIRST_PAUSE)).await?;
         Err(problem)
     }
 

@@ -13,7 +13,7 @@ use crate::{
     app::Shared,
     db::{
         commits::{self, Committed, Recorded, Report},
-        ended_writes, repositories,
+        creations, ended_writes, repositories,
         writes::{self, WriteKind},
     },
     error::WriteError,
@@ -92,7 +92,7 @@ pub(crate) async fn discard(shared: &Arc<Shared>, id: Uuid, router_id: &str) -> 
     }
     let Some(open) = db.retrying(|| writes::write_find(db.pool(), id)).await? else { return Ok(()) };
     if open.kind == WriteKind::Create && open.router_id == router_id {
-        db.retrying(|| writes::write_cancel_creation(db.pool(), &open)).await?;
+        db.retrying(|| creations::creation_cancel(db.pool(), &open)).await?;
         shared.queues.freed(&open.key);
         shared.bell.notify_one();
     }

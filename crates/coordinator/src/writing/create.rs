@@ -8,8 +8,9 @@ use super::{Begin, Kind, begin::Attempted, ticket::Try};
 use crate::{
     app::Shared,
     db::{
-        DbError, repositories,
-        writes::{self, Creation},
+        DbError,
+        creations::{self, Creation},
+        repositories,
     },
     error::{NameError, WriteError},
     placement::{self, Candidate, Placement},
@@ -89,7 +90,7 @@ pub(super) async fn attempt(
     }
     let creation = Creation { repository, participants, intent: begin.intent.clone() };
     let db = &shared.db;
-    if db.promptly(|| writes::write_begin_creation(db.pool(), &creation)).await? {
+    if db.promptly(|| creations::creation_begin(db.pool(), &creation)).await? {
         return Ok(Try::Over((creation.repository, creation.participants, secondaries)));
     }
     name_taken(shared, begin).await
@@ -99,7 +100,7 @@ pub(super) async fn attempt(
 /// nobody renews is about to be cancelled; and what another is creating will exist.
 async fn name_taken(shared: &Arc<Shared>, begin: &Begin) -> Result<Attempted, WriteError> {
     let db = &shared.db;
-    let holder = db.promptly(|| writes::write_find_name(db.pool(), &begin.key, &begin.intent)).await?;
+    let holder = db.promptly(|| creations::creation_find_name(db.pool(), &begin.key, &begin.intent)).await?;
     let Some(holder) = holder else { return Ok(Try::Held) };
     let upsert = begin.kind == Kind::Upsert;
     if holder.ready {

@@ -16,6 +16,7 @@ use crate::{
     app::Shared,
     db::{
         commits::{self, Committed, Report},
+        creations,
         ended_writes::{self, LOOK_AGAIN, Word},
         outbox, replicas, repositories,
         writes::{self, OpenWrite, WriteKind},
@@ -129,7 +130,7 @@ async fn settle_under_lock(
     let (Some(repository), true) = (locked, stands) else { return Ok(Settled::Gone) };
     let settled = match open.kind {
         WriteKind::Create => {
-            writes::write_cancel_creation(&mut *transaction, open).await?;
+            creations::creation_cancel(&mut *transaction, open).await?;
             Settled::CreationCancelled
         }
         WriteKind::Repair => {
