@@ -14,7 +14,8 @@
 //! it, and again afterwards, it asks the router, over the connection that the request came on: [`votes`]. `git push`
 //! and `git fetch` move references themselves, so their votes are cast by git's [`hooks`]; those are a second program of
 //! this crate, `tabularium-hook`, which asks the node over a private socket. A repository's own hooks run on the primary
-//! only. What replicas must have in common, and a digest of it, is in [`contents`].
+//! only, and a push that moves one reference is run there only: the other replicas do the same in fewer steps
+//! ([`following`]). What replicas must have in common, and a digest of it, is in [`contents`].
 //!
 //! Whether a replica's objects are whole git looks up when it is told to: [`soundness`]. One that was found corrupt says so
 //! in itself ([`corruption`]) until the next copy makes it again, which keeps the old one aside: [`kept`].
@@ -36,6 +37,7 @@ mod copy_attempts;
 mod corruption;
 mod error;
 pub mod fetch_proxy;
+mod following;
 mod git;
 mod hooks;
 mod kept;

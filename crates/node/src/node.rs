@@ -7,8 +7,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::KeptConfig, copy_attempts::CopyAttempts, git::Git, hooks::Hooks, keyed_locks::KeyedLocks,
-    storage::Storages, storage_health::StorageHealth, votes::Sections,
+    config::KeptConfig, copy_attempts::CopyAttempts, following::HeadListing, git::Git, hooks::Hooks,
+    keyed_locks::KeyedLocks, storage::Storages, storage_health::StorageHealth, votes::Sections,
 };
 
 /// The node, handed to each service as `Arc<Node>`.
@@ -29,6 +29,8 @@ pub(crate) struct Node {
     pub(crate) fetch_proxy: PathBuf,
     /// What `git --version` says, without the words.
     pub(crate) git_version: String,
+    /// What git's hooks are told of a branch that `HEAD` stands for.
+    pub(crate) head_listing: HeadListing,
     /// A UUID of this process, by which its locks are told from those of earlier ones.
     pub(crate) instance: String,
     /// One at a time: two fetches into the same repository would only fail each other.

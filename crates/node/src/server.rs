@@ -36,6 +36,7 @@ use tower::util::MapRequestLayer;
 use crate::{
     config::{Config, Surroundings},
     copy_attempts::CopyAttempts,
+    following::HeadListing,
     git::{Git, command::QUEUE_WAIT},
     kept,
     keyed_locks::KeyedLocks,
@@ -210,6 +211,10 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
     let sections = Arc::new(Sections::default());
     let hook_program = config.hook_program.as_ref().unwrap_or(&surroundings.hook_program);
     let hooks = preparation::hooks(hook_program, &storages, &sections, &tasks)?;
+    let head_listing = match storages.first() {
+        Some(storage) => HeadListing::find_out(&git, &storage.temporary()).await,
+        None => HeadListing::Unknown,
+    };
     let shutdown = CancellationToken::new();
     let node = Arc::new(Node {
         storages: Storages::new(storages),
@@ -220,6 +225,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         tasks: tasks.clone(),
         fetch_proxy: surroundings.fetch_proxy,
         git_version,
+        head_listing,
         instance: uuid::Uuid::new_v4().to_string(),
         copying: KeyedLocks::default(),
         copy_attempts: CopyAttempts::default(),

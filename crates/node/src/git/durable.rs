@@ -10,18 +10,46 @@ use std::{
 
 use super::leftovers::TIMESTAMP_LAG;
 
+/// Directories that are synced at once. A disk that is asked several times at once answers all with one flush.
+const AT_ONCE: usize = 8;
+
 /// Makes every name that was given or taken in the repository since then durable.
 pub(crate) fn sync_changed(repository: &Path, since: SystemTime) -> io::Result<()> {
-    for directory in changed(repository, since)? {
-        if let Some(directory) = unless_gone(File::open(directory))? {
-            directory.sync_all()?;
-        }
+    let mut directories = changed_objects(repository, since)?;
+    directories.extend(changed_references(repository, since)?);
+    sync_directories(&directories)
+}
+
+/// The same for objects only.
+pub(crate) fn sync_objects(repository: &Path, since: SystemTime) -> io::Result<()> {
+    sync_directories(&changed_objects(repository, since)?)
+}
+
+/// The same for all but objects.
+pub(crate) fn sync_references(repository: &Path, since: SystemTime) -> io::Result<()> {
+    sync_directories(&changed_references(repository, since)?)
+}
+
+/// Makes the names in these directories durable; one that is gone has none.
+pub(crate) fn sync_directories(directories: &[PathBuf]) -> io::Result<()> {
+    let sync = |directory: &PathBuf| match unless_gone(File::open(directory))? {
+        Some(directory) => directory.sync_all(),
+        None => Ok(()),
+    };
+    if let [only] = directories {
+        return sync(only);
+    }
+    for some in directories.chunks(AT_ONCE) {
+        std::thread::scope(|scope| {
+            let syncing: Vec<_> = some.iter().map(|directory| scope.spawn(move || sync(directory))).collect();
+            let panicked = |_| Err(io::Error::other("a directory could not be synced"));
+            syncing.into_iter().try_for_each(|syncing| syncing.join().unwrap_or_else(panicked))
+        })?;
     }
     Ok(())
 }
 
-/// Directories that git writes into and that have changed, the inner ones first.
-fn changed(repository: &Path, since: SystemTime) -> io::Result<Vec<PathBuf>> {
+fn changed_objects(repository: &Path, since: SystemTime) -> io::Result<Vec<PathBuf>> {
     let since = since - TIMESTAMP_LAG;
     let mut found = Vec::new();
     let objects = repository.join("objects");
@@ -33,6 +61,12 @@ fn changed(repository: &Path, since: SystemTime) -> io::Result<Vec<PathBuf>> {
     }
     look(&objects.join("info/commit-graphs"), since, &mut found)?;
     look(&objects, since, &mut found)?;
+    Ok(found)
+}
+
+fn changed_references(repository: &Path, since: SystemTime) -> io::Result<Vec<PathBuf>> {
+    let since = since - TIMESTAMP_LAG;
+    let mut found = Vec::new();
     walk(&repository.join("refs"), since, &mut found)?;
     look(repository, since, &mut found)?;
     Ok(found)
@@ -103,6 +137,11 @@ mod tests {
         }
         age(root);
         let since = SystemTime::now();
+        let changed = |root: &Path, since| {
+            let mut found = changed_objects(root, since)?;
+            found.extend(changed_references(root, since)?);
+            Ok::<_, io::Error>(found)
+        };
         assert_eq!(changed(root, since).unwrap(), Vec::<PathBuf>::new());
         fs::write(root.join("refs/heads/a/b"), "").unwrap();
         fs::write(root.join("objects/pack/p.idx"), "").unwrap();

@@ -2,7 +2,7 @@
 
 pub(crate) mod catfile;
 pub(crate) mod command;
-mod durable;
+pub(crate) mod durable;
 pub(crate) mod leftovers;
 pub(crate) mod lines;
 pub(crate) mod objects;

@@ -12,6 +12,7 @@ use std::{
 
 use tonic::Status;
 
+use super::durable;
 use crate::{
     node::Node,
     place::Temporary,
@@ -69,7 +70,7 @@ fn holds_objects(name: &OsStr) -> bool {
 }
 
 fn migrate(from: &Path, to: &Path) -> io::Result<()> {
-    let mut touched = false;
+    let mut touched = Vec::new();
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         if !entry.file_type()?.is_dir() || !holds_objects(&entry.file_name()) {
@@ -90,20 +91,16 @@ fn migrate(from: &Path, to: &Path) -> io::Result<()> {
             if target.exists() {
                 continue;
             }
-            fs::File::open(&file)?.sync_all()?;
+            // Git has synced what it wrote (`core.fsync`).
             move_in(&file, &target)?;
         }
-        match fs::File::open(&target) {
-            // A repack has taken all of it into a pack, which git has synced.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            directory => directory?.sync_all()?,
-        }
-        touched = true;
+        touched.push(target);
     }
-    if touched {
-        fs::File::open(to)?.sync_all()?;
+    if !touched.is_empty() {
+        touched.push(to.to_owned());
     }
-    Ok(())
+    // One that is gone: a repack has taken all of it into a pack, which git has synced.
+    durable::sync_directories(&touched)
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {

@@ -159,16 +159,23 @@ impl Transaction {
             Expected::Any => "",
             Expected::Value(value) => value,
         };
-        let known = if old.is_empty() { "0".repeat(new.len()) } else { old.to_owned() };
-        let subject = [known.as_bytes(), b" ", new.as_bytes(), b" ", reference, b"\n"];
-        for part in subject {
-            self.subject.update(part);
-        }
+        self.speaks_of(reference, new, expected);
         let line = [b"update ", reference, b"\0", new.as_bytes(), b"\0", old.as_bytes(), b"\0"].concat();
         // A process that has given up closes its end; why, is told when the transaction is committed.
         match self.stdin.write_all(&line).await {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             written => written.map_err(broken),
+        }
+    }
+
+    /// Adds a change to what is voted on that comes about with another one.
+    pub(crate) fn speaks_of(&mut self, reference: &[u8], new: &str, expected: &Expected) {
+        let old = match expected {
+            Expected::Value(value) if !value.is_empty() => value.clone(),
+            _ => "0".repeat(new.len()),
+        };
+        for part in [old.as_bytes(), b" ", new.as_bytes(), b" ", reference, b"\n"] {
+            self.subject.update(part);
         }
     }
 

@@ -3,7 +3,9 @@
 use std::{
     io,
     os::unix::ffi::OsStrExt as _,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 use sha1::{Digest as _, Sha1};
@@ -12,7 +14,7 @@ use tonic::Status;
 
 use super::{Shared, read_frame, wire, wire::Frame, write_frame};
 use crate::{
-    git::{GitCommand, transport::CUSTOM_HOOKS},
+    git::{GitCommand, durable, transport::CUSTOM_HOOKS},
     storage::RepositoryPath,
     votes::{Phase, Section, VoteError, Voter},
 };
@@ -29,6 +31,9 @@ enum HookError {
     /// The hook is gone, and git with it.
     #[error("the hook went away: {0}")]
     Gone(#[from] io::Error),
+    /// The disk does not take what git has written.
+    #[error("syncing the repository: {0}")]
+    Unsynced(io::Error),
     /// Git is being killed.
     #[error("the request is over")]
     Over,
@@ -50,6 +55,8 @@ enum Answer {
 struct Progress {
     /// Present from the word to go ahead until git says that it has.
     applying: Option<Section>,
+    /// The last change that git said it has made is on disk.
+    durable: bool,
     /// Git has been or is being killed: it must not go ahead.
     over: bool,
     failure: Option<VoteError>,
@@ -61,6 +68,7 @@ pub(crate) struct Session {
     token: String,
     voter: Voter,
     repository: RepositoryPath,
+    began: SystemTime,
     progress: Mutex<Progress>,
     applied: Notify,
 }
@@ -68,8 +76,8 @@ pub(crate) struct Session {
 impl Session {
     pub(super) fn new(shared: Arc<Shared>, voter: Voter, repository: RepositoryPath) -> Self {
         let token = uuid::Uuid::new_v4().simple().to_string();
-        let (progress, applied) = (Mutex::default(), Notify::new());
-        Self { shared, token, voter, repository, progress, applied }
+        let (began, progress, applied) = (SystemTime::now(), Mutex::default(), Notify::new());
+        Self { shared, token, voter, repository, began, progress, applied }
     }
 
     pub(super) fn token(&self) -> &str {
@@ -200,22 +208,40 @@ impl Session {
             let section = self.shared.sections.enter(&self.repository.path).await;
             self.voter.vote(Phase::Prepared, ballot).await.map(|()| section)
         };
-        let section = self.noting(unless_gone(connection, deciding).await)?;
+        // The objects are in their place, and syncing them takes no longer than the others take to vote.
+        let syncing = self.sync(durable::sync_objects);
+        let (section, synced) = tokio::join!(unless_gone(connection, deciding), syncing);
+        let section = self.noting(section)?;
+        synced?;
         let mut progress = self.progress();
         if progress.over {
             return Err(HookError::Over);
         }
-        progress.applying = Some(section);
+        (progress.applying, progress.durable) = (Some(section), false);
         Ok(Answer::Succeed)
     }
 
     async fn committed(&self, connection: &mut UnixStream) -> Result<Answer, HookError> {
         let Some(ballot) = read_updates(connection).await? else { return Ok(Answer::Succeed) };
         self.leave();
+        self.sync(durable::sync_references).await?;
+        self.progress().durable = true;
         // What has been done is reported even if git is being killed meanwhile.
         let told = self.voter.committed(&self.repository.path, ballot).await;
         self.noting(told.map_err(HookError::from))?;
         Ok(Answer::Succeed)
+    }
+
+    /// Git syncs files and not the directories it renames them into.
+    async fn sync(&self, sync: fn(&Path, SystemTime) -> io::Result<()>) -> Result<(), HookError> {
+        let (repository, since) = (self.repository.path.clone(), self.began);
+        let synced = tokio::task::spawn_blocking(move || sync(&repository, since)).await;
+        synced.map_err(io::Error::other).and_then(|synced| synced).map_err(HookError::Unsynced)
+    }
+
+    /// Whether all that git has changed is on disk already.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.progress().durable
     }
 
     fn leave(&self) {
@@ -350,12 +376,7 @@ mod tests {
         let tasks = tabularium_common::lifecycle::Tasks::new();
         let sections = Arc::<crate::votes::Sections>::default();
         let place = directory.path().join("run");
-        let hooks = super::super::Hooks::start(
-            &place,
-            std::path::Path::new("/bin/true"),
-            Arc::clone(&sections),
-            &tasks,
-        );
+        let hooks = super::super::Hooks::start(&place, Path::new("/bin/true"), Arc::clone(&sections), &tasks);
         let storage = crate::storage::Storage {
             name: "a".into(),
             root: directory.path().to_owned(),

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use futures::{TryStreamExt as _, stream};
 use tabularium_common::pktline;
 use tabularium_proto::gitaly::{
     InfoRefsRequest, InfoRefsResponse, PostReceivePackRequest, PostReceivePackResponse,
@@ -12,6 +13,7 @@ use tabularium_proto::gitaly::{
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    following::{self, Part},
     git::{Exit, GitCommand, transport, transport::Choices},
     hooks::{self, Session},
     node::Node,
@@ -96,6 +98,19 @@ impl SmartHttpService for SmartHttpServer {
         let first = messages.message().await?.unwrap_or_default();
         check_first(&first)?;
         let repository = self.0.storages.open(first.repository.as_ref())?;
+        let mut data = messages.map_ok(|message| message.data);
+        let front = if voter.takes_part() && !voter.runs_hooks() {
+            match following::part(&self.0, &repository, &mut data).await? {
+                Part::Run(front) => front,
+                Part::Follow(push) => {
+                    let following = push.follow(Arc::clone(&self.0), repository, voter, data);
+                    let answer = stream::once(following).map_ok(|data| PostReceivePackResponse { data });
+                    return Ok(Response::new(Box::pin(answer)));
+                }
+            }
+        } else {
+            Bytes::new()
+        };
         let choices = Choices {
             git_config_options: &first.git_config_options,
             git_protocol: &first.git_protocol,
@@ -112,8 +127,7 @@ impl SmartHttpService for SmartHttpServer {
         let session = self.0.hooks.session(&voter, &repository);
         let mut process = hooks::attend(session.as_ref(), command).spawn(true).await?;
         let stdin = process.take_stdin().ok_or_else(|| Status::internal("no pipe to git"))?;
-        let fed =
-            streams::feed(messages, Bytes::new(), |message: PostReceivePackRequest| message.data, stdin);
+        let fed = streams::feed(data, front, |data| data, stdin);
         let pump = self.0.tasks.spawn("receive-pack input", fed).into();
         let ended = |exit: Exit, stderr: Vec<u8>| -> Ending<PostReceivePackResponse> {
             Box::pin(push_ended(session, exit, stderr))

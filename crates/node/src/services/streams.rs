@@ -3,13 +3,13 @@
 use std::{collections::VecDeque, io, pin::Pin};
 
 use bytes::Bytes;
-use futures::{Stream, future::BoxFuture};
+use futures::{Stream, StreamExt as _, future::BoxFuture};
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt as _},
     sync::mpsc,
     task::JoinHandle,
 };
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::git::{CHUNK_BYTES, Exit, GitProcess};
 
@@ -37,7 +37,7 @@ impl From<JoinHandle<Result<(), Status>>> for Pump {
 /// Writes `first` and then what `data` finds in each message, until the client half-closes. A request stream that
 /// breaks is an error and must end the process: its input must never look complete.
 pub(crate) async fn feed<M>(
-    mut messages: Streaming<M>,
+    mut messages: impl Stream<Item = Result<M, Status>> + Unpin,
     first: Bytes,
     mut data: impl FnMut(M) -> Bytes,
     mut sink: impl AsyncWrite + Unpin,
@@ -50,7 +50,7 @@ pub(crate) async fn feed<M>(
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             Err(error) => return Err(Status::internal(format!("writing to git: {error}"))),
         }
-        next = messages.message().await?.map(&mut data);
+        next = messages.next().await.transpose()?.map(&mut data);
     }
     match sink.shutdown().await {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -161,7 +161,7 @@ pub(crate) fn produce<T: Send + 'static>(
         }
     });
     let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
-    Box::pin(futures::StreamExt::map(stream, move |piece: Result<Bytes, Status>| piece.map(wrap)))
+    Box::pin(stream.map(move |piece: Result<Bytes, Status>| piece.map(wrap)))
 }
 
 struct ChannelWriter(mpsc::Sender<Result<Bytes, Status>>);

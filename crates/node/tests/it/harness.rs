@@ -203,13 +203,19 @@ impl TestNode {
         self.repositories().calculate_checksum(request).await.unwrap().into_inner().checksum
     }
 
-    /// The value of a metric without labels.
-    pub(crate) async fn metric(&self, name: &str) -> u64 {
+    /// All metrics, as they are scraped.
+    pub(crate) async fn metrics(&self) -> String {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut stream = tokio::net::TcpStream::connect(self.admin).await.unwrap();
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    /// The value of a metric without labels.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let text = self.metrics().await;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("{name} in {text}")).parse().unwrap()
     }

@@ -271,7 +271,12 @@ pub(crate) fn leftovers(repository: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut directories = vec![repository.to_owned()];
     while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).unwrap().flatten() {
+        // What is being removed meanwhile is not left.
+        let Ok(entries) = fs::read_dir(&directory) else {
+            assert!(!directory.exists(), "{}", directory.display());
+            continue;
+        };
+        for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if entry.path().extension().is_some_and(|extension| extension == "lock")
                 || name.starts_with("tmp_")

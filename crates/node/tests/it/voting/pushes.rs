@@ -1,11 +1,20 @@
 //! Pushes: the votes that git's hooks cast.
 
-use std::{fs, path::Path, process::Output, time::Instant};
+use std::{
+    fs,
+    io::Write as _,
+    path::Path,
+    process::{Output, Stdio},
+    time::Instant,
+};
 
 use sha1::{Digest as _, Sha1};
-use tabularium_proto::gitaly::vote_transaction_request::Phase;
+use tabularium_proto::gitaly::{
+    PostReceivePackRequest, smart_http_service_client::SmartHttpServiceClient,
+    vote_transaction_request::Phase,
+};
 
-use super::router::{Answer, Router};
+use super::router::{Answer, Router, Vote};
 use crate::{
     bridge,
     harness::{PATIENCE, TestNode, eventually, git, git_command},
@@ -137,7 +146,7 @@ async fn own_hooks_run_on_the_primary_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn post_receive_runs_when_the_vote_on_it_is_answered() {
-    let decided = |vote: &super::router::Vote| {
+    let decided = |vote: &Vote| {
         if vote.ballot == Sha1::digest(POINTS[2]).to_vec() { Answer::Abort } else { Answer::Commit }
     };
     let router = Router::deciding(decided);
@@ -191,4 +200,128 @@ async fn a_push_ends_when_its_router_dies() {
         assert_eq!(references(&node), "");
         node.stop().await;
     }
+}
+
+/// What a node votes on when it is pushed to, and the objects it has in the end; and whether it ran the push itself.
+async fn part(
+    primary: bool,
+    prepare: impl Fn(&TestNode),
+    work: &Path,
+    arguments: &[&str],
+) -> ((Vec<Vote>, String), bool) {
+    let router = Router::agreeing();
+    let (node, url) = target(&router, primary).await;
+    prepare(&node);
+    let pushed = push(&url, work, arguments).await;
+    assert!(pushed.status.success(), "{arguments:?}: {}", words(&pushed));
+    let path = node.path("a.git");
+    git(&path, &["fsck", "--strict", "--connectivity-only"]);
+    let objects = git(&path, &["rev-list", "--all", "--objects"]);
+    let votes = router.votes(&node).into_iter().map(|vote| Vote { node: String::new(), ..vote }).collect();
+    eventually("nothing is left", async || {
+        leftovers(&path).is_empty() && fs::read_dir(node.root().join("+gitaly/tmp")).unwrap().count() == 0
+    })
+    .await;
+    let metrics = node.metrics().await;
+    node.stop().await;
+    ((votes, objects), !metrics.contains("subcommand=\"rev-list\""))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secondary_votes_like_the_primary_whatever_is_pushed() {
+    let work = work_tree(1000);
+    let many = work_tree(1000);
+    for number in 0..150 {
+        fs::write(many.path().join(format!("{number}")), format!("{number}")).unwrap();
+    }
+    git(many.path(), &["add", "."]);
+    git(many.path(), &["commit", "--quiet", "-m", "more objects than are unpacked one by one"]);
+    let symbolic = |node: &TestNode| {
+        git(&node.path("a.git"), &["symbolic-ref", "refs/heads/other-name", "refs/heads/side"]);
+    };
+    let cases: [(&Path, &[&str], &dyn Fn(&TestNode), bool); 8] = [
+        (work.path(), &["main"], &|_| {}, true),
+        (work.path(), &["main:side"], &|_| {}, true),
+        (work.path(), &["main:refs/tags/t"], &|_| {}, true),
+        (many.path(), &["main"], &|_| {}, true),
+        (work.path(), &["main:a", "main:b"], &|_| {}, false),
+        (work.path(), &["--atomic", "main:a", "main:b"], &|_| {}, false),
+        (work.path(), &["-o", "say=it", "main"], &|_| {}, false),
+        (work.path(), &["main:other-name"], &symbolic, false),
+    ];
+    for (work, arguments, prepare, followed) in cases {
+        let (primary, run) = part(true, prepare, work, arguments).await;
+        assert!(run);
+        let (secondary, run) = part(false, prepare, work, arguments).await;
+        assert_eq!(primary, secondary, "{arguments:?}");
+        assert_eq!(run, !followed, "{arguments:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_moves_only_what_is_as_the_pusher_believes() {
+    let router = Router::agreeing();
+    let (node, url) = target(&router, false).await;
+    let work = work_tree(1000);
+    assert!(push(&url, work.path(), &["main"]).await.status.success());
+    let first = git(work.path(), &["rev-parse", "main"]);
+    git(work.path(), &["commit", "--quiet", "--allow-empty", "-m", "two"]);
+    assert!(push(&url, work.path(), &["main"]).await.status.success(), "from what is there");
+    let second = git(work.path(), &["rev-parse", "main"]);
+    assert_ne!(first, second);
+    assert_eq!(git(&node.path("a.git"), &["rev-parse", "main"]), second);
+    let before = router.phases(&node).len();
+
+    // What the client saw is not true any more when its push comes.
+    let path = node.path("a.git");
+    let moved = second.clone();
+    let stale = Router::deciding(move |vote| {
+        if vote.phase == Phase::SynchronizedPhase {
+            git(&path, &["update-ref", "refs/heads/main", &first, &moved]);
+        }
+        Answer::Commit
+    });
+    let url = bridge::serve_from(stale.client(&node, false), &node.storage, None).await;
+    git(work.path(), &["commit", "--quiet", "--allow-empty", "-m", "three"]);
+    let pushed = push(&format!("{url}/a.git"), work.path(), &["main"]).await;
+    assert!(!pushed.status.success());
+    assert!(
+        !router.phases(&node)[before..].contains(['P', 'C']),
+        "nothing was voted on that could not be done"
+    );
+    eventually("no lock is left", async || leftovers(&node.path("a.git")).is_empty()).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_takes_nothing_that_leads_to_what_it_has_not() {
+    let router = Router::agreeing();
+    let (node, _) = target(&router, false).await;
+    let work = work_tree(1000);
+    git(work.path(), &["commit", "--quiet", "--allow-empty", "-m", "two"]);
+    let id = git(work.path(), &["rev-parse", "main"]);
+    // The pack of the second commit alone, as for a replica that has the first one.
+    let mut packing = git_command(work.path());
+    packing.args(["pack-objects", "--quiet", "--stdout"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut packing = packing.spawn().unwrap();
+    packing.stdin.take().unwrap().write_all(format!("{id}\n").as_bytes()).unwrap();
+    let pack = packing.wait_with_output().unwrap().stdout;
+    let command = format!("{} {id} refs/heads/main\0 report-status", "0".repeat(40));
+    let data = [format!("{:04x}{command}0000", command.len() + 4).as_bytes(), &pack].concat();
+    let first = PostReceivePackRequest {
+        repository: Some(node.named("a.git")),
+        gl_id: "user-1".to_owned(),
+        ..PostReceivePackRequest::default()
+    };
+    let rest = PostReceivePackRequest { data: data.into(), ..PostReceivePackRequest::default() };
+    let mut client = SmartHttpServiceClient::new(router.client(&node, false));
+    let pushing = async {
+        let mut answer = client.post_receive_pack(futures::stream::iter([first, rest])).await?.into_inner();
+        while answer.message().await?.is_some() {}
+        Ok::<_, tonic::Status>(())
+    };
+    let refused = pushing.await.unwrap_err();
+    assert!(refused.message().starts_with("checking that nothing is missing"), "{refused}");
+    assert_eq!((references(&node).as_str(), router.phases(&node).as_str()), ("", ""));
+    node.stop().await;
 }
