@@ -2,7 +2,7 @@
 //! ones are refused. A copy that comes late can therefore not undo what a later one brought, nor what was written since.
 //!
 //! Numbers are remembered in the replica itself, so that also the node's next process knows them. A copy that is under
-//! way is cut off when one with a higher number arrives, and has ended before that one begins.
+//! way is cut off when one with a higher number arrives, and has replaced its last file before that one begins.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -11,11 +11,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use tokio_util::sync::CancellationToken;
+use tabularium_common::lifecycle::Tasks;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Status, metadata::MetadataMap};
 
 use crate::{
     error::internal_io,
+    keyed_locks::{KeyedLock, KeyedLocks},
     place::{blocking, replace_file},
     storage::RepositoryPath,
 };
@@ -162,9 +164,102 @@ impl Drop for Arrived {
     }
 }
 
+/// The turn of one copy to change a replica. It is over when this is dropped, except for the step that is just being done.
+pub(crate) struct Turn {
+    lock: Arc<KeyedLock>,
+    over: CancellationToken,
+    _over: DropGuard,
+    tasks: Tasks,
+}
+
+impl Turn {
+    /// Waits until no other copy onto the replica changes it any more; the caller's own deadline bounds the wait.
+    pub(crate) async fn wait(copying: &KeyedLocks, tasks: &Tasks, replica: &Path) -> Self {
+        let lock = Arc::new(copying.lock(replica).await);
+        let over = CancellationToken::new();
+        Self { lock, _over: over.clone().drop_guard(), over, tasks: tasks.clone() }
+    }
+
+    /// Does a step that cannot be cut off: begun, it goes on when the copy is given up, and nobody else's turn comes before
+    /// its end; not begun, it is not done any more.
+    pub(crate) async fn to_its_end<T: Send + 'static>(
+        &self,
+        step: impl Future<Output = Result<T, Status>> + Send + 'static,
+    ) -> Result<T, Status> {
+        let (lock, over) = (Arc::clone(&self.lock), self.over.clone());
+        let done = self.tasks.spawn("step of a copy", async move {
+            let _lock = lock;
+            if over.is_cancelled() {
+                return Err(Status::cancelled("the copy was given up"));
+            }
+            step.await
+        });
+        done.await.unwrap_or_else(|error| Err(Status::internal(format!("step of a copy: {error}"))))
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        time::Duration,
+    };
+
+    use futures::FutureExt as _;
+    use tokio::time::timeout;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_that_was_cut_off_ends_its_step_before_the_next_one_begins() {
+        let (copying, tasks, replica) = (KeyedLocks::default(), Tasks::new(), Path::new("a"));
+        let (go_on, wait) = tokio::sync::oneshot::channel::<()>();
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let replaced = Arc::new(AtomicBool::new(false));
+        let effect = Arc::clone(&replaced);
+        let first = Turn::wait(&copying, &tasks, replica).await;
+        let copy = async move {
+            let step = async move {
+                begun.send(()).unwrap();
+                wait.await.unwrap();
+                effect.store(true, Ordering::SeqCst);
+                Ok(())
+            };
+            first.to_its_end(step).await
+        };
+        tokio::select! {
+            _ = copy => panic!("nobody has let it go on"),
+            _ = has_begun => {}
+        }
+        let mut next = Box::pin(Turn::wait(&copying, &tasks, replica));
+        assert!(timeout(Duration::from_secs(60), &mut next).await.is_err(), "the step is being done");
+        go_on.send(()).unwrap();
+        let next = timeout(Duration::from_secs(1), next).await.expect("its turn");
+        assert!(replaced.load(Ordering::SeqCst));
+        next.to_its_end(async { Ok(()) }).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_that_was_cut_off_begins_no_step_any_more() {
+        let (copying, tasks, replica) = (KeyedLocks::default(), Tasks::new(), Path::new("a"));
+        let replaced = Arc::new(AtomicBool::new(false));
+        let effect = Arc::clone(&replaced);
+        let first = Turn::wait(&copying, &tasks, replica).await;
+        let copy = async move {
+            let step = async move {
+                effect.store(true, Ordering::SeqCst);
+                Ok(())
+            };
+            first.to_its_end(step).await
+        };
+        assert!(
+            copy.now_or_never().is_none(),
+            "the step waits for a thread, and nobody for the step any more"
+        );
+        drop(Turn::wait(&copying, &tasks, replica).await);
+        assert_eq!(tasks.running(), [""; 0], "it has been taken up");
+        assert!(!replaced.load(Ordering::SeqCst));
+    }
 
     fn metadata(value: &str) -> MetadataMap {
         let mut metadata = MetadataMap::new();

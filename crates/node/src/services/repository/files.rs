@@ -18,7 +18,7 @@ use crate::{
     node::Node,
     place::{Temporary, blocking, replace_file},
     services::streams::{self, ResponseStream},
-    storage::RepositoryPath,
+    storage::{RepositoryPath, Storage},
 };
 
 pub(super) async fn config(
@@ -38,13 +38,13 @@ pub(super) async fn config(
     Ok(Box::pin(tokio_stream::iter(messages)))
 }
 
-/// Replaces the `config` of `target` by another node's, without what could make git run programs here.
-pub(super) async fn replace_config(
+/// Another node's `config`, without what could make git run programs here.
+pub(super) async fn harmless_config(
     node: &Node,
-    target: &RepositoryPath,
+    storage: &Storage,
     config: Vec<u8>,
-) -> Result<(), Status> {
-    let scratch = Temporary::new(node, &target.storage, "config-")?;
+) -> Result<Vec<u8>, Status> {
+    let scratch = Temporary::new(node, storage, "config-")?;
     let path = scratch.path().join("config");
     tokio::fs::write(&path, config).await.map_err(internal_io("keeping the config"))?;
     let list = node.git.bare_command("config").arg("--file").arg(&path);
@@ -53,10 +53,12 @@ pub(super) async fn replace_config(
         let unset = node.git.bare_command("config").arg("--file").arg(&path);
         unset.arg("--unset-all").arg(key).checked().await?;
     }
-    let target = target.clone();
+    tokio::fs::read(&path).await.map_err(internal_io("reading the config"))
+}
+
+/// Replaces the `config` of `target`, if it is another one.
+pub(super) async fn replace_config(target: RepositoryPath, wanted: Vec<u8>) -> Result<(), Status> {
     blocking(move || {
-        let wanted =
-            std::fs::read(scratch.path().join("config")).map_err(internal_io("reading the config"))?;
         if std::fs::read(target.path.join("config")).is_ok_and(|present| present == wanted) {
             return Ok(());
         }

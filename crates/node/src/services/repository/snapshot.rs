@@ -203,7 +203,8 @@ pub(super) async fn create_from(
             .map_err(internal_io("untarring snapshot"))
     })
     .await?;
-    files::replace_config(node, building.repository(), config).await?;
+    let config = files::harmless_config(node, &target.storage, config).await?;
+    files::replace_config(building.repository().clone(), config).await?;
     let command = node.git.command(building.repository(), "config").args(["core.bare", "true"]);
     command.checked().await?;
     building.publish_agreed(node, voter).await?;
