@@ -90,7 +90,7 @@ pub(crate) struct Site {
 
 impl Site {
     /// Starts it. Panics when it does not start, as all of the test kit does.
-    pub(crate) async fn start(size: Size) -> Self {
+    pub(crate) async fn start(size: Size, timing: &[(String, String)]) -> Self {
         let links = Links::default();
         let mut mounts = Mounts::default();
         let test = TestCluster::start(|options: &mut ClusterOptions| {
@@ -101,6 +101,7 @@ impl Site {
             options.home.coordinators = size.coordinators;
             options.detour = Some(links.detour());
             options.faults = true;
+            options.timing = timing.to_vec();
             for node in 1..=size.nodes {
                 mounts.add(options.state.join(HOME).join(format!("node-{node}/storage")));
             }

@@ -175,9 +175,8 @@ impl Harm {
         match self {
             Self::PostgresGone => Some(Duration::from_secs(60)),
             Self::StopLong(_) => Some(Duration::from_secs(30)),
-            Self::Scene(scene) => Some(scene.held()),
             // All is over when it has been done.
-            Self::OldDisk | Self::Rebirth | Self::LonePrimary => Some(Duration::ZERO),
+            Self::OldDisk | Self::Rebirth | Self::LonePrimary | Self::Scene(_) => Some(Duration::ZERO),
             _ => None,
         }
     }

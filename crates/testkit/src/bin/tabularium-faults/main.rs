@@ -3,7 +3,7 @@
 //!
 //! * `cluster` starts the processes, with a relay on every call between them. `clients` push and list (`push` is one such
 //!   command), and write into the `history`. `nemesis` does `harm` and takes it back; some of it are `scenes` of several
-//!   faults, or the death and `rebirth` of a repository.
+//!   faults, which bring a client of their own, or the death and `rebirth` of a repository.
 //! * `witness` looks at the nodes' disks in between, `healed` afterwards. `checker` judges, and `report` prints.
 //! * `prove` switches safety steps off, one by one: each time the checker has to find what that breaks.
 //!
@@ -132,6 +132,7 @@ async fn run(arguments: Arguments) -> Result<bool> {
         together: arguments.together,
         off: arguments.without,
         many: arguments.many,
+        timing: Vec::new(),
         directory: arguments.directory.unwrap_or_else(|| {
             std::env::temp_dir().join(format!("tabularium-faults-{seed}-{}", std::process::id()))
         }),

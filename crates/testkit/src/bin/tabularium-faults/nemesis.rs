@@ -18,8 +18,9 @@ use tokio::time::{Instant, sleep};
 use crate::{
     cluster::Site,
     harm::{Callee, Harm, Trouble},
-    history::{Event, Fault, Micros, Recorder},
+    history::{Event, Fault, Finding, Micros, Recorder},
     rebirth::Rebirth,
+    scenes::actor::Actor,
     session::Options,
     witness::Witness,
 };
@@ -60,6 +61,7 @@ pub(crate) struct Nemesis {
     chosen: bool,
     pub(crate) rebirth: Rebirth,
     witness: Witness,
+    actor: Actor,
 }
 
 impl Nemesis {
@@ -67,7 +69,7 @@ impl Nemesis {
         site: Site,
         recorder: Arc<Recorder>,
         hot: Vec<String>,
-        (rebirth, witness): (Rebirth, Witness),
+        (rebirth, witness, actor): (Rebirth, Witness, Actor),
         Options { seed, only, together, .. }: &Options,
     ) -> Self {
         let chosen = |harm: &Harm| only.is_empty() || only.contains(&harm.name());
@@ -88,6 +90,7 @@ impl Nemesis {
             chosen: !only.is_empty(),
             rebirth,
             witness,
+            actor,
         }
     }
 
@@ -156,17 +159,6 @@ impl Nemesis {
         Ok(self.site.primary(&path).await.ok())
     }
 
-    /// A storage that takes the writes of no hot repository, or of the first one at least.
-    async fn secondary(&mut self) -> Option<String> {
-        let mut primaries = Vec::new();
-        for path in &self.hot {
-            primaries.push(self.site.primary(path).await.ok()?);
-        }
-        let nodes = self.site.names(Service::Node);
-        let none = nodes.iter().find(|node| !primaries.contains(node));
-        none.or_else(|| nodes.iter().find(|node| **node != primaries[0])).cloned()
-    }
-
     /// Nothing when there was nothing to do it to.
     async fn harm(&mut self, harm: Harm) -> Result<Option<Done>> {
         let mut done = Done { harm, target: String::new(), begun: self.recorder.now(), disks: Vec::new() };
@@ -203,10 +195,7 @@ impl Nemesis {
                 self.site.put_disk_back(&done.target, &disk)?;
             }
             Harm::LonePrimary => match self.witness.lone_primary(&mut self.site, &done.target).await? {
-                Some(findings) => {
-                    let mut events = findings.into_iter().map(Event::Finding);
-                    events.try_for_each(|event| self.recorder.record(&event))?;
-                }
+                Some(findings) => self.find(findings)?,
                 None => return Ok(None),
             },
             Harm::Rebirth => match self.rebirth.again(&mut self.site, &mut self.random).await? {
@@ -214,11 +203,14 @@ impl Nemesis {
                 None => return Ok(None),
             },
             Harm::Scene(scene) => {
-                let Some(secondary) = self.secondary().await else { return Ok(None) };
                 let routers = self.site.names(Service::Router);
                 let router = routers.iter().position(|name| *name == done.target).unwrap_or(0);
-                scene.set(&mut self.site, router, &secondary).await?;
-                done.target = format!("{} and {secondary}", done.target);
+                let cast = (&self.actor, &self.witness);
+                match scene.play(&mut self.site, cast, router).await? {
+                    Some(findings) => self.find(findings)?,
+                    // What has been set for it is to be taken back.
+                    None => tracing::warn!(scene = scene.name(), "not played"),
+                }
             }
             Harm::Link(callee, trouble) => self.trouble(callee, trouble, &mut done.target),
             Harm::IsolateRouter => {
@@ -243,6 +235,10 @@ impl Nemesis {
             },
         }
         Ok(Some(done))
+    }
+
+    fn find(&self, findings: Vec<Finding>) -> Result<()> {
+        findings.into_iter().try_for_each(|finding| self.recorder.record(&Event::Finding(finding)))
     }
 
     /// Half of the time all callers suffer, else one of them, so that they see different worlds.

@@ -21,18 +21,20 @@ const ID_LENGTH: usize = 16;
 const TOGETHER: &str = "(two at once)";
 
 /// What a cluster of three cannot hide from clients: no quorum, no database, no way to another router.
-const UNBEARABLE: [&str; 10] = [
+const UNBEARABLE: [&str; 7] = [
     TOGETHER,
     "disk-full-2",
     "postgres-down",
     "postgres-gone",
     "postgres-restart",
     "postgres-stop",
-    "old-route",
-    "late-record",
-    "late-votes",
     "lone-primary",
 ];
+
+/// Scenes are several faults at once.
+fn is_bearable(kind: &str) -> bool {
+    !UNBEARABLE.contains(&kind) && !kind.starts_with(crate::scenes::PREFIX)
+}
 
 /// Longest gaps in writes and in reads that are promised, in seconds.
 const BARS: [(&str, f64, f64); 3] =
@@ -150,7 +152,7 @@ impl fmt::Display for Report<'_> {
             }
         }
         let failed_reads = self.history.reads.iter().filter(|read| read.refs.is_none()).count();
-        let bearable = || lines.iter().filter(|line| !UNBEARABLE.contains(&line.kind));
+        let bearable = || lines.iter().filter(|line| is_bearable(line.kind));
         let errors: usize = bearable().map(|line| line.writes.errors_before_sending).sum();
         write_bar(f, "errors of writes that had not begun", count(errors), 0.0)?;
         let errors: usize = bearable().map(|line| line.reads.errors).sum();

@@ -17,6 +17,7 @@ use crate::{
     nemesis::Nemesis,
     rebirth::{self, Rebirth},
     report::Report,
+    scenes::actor::{self, Actor},
     witness::Witness,
 };
 
@@ -49,6 +50,8 @@ pub(crate) struct Options {
     pub(crate) off: Option<SafetyStep>,
     /// So many of 256 pushes bring many references.
     pub(crate) many: u8,
+    /// Keys of the coordinators' `[timing]` table.
+    pub(crate) timing: Vec<(String, String)>,
     pub(crate) directory: PathBuf,
 }
 
@@ -67,7 +70,7 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Violation>> {
     recorder.record(&Event::Session(Session { seed, seconds, nodes }))?;
 
     println!("SKIPPED: clocks do not jump, because all processes share this machine's");
-    let site = Site::start(Size { nodes, routers: 2, coordinators: 2 }).await;
+    let site = Site::start(Size { nodes, routers: 2, coordinators: 2 }, &options.timing).await;
     if !site.own_disks {
         println!("SKIPPED: disks are not filled, because file systems cannot be mounted here (run as root)");
     }
@@ -89,21 +92,25 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Violation>> {
         repositories.push(repository);
     }
     site.test.create(rebirth::PATH).await;
+    site.test.create(actor::PATH).await;
     let mut paths: Vec<_> = repositories.iter().map(|repository| repository.path.clone()).collect();
     let gateways = site.test.home().urls(Kind::Gateway);
     let rebirth = Rebirth::new(git.clone(), work.path(), gateways.clone(), Arc::clone(&recorder)).await?;
+    let actor = Actor::new(git.clone(), work.path(), gateways.clone(), Arc::clone(&recorder)).await?;
     let clients = Clients::new(git.clone(), gateways, repositories, Arc::clone(&recorder), options.many);
     let clients = Arc::new(clients);
     let running = clients.start(options.writers, options.readers, seed);
 
-    sleep(QUIET_BEFORE).await;
+    if options.writers > 0 {
+        sleep(QUIET_BEFORE).await;
+    }
     let (stores, recorded) = (work.path().to_owned(), Arc::clone(&recorder));
     let witness = Witness { git: git.clone(), stores, recorder: recorded };
     let hot = paths[..HOT_REPOSITORIES].to_vec();
-    let mut nemesis = Nemesis::new(site, Arc::clone(&recorder), hot, (rebirth, witness), options);
+    let mut nemesis = Nemesis::new(site, Arc::clone(&recorder), hot, (rebirth, witness, actor), options);
     let raged = nemesis.rage(Instant::now() + Duration::from_secs(seconds)).await;
     nemesis.rebirth.tell()?;
-    paths.push(rebirth::PATH.to_owned());
+    paths.extend([rebirth::PATH.to_owned(), actor::PATH.to_owned()]);
     let site = nemesis.site;
     if raged.is_err() {
         site.keep_logs(&options.directory.join("logs"))?;

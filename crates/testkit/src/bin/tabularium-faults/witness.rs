@@ -11,6 +11,7 @@ use crate::{
     cluster::Site,
     healed,
     history::{Finding, Outcome, Recorder},
+    scenes::actor::BRANCHES,
 };
 
 /// How often the nodes are stopped; each time some write is in the middle.
@@ -19,7 +20,7 @@ const ROUNDS: u32 = 4;
 const STILL: Duration = Duration::from_millis(2500);
 /// How long they run in between: all take part again.
 const RUNNING: Duration = Duration::from_secs(3);
-/// What these branches were is under what they are.
+/// What these branches were is under what they are; those of scenes never change.
 const GROWING: [&str; 5] = ["/main", "/left", "/right", "/release", "/shared"];
 
 /// What it takes to look.
@@ -49,14 +50,15 @@ impl Witness {
     }
 
     /// Acknowledged updates that are on fewer disks than a majority, themselves or in what was made of them.
-    async fn kept_by_too_few(&self, site: &Site, path: &str) -> Result<Vec<Finding>> {
+    pub(crate) async fn kept_by_too_few(&self, site: &Site, path: &str) -> Result<Vec<Finding>> {
         // First what was acknowledged, then what is there.
         let history = self.recorder.so_far()?;
         let mut newest = BTreeMap::new();
         for update in
             history.writes.iter().filter(|write| write.repository == path).flat_map(|write| &write.updates)
         {
-            let grows = GROWING.iter().any(|end| update.reference.ends_with(end));
+            let grows = GROWING.iter().any(|end| update.reference.ends_with(end))
+                || update.reference.starts_with(BRANCHES);
             if let (true, Outcome::Acknowledged, Some(new)) = (grows, update.outcome, &update.new) {
                 newest.insert(&update.reference, new);
             }
