@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use tabularium_common::ids::{Epoch, Generation, RepositoryId, StorageName};
 use uuid::Uuid;
 
@@ -15,6 +15,9 @@ const COPY_NUMBER: &str = "
     VALUES ($1, $2, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
     ON CONFLICT (repository_id, storage) DO UPDATE SET attempt = greatest(c.attempt + 1, excluded.attempt)
     RETURNING attempt";
+
+const COPY_LAST_NUMBER: &str =
+    "SELECT attempt FROM copy_attempts WHERE repository_id = $1 AND storage = $2 FOR UPDATE";
 
 const COPY_FIND_TICKET: &str = "SELECT id FROM writes WHERE repository_id = $1";
 
@@ -38,13 +41,22 @@ const COPY_RENEW: &str = "
     WHERE id = $1 AND worker_id = $2 AND state = 'started' AND lease_until >= clock_timestamp()
     RETURNING under_ticket, (extract(epoch FROM clock_timestamp() - round_started_at) * 1000)::bigint";
 
-/// A number for the next copy onto a replica; the caller holds the lock of its duty.
-pub(crate) async fn copy_number_in_txn(
-    connection: &mut PgConnection,
+/// A number for the next copy onto a replica, of which the caller holds the duty's lock; or for the end of all copies so far.
+pub(crate) async fn copy_number(
+    executor: impl PgExecutor<'_>,
     id: RepositoryId,
     target: &StorageName,
 ) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar(COPY_NUMBER).bind(id.0).bind(target.as_str()).fetch_one(connection).await
+    sqlx::query_scalar(COPY_NUMBER).bind(id.0).bind(target.as_str()).fetch_one(executor).await
+}
+
+/// The number that was given last; another is given only after the caller's transaction.
+pub(crate) async fn copy_last_number_in_txn(
+    connection: &mut PgConnection,
+    id: RepositoryId,
+    target: &StorageName,
+) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar(COPY_LAST_NUMBER).bind(id.0).bind(target.as_str()).fetch_optional(connection).await
 }
 
 /// Who holds the repository's write ticket: the id of the write, or of the duty. The caller holds the repository's lock.

@@ -11,9 +11,11 @@
 //! Why no older copy can undo what an up-to-date replica holds: every round has a number, above those of all rounds for that
 //! replica before it, and a node runs a copy only when it has seen no higher number, and only when no other copy to the
 //! replica runs. That a round's worker reports success means that the node ran it, so whatever older copy is still on its
-//! way is refused there.
+//! way is refused there. A replica that becomes up to date otherwise, by an operator's word, gets a number of its own
+//! ([`mod@fence`]).
 
 mod failure;
+mod fence;
 mod round;
 mod success;
 
@@ -23,6 +25,7 @@ use tabularium_proto::coordinator::{self as wire, finish_duty_response::Disposit
 use uuid::Uuid;
 
 pub(crate) use failure::{failed, retry_or_park};
+pub(crate) use fence::fence;
 pub(crate) use round::{renew, start};
 pub(crate) use success::copied;
 

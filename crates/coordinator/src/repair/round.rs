@@ -64,7 +64,7 @@ async fn begin_round(
     let Some(source) = source else { return Ok(None) };
     let under_ticket = round == Round::UnderTicket;
     let lease = if under_ticket { ticket_lease(shared) } else { shared.config.repair.lease.0 };
-    let copy_attempt = copies::copy_number_in_txn(transaction, repository.id, &target).await?;
+    let copy_attempt = copies::copy_number(&mut *transaction, repository.id, &target).await?;
     let start = RoundStart {
         generation: source.generation,
         epoch: repository.epoch,

@@ -21,7 +21,7 @@ use super::{argument, key, operator::timestamp};
 use crate::{
     app::Shared,
     db::{
-        DbError, assignments, is_duplicate,
+        DbError, assignments, copies, is_duplicate,
         losses::{self, LossQuery, Placed},
         outbox, repositories, storages, verifications,
     },
@@ -29,6 +29,7 @@ use crate::{
     movement,
     quorum::QuorumPolicy,
     records::{self, Vouched},
+    repair,
     repository::{RepositoryKey, RevokedRoute},
     topology::KnownStorage,
 };
@@ -45,7 +46,20 @@ const MARKED: u32 = 10_000;
 /// Paths looked up at once, and answers that may wait for the client.
 const PATHS: usize = 500;
 
+/// How often copies are kept away from the truth to be, when another one has begun before it is.
+const FENCES: u32 = 3;
+
 pub(crate) struct Repair(pub(crate) Arc<Shared>);
+
+/// What became of an operator's word about which replica is the truth.
+enum Accepted {
+    /// The route that is to be revoked, and the row that says so.
+    Yes(RevokedRoute, i64),
+    /// Somebody is writing, or the repository has changed its places.
+    Written,
+    /// A copy has begun onto that replica.
+    CopyBegun,
+}
 
 impl Repair {
     fn check_virtual_storage(&self, name: &VirtualStorageName) -> Result<(), Status> {
@@ -162,25 +176,32 @@ impl Repair {
         Ok(())
     }
 
-    /// Moves the truth. `None`: somebody is writing.
+    /// Moves the truth to a replica from which copies with lower numbers than `fence` are kept away.
     async fn accept(
         &self,
         id: RepositoryId,
         storage: &StorageName,
-    ) -> Result<Option<(RevokedRoute, i64)>, sqlx::Error> {
+        fence: i64,
+    ) -> Result<Accepted, sqlx::Error> {
         let mut transaction = self.0.db.begin().await?;
         let repository = repositories::repository_lock_id(&mut transaction, id).await?;
         let assignment = assignments::assignment_read_in_txn(&mut transaction, id).await?;
-        let (Some(repository), Some(assignment)) = (repository, assignment) else { return Ok(None) };
+        let (Some(repository), Some(assignment)) = (repository, assignment) else {
+            return Ok(Accepted::Written);
+        };
         if assignment.being_written || repository.replica(storage).is_none() {
-            return Ok(None);
+            return Ok(Accepted::Written);
         }
         let (generation, row) = losses::truth_accept_in_txn(&mut transaction, id, storage).await?;
+        // Its duties are ended above: whoever was giving it another number has done so, and nobody else will.
+        if copies::copy_last_number_in_txn(&mut transaction, id, storage).await? != Some(fence) {
+            return Ok(Accepted::CopyBegun);
+        }
         for replica in repository.replicas.iter().filter(|replica| replica.storage != *storage) {
             outbox::duty_owe_copy(&mut *transaction, &repository, &replica.storage, "").await?;
         }
         transaction.commit().await?;
-        Ok(Some((RevokedRoute { key: repository.key, id, generation }, row)))
+        Ok(Accepted::Yes(RevokedRoute { key: repository.key, id, generation }, row))
     }
 
     /// What one storage holds that is in no record, sent to `found`.
@@ -273,8 +294,26 @@ impl RepairService for Repair {
             return Err(Status::failed_precondition(format!("`{name}` is not to hold a replica of {key}")));
         }
         self.check_exists(&key.virtual_storage, &known, &repository.replica_path).await?;
-        let Some((route, row)) = db.retrying(|| self.accept(repository.id, &known.name)).await? else {
-            return Err(Status::aborted("the repository is written to just now; try again"));
+        let mut fences = 0;
+        let (route, row) = loop {
+            fences += 1;
+            let accepted = match repair::fence(&self.0, &repository, &known).await? {
+                Some(fence) => db.retrying(|| self.accept(repository.id, &known.name, fence)).await?,
+                None => Accepted::CopyBegun,
+            };
+            match accepted {
+                Accepted::Yes(route, row) => break (route, row),
+                Accepted::CopyBegun if fences < FENCES => {}
+                Accepted::CopyBegun => {
+                    return Err(Status::aborted(format!(
+                        "`{}` is being copied to just now; try again",
+                        known.name
+                    )));
+                }
+                Accepted::Written => {
+                    return Err(Status::aborted("the repository is written to just now; try again"));
+                }
+            }
         };
         tracing::warn!(repository = %key, storage = %known.name, "this replica is the truth now, by an operator's word");
         self.0.bell.notify_one();

@@ -14,4 +14,5 @@ mod repair;
 mod routes;
 mod support;
 mod tickets;
+mod truth;
 mod writes;

@@ -18,11 +18,14 @@ use tabularium_proto::{
         server_service_server::{ServerService, ServerServiceServer},
     },
     node::{
-        QuiesceRequest, QuiesceResponse,
+        FenceCopiesRequest, FenceCopiesResponse, QuiesceRequest, QuiesceResponse,
         replica_service_server::{ReplicaService, ReplicaServiceServer},
     },
 };
-use tokio::task::JoinHandle;
+use tokio::{
+    sync::{OwnedRwLockWriteGuard, RwLock},
+    task::JoinHandle,
+};
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
 /// What a node answers when it is asked what it holds.
@@ -46,6 +49,10 @@ pub(crate) enum Holding {
 struct Played {
     storage: String,
     holding: Arc<Mutex<Holding>>,
+    /// Numbers below which it refuses copies, as they came.
+    fences: Arc<Mutex<Vec<i64>>>,
+    /// It says nothing of them while somebody holds this.
+    fence_gate: Arc<RwLock<()>>,
     filesystem_id: Arc<Mutex<String>>,
     /// What a walk of its storage finds beside anything else.
     found: Arc<Mutex<Vec<String>>>,
@@ -73,6 +80,15 @@ impl ServerService for Played {
 
 #[tonic::async_trait]
 impl ReplicaService for Played {
+    async fn fence_copies(
+        &self,
+        request: Request<FenceCopiesRequest>,
+    ) -> Result<Response<FenceCopiesResponse>, Status> {
+        self.fences.lock().unwrap().push(request.into_inner().copy_attempt);
+        let _open = self.fence_gate.read().await;
+        Ok(Response::new(FenceCopiesResponse {}))
+    }
+
     async fn quiesce(&self, request: Request<QuiesceRequest>) -> Result<Response<QuiesceResponse>, Status> {
         let repository = request.into_inner().repository.unwrap();
         assert_eq!(repository.storage_name, self.storage);
@@ -163,6 +179,8 @@ impl Node {
         let played = Played {
             storage: storage.into(),
             holding: Arc::new(Mutex::new(Holding::State("old"))),
+            fences: Arc::default(),
+            fence_gate: Arc::default(),
             filesystem_id: Arc::new(Mutex::new(format!("disk of {storage}"))),
             found: Arc::default(),
         };
@@ -182,6 +200,16 @@ impl Node {
 
     pub(crate) fn holds(&self, holding: Holding) {
         *self.played.holding.lock().unwrap() = holding;
+    }
+
+    /// The numbers below which it refuses copies, as they came.
+    pub(crate) fn fences(&self) -> Vec<i64> {
+        self.played.fences.lock().unwrap().clone()
+    }
+
+    /// It leaves whoever fences copies without an answer while this is held.
+    pub(crate) async fn close_fence_gate(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.played.fence_gate).write_owned().await
     }
 
     /// Its disk is another one from now on.

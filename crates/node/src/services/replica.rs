@@ -4,16 +4,16 @@
 use std::{sync::Arc, time::Duration};
 
 use tabularium_proto::node::{
-    CheckObjectsRequest, CheckObjectsResponse, ListKeptRequest, ListKeptResponse, ListRecordsRequest,
-    ListRecordsResponse, MarkCorruptRequest, MarkCorruptResponse, QuiesceRequest, QuiesceResponse,
-    ReadRecordRequest, ReadRecordResponse, RemoveKeptRequest, RemoveKeptResponse, WriteRecordRequest,
-    WriteRecordResponse, replica_service_server::ReplicaService,
+    CheckObjectsRequest, CheckObjectsResponse, FenceCopiesRequest, FenceCopiesResponse, ListKeptRequest,
+    ListKeptResponse, ListRecordsRequest, ListRecordsResponse, MarkCorruptRequest, MarkCorruptResponse,
+    QuiesceRequest, QuiesceResponse, ReadRecordRequest, ReadRecordResponse, RemoveKeptRequest,
+    RemoveKeptResponse, WriteRecordRequest, WriteRecordResponse, replica_service_server::ReplicaService,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{internal, streams::ResponseStream};
+use super::{internal, repository, streams::ResponseStream};
 use crate::{
     contents,
     copy_attempts::CopyAttempt,
@@ -101,6 +101,19 @@ impl ReplicaService for ReplicaServer {
             Kept::OtherCopy => Err(Status::failed_precondition("another copy has begun since")),
             Kept::Gone => Err(RepositoryError::NotFound.into()),
         }
+    }
+
+    async fn fence_copies(
+        &self,
+        request: Request<FenceCopiesRequest>,
+    ) -> Result<Response<FenceCopiesResponse>, Status> {
+        let request = request.into_inner();
+        let replica = self.0.storages.open(request.repository.as_ref())?;
+        if request.copy_attempt <= 0 {
+            return Err(Status::invalid_argument("copy_attempt is not a positive number"));
+        }
+        repository::fence(&self.0, &replica, CopyAttempt::numbered(request.copy_attempt)).await?;
+        Ok(Response::new(FenceCopiesResponse {}))
     }
 
     async fn list_records(

@@ -3,9 +3,12 @@
 use std::fs;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use tabularium_proto::gitaly::{
-    CreateForkRequest, FetchRemoteRequest, FindRemoteRepositoryRequest, FindRemoteRootRefRequest, Remote,
-    ReplicateRepositoryRequest, Repository, remote_service_client::RemoteServiceClient,
+use tabularium_proto::{
+    gitaly::{
+        CreateForkRequest, FetchRemoteRequest, FindRemoteRepositoryRequest, FindRemoteRootRefRequest, Remote,
+        ReplicateRepositoryRequest, Repository, remote_service_client::RemoteServiceClient,
+    },
+    node::{FenceCopiesRequest, replica_service_client::ReplicaServiceClient},
 };
 use tonic::{Code, Status};
 
@@ -146,22 +149,27 @@ async fn silent() -> (tokio::net::TcpListener, String) {
     (listener, address)
 }
 
+/// A copy onto `to` whose source never answers, with number 5.
+fn hanging(from: &TestNode, to: &TestNode, source: &str) -> tonic::Request<ReplicateRepositoryRequest> {
+    let message = ReplicateRepositoryRequest {
+        repository: Some(to.named("a.git")),
+        source: Some(from.named("a.git")),
+        ..ReplicateRepositoryRequest::default()
+    };
+    let servers = STANDARD.encode(format!(r#"{{"one":{{"address":"{source}","token":""}}}}"#));
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert("gitaly-servers", servers.parse().unwrap());
+    request.metadata_mut().insert("tabularium-copy-attempt", "5".parse().unwrap());
+    request
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_later_copy_cuts_off_the_one_that_hangs() {
     let (source, target) = (TestNode::start_named("one").await, TestNode::start_named("two").await);
     source.create_with_commits("a.git").await;
     let (_silent, address) = silent().await;
-    let message = ReplicateRepositoryRequest {
-        repository: Some(target.named("a.git")),
-        source: Some(source.named("a.git")),
-        ..ReplicateRepositoryRequest::default()
-    };
-    let servers = STANDARD.encode(format!(r#"{{"one":{{"address":"{address}","token":""}}}}"#));
-    let mut hanging = tonic::Request::new(message);
-    hanging.metadata_mut().insert("gitaly-servers", servers.parse().unwrap());
-    hanging.metadata_mut().insert("tabularium-copy-attempt", "5".parse().unwrap());
     let mut client = target.repositories();
-    let hanging = client.replicate_repository(hanging);
+    let hanging = client.replicate_repository(hanging(&source, &target, &address));
     let later = async {
         // Until the one that hangs has arrived, a later one finds nothing to cut off and is simply done.
         for attempt in 6.. {
@@ -175,6 +183,42 @@ async fn a_later_copy_cuts_off_the_one_that_hangs() {
     };
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
     assert!(refused.message().starts_with("copy attempt 5 is overtaken by"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_are_cut_off_and_refused_when_the_replica_is_fenced() {
+    let (source, target) = (TestNode::start_named("one").await, TestNode::start_named("two").await);
+    source.create_with_commits("a.git").await;
+    replicate_as(1, &source, &target, "a.git").await.unwrap();
+    let fence = async |attempt: i64| {
+        let request = FenceCopiesRequest { repository: Some(target.named("a.git")), copy_attempt: attempt };
+        ReplicaServiceClient::new(target.channel()).fence_copies(request).await
+    };
+    let (silent, address) = silent().await;
+    let mut client = target.repositories();
+    let hanging = client.replicate_repository(hanging(&source, &target, &address));
+    let fencing = async {
+        // It asks its source, so it has arrived.
+        let _asking = silent.accept().await.unwrap();
+        fence(7).await.unwrap();
+    };
+    let (refused, ()) =
+        tokio::time::timeout(PATIENCE, async { tokio::join!(hanging, fencing) }).await.unwrap();
+    assert!(refused.unwrap_err().message().starts_with("copy attempt 5 is overtaken by"));
+
+    let written = commit(&target.path("a.git"), None, "written since");
+    git(&target.path("a.git"), &["update-ref", "refs/heads/main", &written]);
+    for late in [5, 6, 7] {
+        let refused = replicate_as(late, &source, &target, "a.git").await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    }
+    assert_eq!(git(&target.path("a.git"), &["rev-parse", "refs/heads/main"]), written);
+    for low in [6, 7] {
+        assert_eq!(fence(low).await.unwrap_err().code(), Code::Aborted);
+    }
+    assert_eq!(fence(0).await.unwrap_err().code(), Code::InvalidArgument);
+    replicate_as(8, &source, &target, "a.git").await.unwrap();
+    assert_ne!(git(&target.path("a.git"), &["rev-parse", "refs/heads/main"]), written);
 }
 
 #[tokio::test(flavor = "multi_thread")]

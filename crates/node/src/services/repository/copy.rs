@@ -152,6 +152,26 @@ async fn remember(turn: &Turn, attempt: Option<CopyAttempt>, replica: &Repositor
     turn.to_its_end(async move { attempt.remember(&replica).await }).await
 }
 
+/// Cuts off the copies that have lower numbers, and has the replica refuse them from then on. When this answers, none of them
+/// replaces anything any more.
+pub(crate) async fn fence(node: &Node, target: &RepositoryPath, attempt: CopyAttempt) -> Result<(), Status> {
+    let fencing = async {
+        let turn = Turn::wait(&node.copying, &node.tasks, &target.path).await;
+        attempt.check(target).await?;
+        remember(&turn, Some(attempt), target).await
+    };
+    let arrived = node.copy_attempts.arrive(target, attempt);
+    let fenced = match arrived {
+        Ok(arrived) => arrived.unless_overtaken(fencing).await,
+        Err(refused) => Err(refused),
+    };
+    fenced.map_err(|status| match status.code() {
+        // Not to be mistaken for a repository that is not valid.
+        Code::FailedPrecondition => Status::aborted(status.message()),
+        _ => status,
+    })
+}
+
 /// From here until the copy is found to be good, what the replica holds is no generation's.
 async fn suspend_record(target: RepositoryPath) -> Result<(), Status> {
     let suspending = internal_io("suspending the replica's record");

@@ -32,6 +32,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{node::Node, services::streams::ResponseStream, votes::Voter};
 
+pub(super) use copy::fence;
+
 pub(crate) struct RepositoryServer(Arc<Node>);
 
 impl RepositoryServer {
