@@ -107,8 +107,11 @@ pub(crate) enum Command {
     Metadata(Metadata),
     /// Owe whatever is missing its copy, now.
     Reconcile,
-    /// Have replicas compared with each other again soon.
+    /// Have replicas compared with each other again soon, or git look through their objects. Exit code 1 when one is damaged.
     Verify(Verify),
+    /// Corrupt replicas that nodes kept aside when they were made again.
+    #[command(subcommand)]
+    Kept(Kept),
     /// Make a repository known that is on a storage and in no record.
     TrackRepository(TrackRepository),
     /// Repositories on storages that are in no record.
@@ -336,8 +339,20 @@ pub(crate) struct Metadata {
 
 /// `tabularium verify`.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
 pub(crate) struct Verify {
+    #[command(flatten)]
+    pub(crate) which: Replicas,
+    /// Look through all objects
+    ///
+    /// Of one repository now, and what is damaged is made again; of a storage, or of all, as soon as their turn comes.
+    #[arg(long)]
+    pub(crate) fsck: bool,
+}
+
+/// Which replicas.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Replicas {
     /// `group/project`.
     pub(crate) path: Option<String>,
     /// All replicas of one storage instead.
@@ -346,6 +361,24 @@ pub(crate) struct Verify {
     /// All replicas.
     #[arg(long)]
     pub(crate) all: bool,
+}
+
+/// `tabularium kept`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Kept {
+    /// List them, with why they were made again and where they are. Exit code 1 when a storage cannot be asked.
+    List {
+        /// Only of one storage.
+        #[arg(long, value_name = "STORAGE")]
+        storage: Option<String>,
+    },
+    /// Remove one.
+    Remove {
+        /// Its storage.
+        storage: String,
+        /// Its id, from `kept list`.
+        id: String,
+    },
 }
 
 /// `tabularium track-repository`.
@@ -419,6 +452,9 @@ mod tests {
             &["tabularium", "repo", "set-write-quorum", "a", "some"],
             &["tabularium", "storage", "add", "n"],
             &["tabularium", "verify"],
+            &["tabularium", "verify", "--fsck"],
+            &["tabularium", "verify", "a", "--all"],
+            &["tabularium", "kept", "remove", "node-1"],
             &["tabularium", "metadata", "a", "--id", "1"],
         ] {
             let error = Arguments::try_parse_from(line).unwrap_err();

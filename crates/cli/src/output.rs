@@ -5,6 +5,7 @@
     reason = "a page of text, built once: clarity counts, not an allocation"
 )]
 
+pub(crate) mod corruption;
 pub(crate) mod placement;
 pub(crate) mod rebuild;
 

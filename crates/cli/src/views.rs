@@ -1,5 +1,6 @@
 //! The stable shapes of answers: what `--json` prints, field for field, and what the tables are made of.
 
+pub(crate) mod corruption;
 pub(crate) mod placement;
 pub(crate) mod rebuild;
 

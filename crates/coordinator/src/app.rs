@@ -14,7 +14,7 @@ use tabularium_common::{
 };
 use tokio::{
     net::TcpListener,
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     time::Instant,
 };
 use tonic::Status;
@@ -95,6 +95,8 @@ pub(crate) struct Shared {
     pub(crate) bell: Notify,
     pub(crate) inspector: Inspector,
     pub(crate) suspicions: Suspicions,
+    /// Looks through replicas that somebody waits for.
+    pub(crate) checks: Arc<Semaphore>,
     pub(crate) repository_ids: RepositoryIds,
     /// Who waits for which write ticket.
     pub(crate) queues: Queues,
@@ -233,6 +235,7 @@ impl Coordinator {
             bell: Notify::new(),
             inspector: Inspector::new(to_nodes),
             suspicions: Suspicions::default(),
+            checks: Arc::new(Semaphore::new(service::CHECKS_AT_ONCE)),
             repository_ids: RepositoryIds::default(),
             queues: Queues::default(),
             link,

@@ -11,7 +11,7 @@ use tabularium_common::{
     telemetry::TelemetryConfig,
 };
 
-use crate::{quorum::QuorumPolicy, repair_config::RepairConfig};
+use crate::{fsck_config::FsckConfig, quorum::QuorumPolicy, repair_config::RepairConfig};
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -63,6 +63,9 @@ pub struct Config {
     /// How replicas that are behind are brought up to date.
     #[serde(default)]
     pub repair: RepairConfig,
+    /// How often the objects of replicas are looked through.
+    #[serde(default)]
+    pub fsck: FsckConfig,
     /// How long a stop may wait for what is running, in seconds.
     #[serde(default = "default_drain")]
     pub drain_seconds: u64,
@@ -312,6 +315,7 @@ impl Validate for Config {
         let mut faults = self.telemetry.faults();
         faults.extend(self.timing.faults());
         faults.extend(self.repair.faults());
+        faults.extend(self.fsck.faults());
         if !is_identifier(&self.database_schema) {
             faults.push(Fault::new(
                 "database_schema",

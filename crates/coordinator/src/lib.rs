@@ -16,7 +16,9 @@
 //!   meanwhile, if need be while nobody writes: [`repair`], decided by the pure [`duties`].
 //! * What nodes keep beside their replicas where no vote tells them: [`records`]. A lost database is made anew from that:
 //!   [`rebuild`] (pure), `service::rebuild`.
-//! * Replicas come, go and are compared: [`movement`] by the pure [`placement`], [`verification`].
+//! * Replicas come and go: [`movement`] by the pure [`placement`]. They are compared, and their objects looked through, at
+//!   leisure or when that is asked for ([`tasks`], decided by the pure [`verification`] and [`soundness`]); what turns out
+//!   corrupt is taken out of reads and made again: [`expulsion`].
 //! * Operators look in through `service::operator` and [`http`].
 //!
 //! Unit and property tests are beside the code; `tests/it` runs coordinators against real Postgres and NATS:
@@ -27,7 +29,9 @@ mod config;
 mod db;
 mod duties;
 mod error;
+mod expulsion;
 mod failover;
+mod fsck_config;
 mod health;
 mod http;
 mod inspection;
@@ -46,6 +50,7 @@ mod revocation;
 mod service;
 mod sessions;
 mod settlement;
+mod soundness;
 mod suspicions;
 mod tasks;
 mod topology;
@@ -58,6 +63,7 @@ pub use app::{Coordinator, RunError, migrate, ping};
 pub use config::{
     Config, DatabaseUrl, HomeSiteConfig, StorageConfig, SubscriberConfig, Timing, VirtualStorageConfig,
 };
+pub use fsck_config::FsckConfig;
 pub use quorum::{QuorumPolicy, UnknownPolicy};
 pub use repair_config::RepairConfig;
 use tabularium_common::lifecycle::stop_signal;

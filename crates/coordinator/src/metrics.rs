@@ -75,6 +75,7 @@ pub(crate) struct Metrics {
     replicas_behind: Family<StorageLabels, Gauge>,
     duties: Family<StateLabels, Gauge>,
     pub(crate) replicas_different: Counter,
+    pub(crate) replicas_damaged: Counter,
     pub(crate) writes_open: Gauge,
     pub(crate) sessions: Gauge,
     pub(crate) bus_connected: Gauge,
@@ -96,6 +97,7 @@ impl Metrics {
             replicas_behind: Family::default(),
             duties: Family::default(),
             replicas_different: Counter::default(),
+            replicas_damaged: Counter::default(),
             writes_open: Gauge::default(),
             sessions: Gauge::default(),
             bus_connected: Gauge::default(),
@@ -123,6 +125,11 @@ impl Metrics {
             "replicas_different",
             "Replicas found to differ from the others though they were recorded as equal",
             metrics.replicas_different.clone(),
+        );
+        registry.register(
+            "replicas_damaged",
+            "Replicas taken out of reads because git found their objects damaged",
+            metrics.replicas_damaged.clone(),
         );
         registry.register("writes_open", "Intents that stand", metrics.writes_open.clone());
         registry.register("sessions", "Routers with a session here", metrics.sessions.clone());

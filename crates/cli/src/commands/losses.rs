@@ -11,6 +11,7 @@ use tabularium_proto::coordinator::{
 };
 
 use super::{
+    corruption,
     repository::{confirm, repository_path},
     request, yes_or_no,
 };
@@ -118,22 +119,23 @@ impl<'a> Losses<'a> {
     }
 
     pub(crate) async fn verify(mut self, options: Verify) -> Result<ExitCode, Failure> {
-        let mark = match (&options.path, options.storage) {
-            (Some(path), _) => {
-                MarkUnverifiedRequest { name: Some(self.name(&repository_path(path)?)), storage: None }
+        let objects = options.fsck;
+        let (name, storage) = match (&options.which.path, options.which.storage) {
+            (Some(path), _) => (Some(self.name(&repository_path(path)?)), None),
+            (None, storage) => {
+                let virtual_storage = self.global.virtual_storage.clone();
+                (None, Some(StorageName { virtual_storage, storage: storage.unwrap_or_default() }))
             }
-            (None, storage) => MarkUnverifiedRequest {
-                name: None,
-                storage: Some(StorageName {
-                    virtual_storage: self.global.virtual_storage.clone(),
-                    storage: storage.unwrap_or_default(),
-                }),
-            },
         };
+        if let (Some(name), true) = (&name, objects) {
+            return corruption::check(self.global, self.service, &self.whom, name.clone()).await;
+        }
+        let mark = MarkUnverifiedRequest { name, storage, objects };
         let marked = self.service.mark_unverified(request(mark)).await;
         let replicas = marked.map_err(self.refused("verifying"))?.into_inner().replicas;
         output::print(self.global.json, &json!({ "replicas": replicas }), |_| {
-            format!("{replicas} replicas are to be compared again")
+            let what = if objects { "looked through" } else { "compared again" };
+            format!("{replicas} replicas are to be {what}")
         })?;
         Ok(ExitCode::SUCCESS)
     }

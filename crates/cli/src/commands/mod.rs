@@ -2,6 +2,7 @@
 
 mod check;
 mod cluster;
+mod corruption;
 mod losses;
 mod rebuild;
 pub(crate) mod repository;
@@ -40,6 +41,7 @@ pub(crate) async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> 
         Command::Metadata(options) => Losses::of(&global).await?.metadata(options).await,
         Command::Reconcile => Losses::of(&global).await?.reconcile().await,
         Command::Verify(options) => Losses::of(&global).await?.verify(options).await,
+        Command::Kept(command) => corruption::kept(&global, command).await,
         Command::TrackRepository(options) => Losses::of(&global).await?.track(options).await,
         Command::ListUntracked { older_than } => Losses::of(&global).await?.list_untracked(older_than).await,
         Command::Rebuild(options) => rebuild::run(&global, &options).await,

@@ -58,11 +58,15 @@ fn state(replica: &ReplicaDetailsView) -> Cell {
     if !replica.healthy {
         words.push("storage not healthy".to_owned());
     }
+    if !replica.damage.is_empty() {
+        words.push("damaged".to_owned());
+    }
     if !replica.assigned {
         words.push("leaving".to_owned());
     }
     let text = words.join(", ");
-    if replica.healthy { followed(text, replica.up_to_date) } else { Cell::new(text).fg(Color::Red) }
+    let well = replica.healthy && (replica.damage.is_empty() || !replica.up_to_date);
+    if well { followed(text, replica.up_to_date) } else { Cell::new(text).fg(Color::Red) }
 }
 
 pub(crate) fn replicas(repository: &RepositoryReplicasView) -> String {
@@ -72,18 +76,19 @@ pub(crate) fn replicas(repository: &RepositoryReplicasView) -> String {
     };
     let available =
         if repository.unavailable { "no: no healthy storage has the newest generation" } else { "yes" };
-    let mut table = table(&["storage", "generation", "state", "role", "verified"]);
+    let mut table = table(&["storage", "generation", "state", "role", "compared", "objects whole"]);
+    let last = |at: Option<&String>| at.map_or_else(|| "never".to_owned(), |at| since(Some(at)));
     for replica in &repository.replicas {
-        let verified = replica.verified_at.as_ref().map_or_else(|| "never".to_owned(), |at| since(Some(at)));
         table.add_row([
             Cell::new(&replica.storage),
             Cell::new(generation(replica)),
             state(replica),
             Cell::new(if replica.primary { "primary" } else { "" }),
-            Cell::new(verified),
+            Cell::new(last(replica.verified_at.as_ref())),
+            Cell::new(last(replica.checked_at.as_ref())),
         ]);
     }
-    format!(
+    let mut text = format!(
         "{}  (id {}, generation {}, epoch {})\nkept at             {}\nwritten             {}\navailable           {}\n\
          replication factor  {}\nwrite quorum        {} ({})\n{}",
         repository.relative_path,
@@ -97,12 +102,16 @@ pub(crate) fn replicas(repository: &RepositoryReplicasView) -> String {
         repository.write_quorum,
         repository.write_quorum_policy,
         table,
-    )
+    );
+    for replica in repository.replicas.iter().filter(|replica| !replica.damage.is_empty()) {
+        text.extend(["\n", &replica.storage, ":\n", &replica.damage]);
+    }
+    text
 }
 
 pub(crate) fn losses(repositories: &Vec<RepositoryReplicasView>) -> String {
     if repositories.is_empty() {
-        return "every replica is up to date".to_owned();
+        return "every replica is up to date, and none is known to be damaged".to_owned();
     }
     let mut table = table(&["repository", "storage", "generation", "state"]);
     for repository in repositories {
@@ -122,7 +131,7 @@ pub(crate) fn losses(repositories: &Vec<RepositoryReplicasView>) -> String {
     let all = i64::try_from(repositories.len()).unwrap_or(i64::MAX);
     let is = if unavailable == 1 { "is" } else { "are" };
     format!(
-        "{table}\n{} with a replica that is behind or cannot be reached; {unavailable} of them {is} unavailable",
+        "{table}\n{} with a replica that is behind, damaged or cannot be reached; {unavailable} of them {is} unavailable",
         counted(all, "repository", "repositories")
     )
 }
@@ -159,6 +168,8 @@ mod tests {
             valid_primary: generation == newest,
             behind_since: (generation < newest).then(|| "2020-01-01T00:00:00Z".to_owned()),
             verified_at: None,
+            checked_at: None,
+            damage: if storage == "node-2" { "missing blob 1".to_owned() } else { String::new() },
         }
     }
 
@@ -189,13 +200,20 @@ mod tests {
             assert!(text.contains(said), "{said}: {text}");
         }
         assert_eq!(text.matches("a/b.git").count(), 1, "{text}");
-        assert_eq!(losses(&Vec::new()), "every replica is up to date");
+        assert!(losses(&Vec::new()).starts_with("every replica is up to date"));
     }
 
     #[test]
     fn one_repository_is_told_whole() {
         let text = replicas(&repository(false));
-        for said in ["id 7", "all storages", "2 (majority)", "never", "available           yes"] {
+        for said in [
+            "id 7",
+            "all storages",
+            "2 (majority)",
+            "never",
+            "available           yes",
+            "node-2:\nmissing blob 1",
+        ] {
             assert!(text.contains(said), "{said}: {text}");
         }
     }

@@ -62,6 +62,10 @@ pub(crate) struct ReplicaDetailsView {
     pub(crate) valid_primary: bool,
     pub(crate) behind_since: Option<String>,
     pub(crate) verified_at: Option<String>,
+    /// When its objects were last found whole.
+    pub(crate) checked_at: Option<String>,
+    /// What was wrong with them, in git's words; empty: nothing is known.
+    pub(crate) damage: String,
 }
 
 /// A repository as `metadata` and `dataloss` show it.
@@ -101,6 +105,8 @@ impl From<wire::RepositoryReplicas> for RepositoryReplicasView {
                 assigned: replica.assigned,
                 behind_since: timestamp(replica.behind_since),
                 verified_at: timestamp(replica.verified_at),
+                checked_at: timestamp(replica.checked_at),
+                damage: replica.damage,
             })
             .collect();
         replicas.sort_by(|one, other| one.storage.cmp(&other.storage));
@@ -170,6 +176,7 @@ mod tests {
                     generation: 1,
                     assigned: true,
                     behind_since: at,
+                    damage: "missing blob 1".into(),
                     ..wire::ReplicaDetails::default()
                 },
                 wire::ReplicaDetails {
@@ -180,6 +187,7 @@ mod tests {
                     healthy: true,
                     assigned: true,
                     verified_at: at,
+                    checked_at: at,
                     ..wire::ReplicaDetails::default()
                 },
             ],
@@ -201,12 +209,13 @@ mod tests {
                 {
                     "storage": "node-1", "generation": 3, "behind_by": 0, "up_to_date": true, "primary": true,
                     "healthy": true, "assigned": true, "valid_primary": true, "behind_since": null,
-                    "verified_at": "2023-11-14T22:13:20Z",
+                    "verified_at": "2023-11-14T22:13:20Z", "checked_at": "2023-11-14T22:13:20Z", "damage": "",
                 },
                 {
                     "storage": "node-2", "generation": 1, "behind_by": 2, "up_to_date": false, "primary": false,
                     "healthy": false, "assigned": true, "valid_primary": false,
-                    "behind_since": "2023-11-14T22:13:20Z", "verified_at": null,
+                    "behind_since": "2023-11-14T22:13:20Z", "verified_at": null, "checked_at": null,
+                    "damage": "missing blob 1",
                 },
             ],
         });

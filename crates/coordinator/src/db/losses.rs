@@ -16,7 +16,8 @@ const LOSS_LIST: &str = concat!(
     ", r.written_at, coalesce(r.replication_factor, w.default_replication_factor) AS factor
      FROM repositories r JOIN virtual_storages w ON w.name = r.virtual_storage
      WHERE r.virtual_storage = $1 AND r.relative_path > $2 AND r.state = 'ready'
-       AND ((NOT $5 AND EXISTS (SELECT FROM replicas p WHERE p.repository_id = r.id AND p.behind))
+       AND ((NOT $5 AND EXISTS (SELECT FROM replicas p WHERE p.repository_id = r.id
+                                                        AND (p.behind OR p.damage IS NOT NULL)))
             OR NOT EXISTS (SELECT FROM replicas p WHERE p.repository_id = r.id AND NOT p.behind
                                                     AND p.storage = ANY ($4)))
      ORDER BY r.relative_path LIMIT $3"
@@ -39,7 +40,8 @@ const PLACEMENT_OF_ID: &str = concat!(
 );
 
 const CONDITIONS: &str = "
-    SELECT repository_id, storage, leaving, behind_since, verified_at FROM replicas WHERE repository_id = ANY ($1)";
+    SELECT repository_id, storage, leaving, behind_since, verified_at, checked_at, coalesce(damage, '') AS damage
+    FROM replicas WHERE repository_id = ANY ($1)";
 
 /// The others may hold anything: they are made again, and what they hold beyond the truth is gone then.
 const TRUTH_ACCEPT: &str = "
@@ -79,6 +81,8 @@ struct ConditionRow {
     leaving: bool,
     behind_since: Option<OffsetDateTime>,
     verified_at: Option<OffsetDateTime>,
+    checked_at: Option<OffsetDateTime>,
+    damage: String,
 }
 
 /// What is known of one replica beside its generation.
@@ -87,6 +91,9 @@ pub(crate) struct Condition {
     pub(crate) leaving: bool,
     pub(crate) behind_since: Option<OffsetDateTime>,
     pub(crate) verified_at: Option<OffsetDateTime>,
+    pub(crate) checked_at: Option<OffsetDateTime>,
+    /// Of its objects, in git's words; empty: none is known.
+    pub(crate) damage: String,
 }
 
 /// A repository with all that is known of its replicas.
@@ -114,8 +121,9 @@ async fn placed(pool: &PgPool, rows: Vec<PlacementRow>) -> Result<Vec<Placed>, s
     let rows: Vec<ConditionRow> = sqlx::query_as(CONDITIONS).bind(ids).fetch_all(pool).await?;
     for row in rows {
         if let Some(placed) = found.iter_mut().find(|placed| placed.repository.id.0 == row.repository_id) {
-            let ConditionRow { leaving, behind_since, verified_at, .. } = row;
-            placed.conditions.insert(row.storage, Condition { leaving, behind_since, verified_at });
+            let ConditionRow { storage, leaving, behind_since, verified_at, checked_at, damage, .. } = row;
+            let condition = Condition { leaving, behind_since, verified_at, checked_at, damage };
+            placed.conditions.insert(storage, condition);
         }
     }
     Ok(found)
@@ -131,7 +139,7 @@ pub(crate) struct LossQuery {
     pub(crate) only_unavailable: bool,
 }
 
-/// Repositories of which a replica is behind, or that none of the `healthy` storages can serve, by name.
+/// Repositories of which a replica is behind or damaged, or that none of the `healthy` storages can serve, by name.
 pub(crate) async fn loss_list(
     pool: &PgPool,
     query: &LossQuery,

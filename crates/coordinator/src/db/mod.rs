@@ -13,6 +13,7 @@
 
 pub(crate) mod assignments;
 pub(crate) mod attempts;
+pub(crate) mod checks;
 pub(crate) mod commits;
 pub(crate) mod coordinators;
 pub(crate) mod copies;

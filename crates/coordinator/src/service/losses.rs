@@ -21,7 +21,7 @@ use super::{argument, key, operator::timestamp};
 use crate::{
     app::Shared,
     db::{
-        DbError, assignments, copies, is_duplicate,
+        DbError, assignments, checks, copies, is_duplicate,
         losses::{self, LossQuery, Placed},
         outbox, repositories, storages, verifications,
     },
@@ -109,6 +109,8 @@ impl Repair {
                     assigned: !condition.leaving,
                     behind_since: condition.behind_since.map(timestamp),
                     verified_at: condition.verified_at.map(timestamp),
+                    checked_at: condition.checked_at.map(timestamp),
+                    damage: condition.damage,
                 }
             })
             .collect();
@@ -370,6 +372,9 @@ impl RepairService for Repair {
         let request = request.into_inner();
         let db = &self.0.db;
         let marked = match (request.name, request.storage) {
+            (Some(_), None) if request.objects => {
+                return Err(Status::invalid_argument("CheckObjects looks through one repository, now"));
+            }
             (Some(name), None) => {
                 let key = self.key(Some(&name))?;
                 let marked = db.retrying(|| verifications::unverify_repository(db.pool(), &key)).await?;
@@ -388,9 +393,14 @@ impl RepairService for Repair {
                 let mut marked = 0;
                 loop {
                     let (pool, storage) = (db.pool(), storage.as_ref());
-                    let more = db
-                        .retrying(|| verifications::unverify_storage(pool, &virtual_storage, storage, MARKED))
-                        .await?;
+                    let more = if request.objects {
+                        db.retrying(|| checks::check_demand(pool, &virtual_storage, storage, MARKED)).await?
+                    } else {
+                        db.retrying(|| {
+                            verifications::unverify_storage(pool, &virtual_storage, storage, MARKED)
+                        })
+                        .await?
+                    };
                     marked += more;
                     if more < u64::from(MARKED) {
                         break marked;
@@ -401,6 +411,48 @@ impl RepairService for Repair {
         };
         let replicas = i64::try_from(marked).unwrap_or(i64::MAX);
         Ok(Response::new(wire::MarkUnverifiedResponse { replicas }))
+    }
+
+    async fn check_objects(
+        &self,
+        request: Request<wire::CheckObjectsRequest>,
+    ) -> Result<Response<BoxStream<wire::CheckObjectsResponse>>, Status> {
+        let key = self.key(request.into_inner().name.as_ref())?;
+        super::corruption::check_objects(&self.0, &key).await
+    }
+
+    async fn list_kept(
+        &self,
+        request: Request<wire::ListKeptRequest>,
+    ) -> Result<Response<wire::ListKeptResponse>, Status> {
+        let request = request.into_inner();
+        let virtual_storage = super::virtual_storage(&request.virtual_storage)?;
+        self.check_virtual_storage(&virtual_storage)?;
+        let storages = match request.storage.as_str() {
+            "" => {
+                let topology = self.0.topology.get();
+                topology
+                    .virtual_storage(&virtual_storage)
+                    .map(|known| known.storages.clone())
+                    .unwrap_or_default()
+            }
+            text => vec![self.storage(&virtual_storage, text)?],
+        };
+        let listed = super::corruption::list_kept(&self.0, &virtual_storage, storages).await;
+        Ok(Response::new(listed))
+    }
+
+    async fn remove_kept(
+        &self,
+        request: Request<wire::RemoveKeptRequest>,
+    ) -> Result<Response<wire::RemoveKeptResponse>, Status> {
+        let request = request.into_inner();
+        let name = request.storage.unwrap_or_default();
+        let virtual_storage = super::virtual_storage(&name.virtual_storage)?;
+        self.check_virtual_storage(&virtual_storage)?;
+        let known = self.storage(&virtual_storage, &name.storage)?;
+        super::corruption::remove_kept(&self.0, &known, request.kept_id).await?;
+        Ok(Response::new(wire::RemoveKeptResponse {}))
     }
 
     async fn set_replication_factor(

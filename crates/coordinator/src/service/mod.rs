@@ -1,5 +1,6 @@
 //! The gRPC services: they parse what callers send, call what does the work, and map what it says.
 
+mod corruption;
 mod duty;
 mod losses;
 mod operator;
@@ -33,6 +34,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{app::Shared, error::NameError, repository::RepositoryKey};
 
+pub(crate) use corruption::CHECKS_AT_ONCE;
 pub(crate) use operator::{status, subject};
 
 /// Adds all services, each behind the token.

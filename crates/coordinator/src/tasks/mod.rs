@@ -1,6 +1,7 @@
 //! What a coordinator does unasked. Each task acts on stored state only, does a bounded piece at a time, and may be run
 //! by several coordinators at once.
 
+pub(crate) mod check;
 pub(crate) mod heartbeat;
 mod movement;
 pub(crate) mod probe;
@@ -23,6 +24,7 @@ pub(crate) fn start(shared: &Arc<Shared>, client: async_nats::Client, done_rows:
     sweep::start(shared);
     movement::start(shared);
     verify::start(shared);
+    check::start(shared);
     forget_revocations(shared, done_rows);
 }
 

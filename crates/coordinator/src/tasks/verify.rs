@@ -10,9 +10,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::pause;
 use crate::{
     app::Shared,
-    db::{DbError, assignments, outbox, replicas, repositories, verifications},
-    repository::{Repository, RevokedRoute},
-    verification::{self, Verdict},
+    db::{DbError, repositories, verifications},
+    expulsion::{self, Grounds},
+    verification,
 };
 
 /// Repositories looked at in one run.
@@ -35,7 +35,10 @@ pub(super) fn start(shared: &Arc<Shared>) {
 
 async fn run(shared: &Arc<Shared>) -> Result<(), DbError> {
     let (db, age) = (&shared.db, shared.config.timing.verify_after.0);
-    let ids = db.retrying(|| verifications::unverified_list(db.pool(), age, BATCH)).await?;
+    let mut ids = db.retrying(|| verifications::unverified_list(db.pool(), age, BATCH)).await?;
+    // Of several replicas that are due each names its repository.
+    let mut named = BTreeSet::new();
+    ids.retain(|id| named.insert(*id));
     futures::stream::iter(ids)
         .for_each_concurrent(AT_ONCE, |id| async move {
             if let Err(status) = verify(shared, id, &BTreeSet::new()).await {
@@ -113,38 +116,7 @@ async fn verify(
         let all = inspection.broken.is_empty();
         return Ok(if all { Look::Done } else { Look::Unclear(inspection.broken) });
     }
-    let Some(row) = db.retrying(|| expel(shared, &repository, &verdict)).await? else {
-        return Ok(Look::Unclear(inspection.broken));
-    };
-    let different: Vec<&str> = verdict.different.iter().map(StorageName::as_str).collect();
-    tracing::error!(repository = %key, ?different, "replicas differ from the others; they are made again");
-    shared.metrics.replicas_different.inc_by(u64::try_from(different.len()).unwrap_or(u64::MAX));
-    let generation = repository.generation.next();
-    shared.revoke_now(RevokedRoute { key: key.clone(), id, generation }, row).await?;
-    shared.bell.notify_one();
-    Ok(Look::Done)
-}
-
-/// Takes replicas that differ out of reads. `None`: something was written since they were asked, or is being written, so
-/// that their answers mean nothing.
-async fn expel(shared: &Shared, seen: &Repository, verdict: &Verdict) -> Result<Option<i64>, sqlx::Error> {
-    let mut transaction = shared.db.begin().await?;
-    let repository = repositories::repository_lock_id(&mut transaction, seen.id).await?;
-    let assignment = assignments::assignment_read_in_txn(&mut transaction, seen.id).await?;
-    let (Some(repository), Some(assignment)) = (repository, assignment) else { return Ok(None) };
-    if repository != *seen || assignment.being_written {
-        return Ok(None);
-    }
-    for storage in &verdict.different {
-        replicas::replica_forget_in_txn(&mut transaction, repository.id, storage).await?;
-        outbox::duty_owe_copy(&mut *transaction, &repository, storage, "").await?;
-    }
-    if verdict.different.contains(&repository.primary)
-        && let Some(heir) = verdict.sound.first()
-    {
-        repositories::repository_move_primary_in_txn(&mut transaction, repository.id, heir).await?;
-    }
-    let row = assignments::revocation_owe_in_txn(&mut transaction, repository.id).await?;
-    transaction.commit().await?;
-    Ok(Some(row))
+    let unreadable: Vec<StorageName> = inspection.broken.intersection(broken).cloned().collect();
+    let gone = expulsion::expel(shared, &repository, &verdict, &Grounds::Comparison, &unreadable).await?;
+    Ok(if gone.is_empty() { Look::Unclear(inspection.broken) } else { Look::Done })
 }

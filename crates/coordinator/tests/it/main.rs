@@ -6,6 +6,7 @@ mod duties;
 mod geo;
 mod migrations;
 mod node;
+mod objects;
 mod operator;
 mod placement;
 mod recovery;

@@ -1,6 +1,9 @@
 //! A storage node that is played: it says that it is well, and what it holds of every repository.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use tabularium_common::{
     grpc::{self, Address, Listener},
@@ -18,7 +21,9 @@ use tabularium_proto::{
         server_service_server::{ServerService, ServerServiceServer},
     },
     node::{
-        FenceCopiesRequest, FenceCopiesResponse, QuiesceRequest, QuiesceResponse,
+        CheckObjectsRequest, CheckObjectsResponse, FenceCopiesRequest, FenceCopiesResponse, KeptReplica,
+        ListKeptRequest, ListKeptResponse, MarkCorruptRequest, MarkCorruptResponse, QuiesceRequest,
+        QuiesceResponse, RemoveKeptRequest, RemoveKeptResponse,
         replica_service_server::{ReplicaService, ReplicaServiceServer},
     },
 };
@@ -45,6 +50,17 @@ pub(crate) enum Holding {
     Gone,
 }
 
+/// What git finds in the objects of all repositories of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Objects {
+    Whole,
+    Damaged(&'static str),
+    /// There is no repository.
+    Absent,
+    /// The node is one of Gitaly's.
+    Unknown,
+}
+
 #[derive(Clone)]
 struct Played {
     storage: String,
@@ -56,6 +72,12 @@ struct Played {
     filesystem_id: Arc<Mutex<String>>,
     /// What a walk of its storage finds beside anything else.
     found: Arc<Mutex<Vec<String>>>,
+    objects: Arc<Mutex<Objects>>,
+    /// How often somebody had objects looked through.
+    looks: Arc<AtomicUsize>,
+    /// What was said of its replicas, and whether they are to be made from nothing.
+    marks: Arc<Mutex<Vec<(String, bool)>>>,
+    kept: Arc<Mutex<Vec<String>>>,
 }
 
 #[tonic::async_trait]
@@ -107,6 +129,64 @@ impl ReplicaService for Played {
             Holding::Silent => std::future::pending().await,
             Holding::Gone => Err(Status::unavailable("the node is gone")),
         }
+    }
+
+    async fn check_objects(
+        &self,
+        request: Request<CheckObjectsRequest>,
+    ) -> Result<Response<CheckObjectsResponse>, Status> {
+        let request = request.into_inner();
+        assert_eq!(request.repository.unwrap().storage_name, self.storage);
+        assert!(request.patience_milliseconds > 0 && request.limit_milliseconds > 0);
+        self.look().map(Response::new)
+    }
+
+    async fn mark_corrupt(
+        &self,
+        request: Request<MarkCorruptRequest>,
+    ) -> Result<Response<MarkCorruptResponse>, Status> {
+        let request = request.into_inner();
+        assert!(request.repository.unwrap().relative_path.starts_with("@cluster/"));
+        self.marks.lock().unwrap().push((request.reason, request.rebuild));
+        Ok(Response::new(MarkCorruptResponse {}))
+    }
+
+    async fn list_kept(
+        &self,
+        request: Request<ListKeptRequest>,
+    ) -> Result<Response<ListKeptResponse>, Status> {
+        assert_eq!(request.into_inner().storage_name, self.storage);
+        if *self.holding.lock().unwrap() == Holding::Gone {
+            return Err(Status::unavailable("the node is gone"));
+        }
+        let kept = self.kept.lock().unwrap().clone().into_iter();
+        let kept = kept.map(|kept_id| KeptReplica { kept_id, kept_at: 7, ..KeptReplica::default() });
+        Ok(Response::new(ListKeptResponse { kept: kept.collect() }))
+    }
+
+    async fn remove_kept(
+        &self,
+        request: Request<RemoveKeptRequest>,
+    ) -> Result<Response<RemoveKeptResponse>, Status> {
+        let id = request.into_inner().kept_id;
+        let mut kept = self.kept.lock().unwrap();
+        let there = kept.iter().position(|kept| *kept == id);
+        kept.remove(there.ok_or_else(|| Status::not_found("there is no such kept replica"))?);
+        Ok(Response::new(RemoveKeptResponse {}))
+    }
+}
+
+impl Played {
+    fn look(&self) -> Result<CheckObjectsResponse, Status> {
+        self.looks.fetch_add(1, Ordering::SeqCst);
+        let objects = *self.objects.lock().unwrap();
+        let (sound, findings) = match objects {
+            Objects::Whole => (true, String::new()),
+            Objects::Damaged(damage) => (false, damage.to_owned()),
+            Objects::Absent => return Ok(CheckObjectsResponse::default()),
+            Objects::Unknown => return Err(Status::unimplemented("unknown service")),
+        };
+        Ok(CheckObjectsResponse { exists: true, sound, findings })
     }
 }
 
@@ -183,6 +263,10 @@ impl Node {
             fence_gate: Arc::default(),
             filesystem_id: Arc::new(Mutex::new(format!("disk of {storage}"))),
             found: Arc::default(),
+            objects: Arc::new(Mutex::new(Objects::Whole)),
+            looks: Arc::default(),
+            marks: Arc::default(),
+            kept: Arc::default(),
         };
         let (_, health) = tonic_health::server::health_reporter();
         let router = grpc::server()
@@ -200,6 +284,26 @@ impl Node {
 
     pub(crate) fn holds(&self, holding: Holding) {
         *self.played.holding.lock().unwrap() = holding;
+    }
+
+    /// From now on git finds this.
+    pub(crate) fn finds(&self, objects: Objects) {
+        *self.played.objects.lock().unwrap() = objects;
+    }
+
+    /// How often somebody had objects looked through.
+    pub(crate) fn looks(&self) -> usize {
+        self.played.looks.load(Ordering::SeqCst)
+    }
+
+    /// What was said of its replicas, and whether they are to be made from nothing.
+    pub(crate) fn marks(&self) -> Vec<(String, bool)> {
+        self.played.marks.lock().unwrap().clone()
+    }
+
+    /// It has kept this.
+    pub(crate) fn keeps(&self, kept_id: &str) {
+        self.played.kept.lock().unwrap().push(kept_id.to_owned());
     }
 
     /// The numbers below which it refuses copies, as they came.

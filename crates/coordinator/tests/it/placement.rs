@@ -456,7 +456,7 @@ async fn a_replica_that_differs_is_found_and_made_again() {
     .await;
 
     site.node(&route.primary).holds(Holding::State("rotten"));
-    let unverify = wire::MarkUnverifiedRequest { name: Some(name("a.git")), storage: None };
+    let unverify = wire::MarkUnverifiedRequest { name: Some(name("a.git")), storage: None, objects: false };
     let marked = operators.repair.mark_unverified(unverify).await.unwrap().into_inner();
     assert_eq!(marked.replicas, 3);
     let replicas = eventually("the rotten one is taken out", || {
@@ -470,10 +470,12 @@ async fn a_replica_that_differs_is_found_and_made_again() {
     })
     .await;
     assert_ne!(replicas.primary, route.primary, "and is not the primary any more");
+    let marks = site.node(&route.primary).marks();
+    assert!(marks.len() == 1 && marks[0].0.contains("differs") && !marks[0].1, "to be kept aside: {marks:?}");
     assert_eq!(replicas.generation, route.generation, "nothing was written");
     site.check_consistency().await;
 
-    let everything = wire::MarkUnverifiedRequest { name: None, storage: Some(storage("")) };
+    let everything = wire::MarkUnverifiedRequest { name: None, storage: Some(storage("")), objects: false };
     operators.repair.mark_unverified(everything).await.unwrap();
     let nothing = wire::MarkUnverifiedRequest::default();
     assert_eq!(operators.repair.mark_unverified(nothing).await.unwrap_err().code(), Code::InvalidArgument);
@@ -584,6 +586,9 @@ async fn a_replica_that_a_router_suspects_is_looked_at_before_anything_is_done()
         })
         .await;
         site.node(&suspect).holds(Holding::State("old"));
+        if holding == Holding::Broken {
+            assert_eq!(site.node(&suspect).marks().last().map(|(_, rebuild)| *rebuild), Some(true));
+        }
     }
 
     // A router's word alone does nothing, and what it cannot know is refused.

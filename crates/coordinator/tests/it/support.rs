@@ -14,7 +14,7 @@ use tabularium_common::{
     grpc::{self, Address},
 };
 use tabularium_coordinator::{
-    Config, Coordinator, DatabaseUrl, HomeSiteConfig, QuorumPolicy, RepairConfig, StorageConfig,
+    Config, Coordinator, DatabaseUrl, FsckConfig, HomeSiteConfig, QuorumPolicy, RepairConfig, StorageConfig,
     SubscriberConfig, Timing, VirtualStorageConfig,
 };
 use tabularium_proto::coordinator::{
@@ -30,7 +30,7 @@ use tokio::{
 };
 use tonic::{Code, Status, transport::Channel};
 
-pub(crate) use crate::node::{Holding, Node};
+pub(crate) use crate::node::{Holding, Node, Objects};
 
 /// Longest wait for a condition; the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -174,6 +174,7 @@ fn config(database: &str, nats_url: &str, nodes: &[Node]) -> Config {
             ..Timing::default()
         },
         repair: RepairConfig::default(),
+        fsck: FsckConfig { share_percent: 0, ..FsckConfig::default() },
         drain_seconds: 10,
         telemetry: tabularium_common::telemetry::TelemetryConfig::default(),
     }

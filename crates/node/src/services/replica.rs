@@ -196,7 +196,9 @@ impl ReplicaService for ReplicaServer {
             return Err(RepositoryError::StorageMissing.into());
         }
         // Of what is not there nothing is to be kept.
-        if replica.path.is_dir() {
+        if request.reason.is_empty() {
+            corruption::clear(&replica).await?;
+        } else if replica.path.is_dir() {
             corruption::mark(&replica, Corruption::now(&request.reason, request.rebuild)).await?;
         }
         Ok(Response::new(MarkCorruptResponse {}))
