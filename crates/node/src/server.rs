@@ -182,7 +182,8 @@ impl Running {
 /// Checks git and the storages, binds the listeners and serves. Runs on when this returns.
 pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running, ServerError> {
     let token = config.token_file.as_ref().map(tabularium_common::config::SecretFile::read).transpose()?;
-    let git_version = preparation::git_version(&config.git, &surroundings.search_path).await?;
+    let program = preparation::find_git(&config.git, &surroundings.search_path);
+    let git_version = preparation::git_version(&program, &surroundings.search_path).await?;
     let tasks = Tasks::new();
     let mut claims = Vec::new();
     let mut storages = Vec::new();
@@ -196,7 +197,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let git = Git::new(
-        config.git.clone(),
+        program,
         surroundings.search_path,
         config.max_git_processes,
         QUEUE_WAIT,

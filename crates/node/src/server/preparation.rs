@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
 };
@@ -138,6 +138,20 @@ fn filesystem_id(root: &Path) -> io::Result<String> {
     file.persist(root.join(IDENTITY_FILE))?;
     File::open(root)?.sync_all()?;
     Ok(identity.gitaly_filesystem_id)
+}
+
+/// Where the program is. By its whole path it is started without a copy of the node's address space being made first,
+/// which is what the standard library does for a program that it has to look for in a changed `PATH`.
+pub(super) fn find_git(git: &Path, search_path: &OsStr) -> PathBuf {
+    if git.components().count() > 1 {
+        return git.to_owned();
+    }
+    let runnable = |path: &PathBuf| {
+        path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    // What is not found is refused, with its reason, by whoever tries to start it.
+    let found = std::env::split_paths(search_path).map(|directory| directory.join(git)).find(runnable);
+    found.unwrap_or_else(|| git.to_owned())
 }
 
 /// The version of the git program, which must be new enough.

@@ -30,7 +30,8 @@ pub(super) async fn measure(
     let idle = per_second(commits(stage).await? - before, IDLE);
 
     for (name, write, bar) in [("write", true, 2.2), ("cached_read", false, 0.2)] {
-        let (begun, before) = (tokio::time::Instant::now(), commits(stage).await?);
+        let before = commits(stage).await?;
+        let begun = tokio::time::Instant::now();
         for _ in 0..pushes {
             if write {
                 pusher.again().await?;
@@ -39,6 +40,7 @@ pub(super) async fn measure(
             }
         }
         let spent = commits(stage).await? - before;
+        // Until the statistics were asked for, their delay included, as above.
         let own = spent - idle * begun.elapsed().as_secs_f64();
         figures.print(&format!("writes.transactions_per_{name}"), own / pushes as f64, Bar::AtMost(bar));
     }
