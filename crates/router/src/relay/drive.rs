@@ -2,7 +2,9 @@
 //!
 //! Everything that can happen arrives in one place, [`Drive::run`]: the client's stream goes on, a node votes, the
 //! primary answers, a secondary ends, the ticket is there, the write is recorded, time passes, the client goes away.
-//! What it means is decided by [`Transaction`]; here it is carried out.
+//! What it means is decided by [`Transaction`]; here it is carried out. How it ends is in [`ending`].
+
+mod ending;
 
 use std::{future::poll_fn, sync::Arc, task::Poll, time::Instant};
 
@@ -12,12 +14,11 @@ use futures::{
     future::{AbortHandle, Abortable, BoxFuture},
     stream::FuturesUnordered,
 };
-use http::{HeaderMap, response::Parts};
 use http_body::Frame;
 use tabularium_common::faults::{CrashPoint, SafetyStep, crash_point, is_off};
 use tabularium_proto::coordinator::Route;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
+use tonic::Code;
 
 use super::{
     client::Client,
@@ -26,68 +27,17 @@ use super::{
     write::{Cast, Failed, Held, Story},
 };
 use crate::{
-    limits::{HEALTH_GLANCE, ORPHAN_PATIENCE, SECONDARY_DRAIN},
+    limits::{HEALTH_GLANCE, ORPHAN_PATIENCE},
     metrics::StorageLabels,
     nodes::Node,
     refusal::Refusal,
-    routing::{Ending, Presumed, presumed},
-    turns::Turn,
     votes::{
         Answer, Ears, Heard, VoteError,
-        transaction::{Action, Conclusion, Event, PRIMARY, Safety, Ticket, Transaction, Verdict, VoterId},
+        transaction::{Action, Event, PRIMARY, Safety, Ticket, Transaction, Verdict, VoterId},
     },
     writes::Settlement,
 };
-
-/// How the primary's part ended.
-enum End {
-    Trailers(HeaderMap, Code),
-    Whole(Parts, Code),
-    /// Without a word of its own. `again`: another primary may do better.
-    Broken {
-        refusal: Refusal,
-        again: bool,
-    },
-}
-
-impl End {
-    /// The node's own status.
-    fn code(&self) -> Option<Code> {
-        match self {
-            Self::Trailers(_, code) | Self::Whole(_, code) => Some(*code),
-            Self::Broken { .. } => None,
-        }
-    }
-
-    fn status(&self) -> Option<Status> {
-        match self {
-            Self::Trailers(headers, _) => Status::from_header_map(headers),
-            Self::Whole(parts, _) => Status::from_header_map(&parts.headers),
-            Self::Broken { .. } => None,
-        }
-    }
-}
-
-/// Something that is being told to the coordinator.
-struct Settling {
-    told: BoxFuture<'static, Result<(), Refusal>>,
-    /// Votes wait for it.
-    record: bool,
-    turn: Turn,
-    /// Of what is to be recorded: where it was written, and who has it.
-    written: Option<(Arc<Route>, Vec<String>)>,
-}
-
-/// What came of the ticket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Outcome {
-    /// Nothing is recorded: no ticket was taken, or it was given back unused.
-    Nothing,
-    /// It is recorded.
-    Recorded,
-    /// Others find out.
-    InDoubt,
-}
+use ending::{End, Outcome, Settling, settled};
 
 pub(super) struct Drive<'s> {
     story: &'s mut Story,
@@ -415,100 +365,6 @@ impl<'s> Drive<'s> {
         }
     }
 
-    fn unvoted(&self) -> Settlement {
-        if self.ears.is_some() {
-            tracing::warn!(
-                method = self.story.call.path(),
-                storage = %self.nodes[PRIMARY].storage,
-                "the nodes did not vote on a write; only the primary is known to have it"
-            );
-            self.story.shared.metrics.unvoted_writes.inc();
-        }
-        Settlement::Commit { storages: self.names(&[PRIMARY]), unvoted: true }
-    }
-
-    /// Tells the coordinator what became of the write once that is known.
-    fn conclude(&mut self) {
-        if self.settling.is_some() || self.taking.is_some() {
-            return;
-        }
-        if self.held.is_none() {
-            // A push whose primary came through without asking whether it may.
-            let came_through = self.end.as_ref().and_then(End::code) == Some(Code::Ok);
-            if came_through
-                && self.outcome == Outcome::Nothing
-                && self.ears.is_some()
-                && self.answered.is_none()
-                && !self.ticket_is_late
-                && self.transaction.is_untouched()
-            {
-                self.ticket_is_late = true;
-                self.start_taking(None);
-            }
-            return;
-        }
-        let settlement = if self.ears.is_none() {
-            let Some(end) = &self.end else { return };
-            let unsent = matches!(end, End::Broken { refusal: Refusal::Unreachable(_), .. });
-            match presumed(self.story.kind, end.code().map_or(Ending::Lost, Ending::Status)) {
-                Presumed::Written => self.unvoted(),
-                Presumed::NotWritten => Settlement::NotApplied,
-                Presumed::Unknown if unsent => Settlement::NotApplied,
-                Presumed::Unknown => Settlement::InDoubt,
-            }
-        } else {
-            match self.transaction.conclusion() {
-                None => return,
-                Some(Conclusion::Commit(holders)) => {
-                    crash_point(CrashPoint::RouterBeforeRecord);
-                    Settlement::Commit { storages: self.names(&holders), unvoted: false }
-                }
-                Some(Conclusion::Unvoted) => self.unvoted(),
-                Some(Conclusion::NotApplied) => Settlement::NotApplied,
-                Some(Conclusion::InDoubt) => Settlement::InDoubt,
-            }
-        };
-        self.settle(settlement, false);
-    }
-
-    fn settle(&mut self, settlement: Settlement, record: bool) {
-        let Some(Held { mut write, turn }) = self.held.take() else { return };
-        self.outcome = match &settlement {
-            Settlement::Commit { .. } => {
-                for voter in self.transaction.on_time() {
-                    self.nodes[voter].punctuality.on_time();
-                }
-                Outcome::Recorded
-            }
-            Settlement::NotApplied => Outcome::Nothing,
-            Settlement::InDoubt => Outcome::InDoubt,
-        };
-        for node in self.nodes.iter().filter(|node| !node.healthy()) {
-            write.unreachable(node.storage.to_string());
-        }
-        let written = match &settlement {
-            Settlement::Commit { storages, .. } => Some((Arc::clone(write.route()), storages.clone())),
-            Settlement::NotApplied | Settlement::InDoubt => None,
-        };
-        self.settling = Some(Settling { told: write.settle(settlement).boxed(), record, turn, written });
-    }
-
-    fn on_settled(&mut self, told: Result<(), Refusal>) {
-        let Some(Settling { record, turn, written, .. }) = self.settling.take() else { return };
-        drop(turn);
-        if let Some((route, storages)) = written.filter(|_| told.is_ok()) {
-            self.story.notes.recorded(route.generation + 1);
-            self.story.shared.routes.advance(&route, &storages);
-        }
-        if self.outcome == Outcome::Recorded && told.is_ok() {
-            crash_point(CrashPoint::RouterAfterRecord);
-        }
-        if record {
-            self.handle(if told.is_ok() { Event::Recorded } else { Event::NotRecorded });
-        }
-        self.unrecorded = told.err();
-    }
-
     fn on_flow(&mut self, flow: Flow) {
         match flow {
             Flow::On => {}
@@ -579,54 +435,6 @@ impl<'s> Drive<'s> {
             }
         }
     }
-
-    /// Nothing that the client has to wait for is under way.
-    fn is_ready_to_answer(&self) -> bool {
-        self.answered.is_none()
-            && self.end.is_some()
-            && self.outbox.is_none()
-            && (self.is_settled() || is_off(SafetyStep::RouterRecordBeforeAnswer))
-    }
-
-    fn is_settled(&self) -> bool {
-        self.held.is_none() && self.settling.is_none() && self.taking.is_none()
-    }
-
-    async fn answer_client(&mut self) -> Result<(), Failed> {
-        self.answered = Some(Instant::now());
-        let Some(end) = self.end.take() else { return Ok(()) };
-        let nothing_happened = self.outcome == Outcome::Nothing && !self.transaction.may_be_applied();
-        if nothing_happened && self.may_begin_again() && self.ears.is_some() {
-            let avoid = Some(self.nodes[PRIMARY].storage.to_string());
-            let status = end.status().filter(|status| status.code() == Code::Unavailable);
-            if let Some(status) = status {
-                return Err(Failed { refusal: Refusal::Status(status), again: true, untouched: true, avoid });
-            }
-        }
-        let client = &mut self.story.client;
-        match (end, self.unrecorded.take()) {
-            (End::Trailers(_, Code::Ok) | End::Whole(_, Code::Ok), Some(refusal)) => {
-                client.refuse(refusal).await;
-            }
-            (End::Trailers(trailers, _), _) => client.end(trailers).await,
-            (End::Whole(parts, _), _) => client.whole(parts),
-            (End::Broken { refusal, again }, _) => {
-                // Of a primary that is well it was the other participants' fault.
-                let avoid = (!self.nodes[PRIMARY].healthy()).then(|| self.nodes[PRIMARY].storage.to_string());
-                let again = again && nothing_happened;
-                return Err(Failed { refusal, again, untouched: nothing_happened, avoid });
-            }
-        }
-        Ok(())
-    }
-
-    fn is_done(&self) -> bool {
-        let Some(answered) = self.answered else {
-            // Nobody is left to answer.
-            return self.orphaned.is_some() && self.end.is_some() && self.is_settled();
-        };
-        self.is_settled() && (self.secondaries.is_empty() || answered.elapsed() > SECONDARY_DRAIN)
-    }
 }
 
 fn safety() -> Safety {
@@ -667,13 +475,6 @@ async fn tell_or_leave(client: &mut Client, frame: &mut Option<Frame<Bytes>>) ->
 async fn ready<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
     match future {
         Some(future) => future.await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn settled(settling: &mut Option<Settling>) -> Result<(), Refusal> {
-    match settling {
-        Some(settling) => (&mut settling.told).await,
         None => std::future::pending().await,
     }
 }
