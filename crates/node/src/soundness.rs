@@ -88,7 +88,7 @@ impl Complaints {
 }
 
 async fn complaints(git: &Git, replica: &RepositoryPath) -> Result<Complaints, Status> {
-    let command = git.command(replica, "fsck").reads();
+    let command = git.command(replica, "fsck").reads().yields();
     let command = command.args(["--full", "--no-dangling", "--no-progress", "--no-reflogs"]);
     let mut lines = Lines::start(command, "fsck", b'\n').await?;
     let mut complaints = Complaints::default();

@@ -124,10 +124,13 @@ async fn sample(shared: &Arc<Shared>, id: RepositoryId, storage: &StorageName) -
     let others: Vec<StorageName> =
         serving(shared, &repository).into_iter().filter(|other| other != storage).collect();
     found.extend(look(shared, &repository, &others, shared.config.fsck.limit.0, |_, _| {}).await?);
-    if act(shared, &repository, &found).await?.is_empty()
-        && !judge(&found, &repository.primary).different.is_empty()
-    {
-        // Somebody wrote all the time.
+    let gone = act(shared, &repository, &found).await?;
+    let known =
+        |storage: &StorageName| matches!(found.get(storage), Some(Looked::Whole | Looked::Damaged(_)));
+    // Somebody wrote all the time, or the others could not be looked through. When all are damaged it waits like any other.
+    let open =
+        !judge(&found, &repository.primary).different.is_empty() || !repository.up_to_date().all(known);
+    if gone.is_empty() && open {
         let soon = shared.config.fsck.retry_after.0;
         db.retrying(|| checks::check_postpone(db.pool(), id, storage, soon)).await?;
     }

@@ -15,10 +15,11 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use rustix::process::{Pid, setpriority_pgrp};
 use tabularium_common::lifecycle::Tasks;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    process::{ChildStdin, ChildStdout, Command},
+    process::{Child, ChildStdin, ChildStdout, Command},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
     time::timeout,
@@ -41,6 +42,8 @@ pub(crate) const STDERR_TAIL_BYTES: usize = 64 * 1024;
 pub(crate) const MAX_CAPTURED_BYTES: usize = 32 * 1024 * 1024;
 /// How long a request waits for a process slot.
 pub(crate) const QUEUE_WAIT: Duration = Duration::from_secs(10);
+/// Nice value of a process that nobody waits for.
+const YIELDING: i32 = 15;
 /// How long the standard error of an ended process is still read; a stray grandchild may hold it open.
 const STDERR_GRACE: Duration = Duration::from_secs(1);
 /// Gitaly's settings for every git command.
@@ -213,6 +216,7 @@ impl Git {
             building: false,
             quarantined: false,
             writes: true,
+            yields: false,
             config: Vec::new(),
             secret_config: Vec::new(),
             environment: Vec::new(),
@@ -246,6 +250,8 @@ pub(crate) struct GitCommand {
     /// What it writes is no part of the repository yet.
     quarantined: bool,
     writes: bool,
+    /// Others go before it.
+    yields: bool,
     config: Vec<OsString>,
     secret_config: Vec<(OsString, OsString)>,
     environment: Vec<(OsString, OsString)>,
@@ -287,6 +293,12 @@ impl GitCommand {
     /// killed writer left.
     pub(crate) fn reads(mut self) -> Self {
         self.writes = false;
+        self
+    }
+
+    /// Leaves the processor to others: nobody waits for it.
+    pub(crate) fn yields(mut self) -> Self {
+        self.yields = true;
         self
     }
 
@@ -364,6 +376,9 @@ impl GitCommand {
         command.stdin(if stdin { Stdio::piped() } else { Stdio::null() });
         let subcommand = self.subcommand;
         let mut child = command.spawn().map_err(|source| GitError::Spawn { subcommand, source })?;
+        if self.yields {
+            lower_priority(&child);
+        }
         shared.metrics.git_started(subcommand);
         let stderr = child
             .stderr
@@ -397,6 +412,14 @@ impl GitCommand {
     /// Runs the command and answers its standard output; another exit code than 0 is an error.
     pub(crate) async fn checked(self) -> Result<Vec<u8>, GitError> {
         self.output().await?.checked()
+    }
+}
+
+/// Of the process and of all that it starts from now on. It runs in any case.
+fn lower_priority(child: &Child) {
+    let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    if let Err(error) = group.map_or(Ok(()), |group| setpriority_pgrp(Some(group), YIELDING)) {
+        tracing::debug!(%error, "git runs as if somebody waited for it");
     }
 }
 

@@ -166,6 +166,15 @@ async fn a_sound_replica_is_sound_while_it_is_written_and_repacked() {
     node.stop().await;
 }
 
+/// Whether that is a process that works in the repository, with a low priority.
+fn is_yielding(process: &Path, repository: &Path) -> bool {
+    let Ok(directory) = fs::read_link(process.join("cwd")) else { return false };
+    let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
+    // Field 19, counted behind the program's name, which may hold anything.
+    let nice = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(16)?.parse::<i32>().ok());
+    directory == repository && nice.is_some_and(|nice| nice > 0)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_replica_at_a_time_is_looked_through_and_nobody_waits_for_ever() {
     let programs = tempfile::tempdir().unwrap();
@@ -175,6 +184,7 @@ async fn one_replica_at_a_time_is_looked_through_and_nobody_waits_for_ever() {
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let node = TestNode::start_with(|config| config.git = program).await;
     let repository = node.create_with_commits("a.git").await;
+    let path = node.path("a.git").canonicalize().unwrap();
 
     let hurried = CheckObjectsRequest { limit_milliseconds: 50, ..question(&repository) };
     let late = replicas(&node).check_objects(hurried).await.unwrap_err();
@@ -182,6 +192,8 @@ async fn one_replica_at_a_time_is_looked_through_and_nobody_waits_for_ever() {
     let (mut client, long) = (replicas(&node), question(&repository));
     let looking = tokio::spawn(async move { client.check_objects(long).await });
     eventually("git looks", async || node.metric("tabularium_node_git_processes_running").await == 1).await;
+    let yields = fs::read_dir("/proc").unwrap().flatten().any(|entry| is_yielding(&entry.path(), &path));
+    assert!(yields, "it leaves the processor to others");
     let impatient = CheckObjectsRequest { patience_milliseconds: 20, ..question(&repository) };
     let refused = replicas(&node).check_objects(impatient).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);

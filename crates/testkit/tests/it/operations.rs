@@ -234,7 +234,7 @@ async fn a_replica_that_rots_is_found_and_made_again() {
     let branch = disk(&test, &rotten).join(&before.replica_path).join("refs/heads");
     let head = git.run("source", &["rev-parse", "HEAD~1"]).await;
     fs::write(branch.join("main"), head).unwrap();
-    let mark = MarkUnverifiedRequest { name: Some(name()), storage: None };
+    let mark = MarkUnverifiedRequest { name: Some(name()), storage: None, objects: false };
     repair(&test).mark_unverified(mark).await.unwrap();
     wait_until("another primary", FOLLOW, || async {
         let now = replicas(&test).await;
