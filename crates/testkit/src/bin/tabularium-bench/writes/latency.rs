@@ -21,6 +21,8 @@ const SLOWNESS: Duration = Duration::from_millis(200);
 /// Pushers of the hot repository, and how long they push.
 const HOT_PUSHERS: usize = 6;
 const HOT_SECONDS: Duration = Duration::from_secs(15);
+/// Commits that each of them has made before: twice as many as it is expected to push.
+const HOT_COMMITS: usize = 120;
 
 /// Turn by turn, on clusters of one, three and five nodes that run side by side.
 pub(super) async fn measure(figures: &mut Figures, directory: &Path, pushes: usize) -> Result<()> {
@@ -94,27 +96,34 @@ pub(super) async fn measure_slow_secondary(
     stage.level(PATH).await
 }
 
-/// Pushes per second that one repository takes from several pushers through two routers.
+/// Pushes per second that one repository takes from several pushers through two routers. The pushers share the machine
+/// with the cluster, so that what they push has been committed before.
 pub(super) async fn measure_hot(figures: &mut Figures, stage: &Stage, directory: &Path) -> Result<()> {
     const PATH: &str = "bench/hot.git";
     stage.create(PATH).await?;
-    let mut pushing = Vec::new();
-    let end = Instant::now() + HOT_SECONDS;
+    let mut pushers = Vec::new();
     for number in 0..HOT_PUSHERS {
         let (name, url) = (format!("hot-{number}"), stage.url(number % 2, PATH));
         let mut pusher = Pusher::new(directory, &name, url, &name).await?;
-        pushing.push(async move {
-            let mut pushed = 0_u32;
-            pusher.push().await?;
-            while Instant::now() < end {
-                pusher.again().await?;
-                pushed += 1;
-            }
-            Ok::<_, anyhow::Error>(pushed)
-        });
+        pusher.push().await?;
+        let commits = pusher.commit_ahead(HOT_COMMITS).await?;
+        pushers.push((pusher, commits));
     }
-    let pushed = futures::future::try_join_all(pushing).await.context("a push to the hot repository")?;
-    let rate = f64::from(pushed.into_iter().sum::<u32>()) / HOT_SECONDS.as_secs_f64();
+    let begun = Instant::now();
+    let end = begun + HOT_SECONDS;
+    let pushing = pushers.into_iter().map(|(pusher, commits)| async move {
+        let mut pushed = 0_u32;
+        for commit in commits {
+            if Instant::now() >= end {
+                return Ok(pushed);
+            }
+            pusher.push_commit(&commit).await?;
+            pushed += 1;
+        }
+        anyhow::bail!("a pusher had too few commits")
+    });
+    let pushed = futures::future::try_join_all(pushing).await.context("pushes to the hot repository")?;
+    let rate = f64::from(pushed.into_iter().sum::<u32>()) / begun.elapsed().as_secs_f64();
     figures.print("writes.hot.pushes_per_second", rate, Bar::AtLeast(20.0));
     stage.level(PATH).await
 }

@@ -47,6 +47,22 @@ impl Pusher {
         Ok(begun.elapsed().as_secs_f64())
     }
 
+    /// Commits so often, the ids in order: for whoever is to do nothing but push.
+    pub(super) async fn commit_ahead(&mut self, commits: usize) -> Result<Vec<String>> {
+        let mut ids = Vec::with_capacity(commits);
+        for _ in 0..commits {
+            self.commit().await?;
+            ids.push(self.head().await?);
+        }
+        Ok(ids)
+    }
+
+    /// Pushes that commit to the branch.
+    pub(super) async fn push_commit(&self, id: &str) -> Result<()> {
+        let refspec = format!("{id}:refs/heads/{}", self.branch);
+        git(&self.directory, &["push", "--quiet", &self.url, &refspec]).await
+    }
+
     /// Commits and pushes; seconds of the push alone.
     pub(super) async fn again(&mut self) -> Result<f64> {
         self.commit().await?;
