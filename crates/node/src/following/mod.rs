@@ -24,7 +24,7 @@ use tonic::Status;
 use crate::{
     error::internal_io,
     git::{
-        GitCommand,
+        GitCommand, Slot,
         quarantine::Quarantine,
         update_ref::{Expected, Transaction, UpdateRefError},
     },
@@ -109,13 +109,15 @@ impl Push {
         let Self { command, objects } = self;
         let report = command.report().map_err(|error| Status::internal(error.to_string()))?;
         let quarantine = Quarantine::create(&node, &repository)?;
-        take_in(&node, quarantine.repository(), objects, data).await?;
-        check_connected(&node, quarantine.repository(), &command.new).await?;
+        // For all of it: whoever has voted must not wait for room behind those that wait for the vote.
+        let slot = node.git.slot().await?;
+        take_in(&node, quarantine.repository(), &slot, objects, data).await?;
+        check_connected(&node, quarantine.repository(), &slot, &command.new).await?;
         voter.synchronize(&synchronization_point("pre-receive")).await?;
         // From here on the router decides, whether or not its client, or the router itself, goes away.
         let owner = Arc::clone(&node);
         let accepted = owner.tasks.spawn("followed push", async move {
-            let moving = Transaction::start(&node.git, &repository, true);
+            let moving = Transaction::start_in(&node.git, &repository, true, &slot);
             let migrating =
                 async { quarantine.migrate().await.map_err(internal_io("migrating quarantined objects")) };
             let agreeing = async { Ok(voter.synchronize(&synchronization_point("update")).await?) };
@@ -148,7 +150,13 @@ fn refused(error: UpdateRefError) -> Status {
 }
 
 /// Unpacks the objects. What the primary finds wrong with their content ends the push there.
-async fn take_in<S>(node: &Node, seen: &RepositoryPath, objects: Bytes, mut data: S) -> Result<(), Status>
+async fn take_in<S>(
+    node: &Node,
+    seen: &RepositoryPath,
+    slot: &Slot,
+    objects: Bytes,
+    mut data: S,
+) -> Result<(), Status>
 where
     S: Stream<Item = Result<Bytes, Status>> + Unpin,
 {
@@ -164,7 +172,7 @@ where
         node.git.command(seen, "unpack-objects").arg("-q")
     };
     let whole = stream::once(std::future::ready(Ok(front))).chain(data);
-    run(command, whole, "unpacking objects").await
+    run(command.slot(slot), whole, "unpacking objects").await
 }
 
 fn is_large(front: &[u8]) -> bool {
@@ -173,9 +181,14 @@ fn is_large(front: &[u8]) -> bool {
 }
 
 /// Sees that everything that the object leads to is here.
-async fn check_connected(node: &Node, seen: &RepositoryPath, object: &str) -> Result<(), Status> {
+async fn check_connected(
+    node: &Node,
+    seen: &RepositoryPath,
+    slot: &Slot,
+    object: &str,
+) -> Result<(), Status> {
     let command = node.git.command(seen, "rev-list").reads();
-    let command = command.args(["--objects", "--stdin", "--not", "--all", "--quiet"]);
+    let command = command.slot(slot).args(["--objects", "--stdin", "--not", "--all", "--quiet"]);
     let object = Bytes::from(format!("{object}\n"));
     run(command, stream::iter([Ok(object)]), "checking that nothing is missing").await
 }
