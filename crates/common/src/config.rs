@@ -4,6 +4,8 @@
 //! defaults exist, whose fields say their unit and meaning, and which implements [`Validate`] for what types alone
 //! cannot express. Secrets are never written into the file: a [`SecretFile`] names the file that holds one.
 
+pub mod example;
+
 use std::{
     fmt, fs,
     path::{Path, PathBuf},

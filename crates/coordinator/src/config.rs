@@ -372,6 +372,8 @@ impl Validate for Config {
 mod tests {
     use std::path::Path;
 
+    use tabularium_common::config::example;
+
     use super::*;
 
     const EXAMPLE: &str = include_str!("../../../deploy/config/coordinator.toml");
@@ -386,6 +388,19 @@ mod tests {
         let config = parse(EXAMPLE).unwrap();
         assert_eq!(config.virtual_storages[0].storages.len(), 3);
         assert_eq!(config.timing.parked_after, Timing::default().parked_after);
+    }
+
+    #[test]
+    fn the_example_shows_every_key_and_what_it_is_without() {
+        let text = example::uncommented(EXAMPLE);
+        assert_eq!(example::missing_keys::<Config>(&text).unwrap(), [""; 0]);
+        let (shown, without) = (parse(&text).unwrap(), parse(EXAMPLE).unwrap());
+        assert_eq!(format!("{:?}", shown.timing), format!("{:?}", Timing::default()));
+        assert_eq!(format!("{:?}", shown.repair), format!("{:?}", RepairConfig::default()));
+        assert_eq!(format!("{:?}", shown.fsck), format!("{:?}", FsckConfig::default()));
+        assert_eq!(shown.max_database_connections, without.max_database_connections);
+        assert_eq!(shown.drain_seconds, without.drain_seconds);
+        assert_eq!(shown.virtual_storages[0].write_quorum, without.virtual_storages[0].write_quorum);
     }
 
     #[test]

@@ -142,7 +142,7 @@ fn is_base_url(url: &str) -> bool {
 mod tests {
     use std::path::Path;
 
-    use tabularium_common::config::parse;
+    use tabularium_common::config::{example, parse};
 
     use super::*;
 
@@ -158,6 +158,12 @@ mod tests {
         let example = include_str!("../../../deploy/config/gateway.toml");
         let config: Config = parse(Path::new("gateway.toml"), example).unwrap();
         assert_eq!(config.virtual_storage.as_str(), "default");
+    }
+
+    #[test]
+    fn the_example_shows_every_key() {
+        let example = example::uncommented(include_str!("../../../deploy/config/gateway.toml"));
+        assert_eq!(example::missing_keys::<Config>(&example).unwrap(), [""; 0]);
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl Validate for GeoReceiverConfig {
 mod tests {
     use std::path::Path;
 
-    use tabularium_common::config::parse;
+    use tabularium_common::config::{example, parse};
 
     use super::*;
 
@@ -147,6 +147,12 @@ mod tests {
         let config: GeoReceiverConfig = parse(Path::new("geo-receiver.toml"), text).unwrap();
         assert_eq!(config.virtual_storage.as_str(), "default");
         assert_eq!(config.max_body_bytes, 1024 * 1024);
+    }
+
+    #[test]
+    fn the_example_shows_every_key() {
+        let example = example::uncommented(include_str!("../../../deploy/config/geo-receiver.toml"));
+        assert_eq!(example::missing_keys::<GeoReceiverConfig>(&example).unwrap(), [""; 0]);
     }
 
     #[test]

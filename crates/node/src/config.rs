@@ -183,7 +183,7 @@ impl Validate for Config {
 mod tests {
     use std::path::Path;
 
-    use tabularium_common::config::parse;
+    use tabularium_common::config::{example, parse};
 
     use super::*;
 
@@ -196,6 +196,12 @@ mod tests {
         let config: Config = parse(Path::new("node.toml"), &text).unwrap();
         assert_eq!(config.max_git_processes, default_max_git_processes());
         assert_eq!(config.storage[0].name.as_str(), "node-1");
+    }
+
+    #[test]
+    fn the_example_shows_every_key() {
+        let example = example::uncommented(include_str!("../../../deploy/config/node.toml"));
+        assert_eq!(example::missing_keys::<Config>(&example).unwrap(), [""; 0]);
     }
 
     #[test]

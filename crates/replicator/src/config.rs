@@ -228,7 +228,7 @@ fn repeated<'a>(key: &str, names: impl Iterator<Item = &'a SiteName>) -> Vec<Fau
 mod tests {
     use std::path::Path;
 
-    use tabularium_common::config::parse;
+    use tabularium_common::config::{example, parse};
 
     use super::*;
 
@@ -245,6 +245,12 @@ mod tests {
         let config: ReplicatorConfig = parse(Path::new("replicator.toml"), text).unwrap();
         assert_eq!(config.workers(Class::Replication), 4);
         assert_eq!(config.workers(Class::GeoSync), 4);
+    }
+
+    #[test]
+    fn the_example_shows_every_key() {
+        let example = example::uncommented(include_str!("../../../deploy/config/replicator.toml"));
+        assert_eq!(example::missing_keys::<ReplicatorConfig>(&example).unwrap(), [""; 0]);
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl Validate for Config {
 mod tests {
     use std::path::Path;
 
-    use tabularium_common::config::parse;
+    use tabularium_common::config::{example, parse};
 
     use super::*;
 
@@ -121,6 +121,12 @@ mod tests {
         let config: Config = parse(Path::new("router.toml"), text).unwrap();
         assert_eq!(config.drain_seconds, 30);
         assert!(config.worker_count() >= 1);
+    }
+
+    #[test]
+    fn the_example_shows_every_key() {
+        let example = example::uncommented(include_str!("../../../deploy/config/router.toml"));
+        assert_eq!(example::missing_keys::<Config>(&example).unwrap(), [""; 0]);
     }
 
     #[test]
