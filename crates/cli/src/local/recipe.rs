@@ -53,6 +53,8 @@ pub(crate) fn node(facts: &SiteFacts<'_>, storage: &str, path: &std::path::Path,
         "admin_listen": loopback(0),
         "token_file": facts.tokens.node,
         "storage": [{ "name": storage, "path": path }],
+        // The disk is somebody's own machine's.
+        "kept": { "minimum_free_mebibytes": 256 },
     });
     table(config, facts)
 }

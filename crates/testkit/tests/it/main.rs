@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod cluster;
+mod corruption;
 mod crashes;
 mod faults;
 mod freshness;

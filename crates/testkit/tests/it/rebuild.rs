@@ -1,7 +1,7 @@
 //! The database is lost and made anew from the nodes, one of which was set back to an older copy of its disk: nothing that
 //! was acknowledged is lost, and all is as it was.
 
-use std::{fs, path::Path, process::Output};
+use std::{fs, path::Path};
 
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
@@ -10,30 +10,18 @@ use tabularium_testkit::{
     git::GitClient,
     wait::wait_until,
 };
-use tokio::process::Command;
 
 use crate::support::{
-    FOLLOW, SOON, equal_replicas, home_only, must_git, no_open_writes, start, try_git, within,
+    FOLLOW, SOON, equal_replicas, home_only, must_git, no_open_writes, start, tabularium, tabularium_json,
+    try_git, within,
 };
 
 /// What the repositories are called in the end, and what they were created as.
 const PATHS: [&str; 3] = ["a/one.git", "a/two.git", "b/three.git"];
 const AT_FIRST: [&str; 3] = ["a/one.git", "a/two.git", "b/before.git"];
 
-/// The operator's command line, on this cluster.
-async fn tabularium(test: &TestCluster, arguments: &[&str]) -> Output {
-    let binaries = tabularium_cli::local::cluster::find_binaries().unwrap();
-    let mut command = Command::new(binaries.join("tabularium"));
-    command.arg("--state-dir").arg(test.cluster.state_directory()).args(arguments);
-    within("tabularium", FOLLOW, command.output()).await.unwrap()
-}
-
 async fn rebuild(test: &TestCluster, arguments: &[&str]) -> (Option<i32>, Value) {
-    let all = [&["--json", "rebuild"], arguments].concat();
-    let output = tabularium(test, &all).await;
-    let said = serde_json::from_slice(&output.stdout);
-    let said = said.unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&output.stderr).into_owned()));
-    (output.status.code(), said)
+    tabularium_json(test, &[&["rebuild"], arguments].concat()).await
 }
 
 fn kinds(said: &Value) -> Vec<&str> {

@@ -95,6 +95,25 @@ pub(crate) fn request<T>(message: T, correlation_id: &str) -> Request<T> {
     request
 }
 
+/// The operator's command line, on this cluster.
+pub(crate) async fn tabularium(test: &TestCluster, arguments: &[&str]) -> Output {
+    let binaries = tabularium_cli::local::cluster::find_binaries().unwrap();
+    let mut command = tokio::process::Command::new(binaries.join("tabularium"));
+    command.arg("--state-dir").arg(test.cluster.state_directory()).args(arguments);
+    within("tabularium", FOLLOW, command.output()).await.unwrap()
+}
+
+/// The same; its exit code, and what it says in JSON or on standard error.
+pub(crate) async fn tabularium_json(
+    test: &TestCluster,
+    arguments: &[&str],
+) -> (Option<i32>, serde_json::Value) {
+    let output = tabularium(test, &[&["--json"], arguments].concat()).await;
+    let said = serde_json::from_slice(&output.stdout);
+    let error = || String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), said.unwrap_or_else(|_| serde_json::Value::String(error())))
+}
+
 /// A channel to the `index`th router of the home site.
 pub(crate) fn router(test: &TestCluster, index: usize) -> Signed {
     let home = test.home();
