@@ -1,6 +1,7 @@
 //! Starts the cluster in the order in which its parts need each other, and steers it.
 
 use std::{
+    ffi::OsString,
     fmt,
     fs::{self, File, OpenOptions, TryLockError},
     path::{Path, PathBuf},
@@ -95,6 +96,25 @@ impl fmt::Debug for Detour {
     }
 }
 
+/// What processes find in their environment beside what they inherit, by their names: `home/node-1`, `postgres`.
+#[derive(Clone)]
+pub struct Environment(Arc<Variables>);
+
+type Variables = dyn Fn(&str) -> Vec<(OsString, OsString)> + Send + Sync;
+
+impl Environment {
+    /// Asked once for each process.
+    pub fn new(variables: impl Fn(&str) -> Vec<(OsString, OsString)> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(variables))
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Environment")
+    }
+}
+
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
@@ -118,6 +138,8 @@ pub struct ClusterOptions {
     pub detour: Option<Detour>,
     /// Gives every service a directory `faults` where crash points are armed, see `tabularium_common::faults`.
     pub faults: bool,
+    /// Of services and of Postgres.
+    pub environment: Option<Environment>,
 }
 
 impl ClusterOptions {
@@ -134,6 +156,7 @@ impl ClusterOptions {
             timing: Vec::new(),
             detour: None,
             faults: false,
+            environment: None,
         }
     }
 }
@@ -149,6 +172,10 @@ struct Site {
     nats: NatsServer,
     database_url: String,
     tokens: SiteTokens,
+}
+
+fn variables(options: &ClusterOptions, process: &str) -> Vec<(OsString, OsString)> {
+    options.environment.as_ref().map(|Environment(variables)| variables(process)).unwrap_or_default()
 }
 
 /// A running cluster. Dropping it kills every process; [`Cluster::stop`] is the orderly way.
@@ -176,7 +203,9 @@ impl Cluster {
         make_state_directory(&state)?;
         let lock = lock(&state)?;
         progress("postgres");
-        let postgres = PostgresServer::start(&state.join("postgres"), options.durability).await?;
+        let environment = variables(&options, "postgres");
+        let postgres =
+            PostgresServer::start_with(&state.join("postgres"), options.durability, environment).await?;
         let ports = PortPlan::new(options.ports);
         let mut cluster =
             Self { options, binaries, services: Vec::new(), sites: Vec::new(), postgres, ports, _lock: lock };
@@ -239,7 +268,9 @@ impl Cluster {
     fn service(&self, site: usize, kind: Kind, index: u16, config: toml::Table) -> Service {
         let name = self.service_name(site, kind, index);
         let directory = self.options.state.join(&name);
-        let service = Service::new(kind, name, directory, self.binaries.join(kind.binary()), config);
+        let environment = variables(&self.options, &name);
+        let program = self.binaries.join(kind.binary());
+        let service = Service::new(kind, name, directory, program, config).with_environment(environment);
         if self.options.faults { service.with_faults() } else { service }
     }
 

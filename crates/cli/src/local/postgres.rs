@@ -112,6 +112,8 @@ pub struct PostgresServer {
     sockets: Sockets,
     durability: Durability,
     user: Option<(u32, u32)>,
+    /// Of the server; beside these it has next to nothing.
+    environment: Vec<(OsString, OsString)>,
     process: Option<Guarded>,
 }
 
@@ -122,12 +124,21 @@ impl PostgresServer {
     /// Postgres runs as; then the data goes to a directory in `/var/tmp` that belongs to `directory` alone.
     /// [`PostgresServer::directory`] tells.
     pub async fn start(directory: &Path, durability: Durability) -> Result<Self, LocalError> {
+        Self::start_with(directory, durability, Vec::new()).await
+    }
+
+    /// As [`PostgresServer::start`], with variables in the server's environment.
+    pub async fn start_with(
+        directory: &Path,
+        durability: Durability,
+        environment: Vec<(OsString, OsString)>,
+    ) -> Result<Self, LocalError> {
         let programs = find_programs()?;
         let user = other_user();
         let directory = place(directory, user)?;
         let sockets =
             Sockets::near(&directory, user).map_err(io_error("cannot create a directory for sockets"))?;
-        let mut server = Self { programs, directory, sockets, durability, user, process: None };
+        let mut server = Self { programs, directory, sockets, durability, user, environment, process: None };
         if !server.data().join("PG_VERSION").exists() {
             server.initialise().await?;
         }
@@ -263,6 +274,7 @@ impl PostgresServer {
         launch.user = self.user;
         launch.clear_environment = true;
         launch.environment = vec![(OsString::from("LC_ALL"), OsString::from("C"))];
+        launch.environment.extend(self.environment.iter().cloned());
         let process = launch.start().map_err(io_error("cannot start postgres"))?;
         let pid = process.pid();
         let process = self.process.insert(process);

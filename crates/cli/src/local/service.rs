@@ -1,6 +1,7 @@
 //! One process of one of our services: its configuration file, its log, its announcement.
 
 use std::{
+    ffi::OsString,
     fs::{self, OpenOptions},
     io::Write as _,
     os::unix::fs::OpenOptionsExt as _,
@@ -100,6 +101,8 @@ pub(crate) struct Service {
     log_before: u64,
     /// Whether it may be struck at crash points.
     faults: bool,
+    /// Beside what is inherited.
+    environment: Vec<(OsString, OsString)>,
 }
 
 impl Service {
@@ -123,12 +126,18 @@ impl Service {
             paused: false,
             log_before: 0,
             faults: false,
+            environment: Vec::new(),
         }
     }
 
     /// Lets tests strike at its crash points, armed in the directory `faults` beside its log.
     pub(crate) fn with_faults(self) -> Self {
         Self { faults: true, ..self }
+    }
+
+    /// Gives it variables of its own.
+    pub(crate) fn with_environment(self, environment: Vec<(OsString, OsString)>) -> Self {
+        Self { environment, ..self }
     }
 
     pub(crate) fn config_path(&self) -> PathBuf {
@@ -206,6 +215,7 @@ impl Service {
             .arg(self.config_path())
             .arg("--announce")
             .arg(&announce);
+        launch.environment.clone_from(&self.environment);
         if self.faults {
             let directory = self.directory.join("faults");
             private_directory(&directory)

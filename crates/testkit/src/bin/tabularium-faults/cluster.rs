@@ -27,6 +27,8 @@ use tabularium_testkit::{
 use tempfile::TempDir;
 use tonic::{Request, Status};
 
+use crate::clocks::{self, Clocks};
+
 /// Room of a disk that can be filled; plenty for a session.
 const DISK_MEBIBYTES: u64 = 768;
 const BALLAST: &str = "ballast";
@@ -86,11 +88,13 @@ pub(crate) struct Site {
     pub(crate) links: Links,
     /// Whether nodes have disks of their own, which can be filled.
     pub(crate) own_disks: bool,
+    /// Where clocks can be moved.
+    pub(crate) clocks: Option<Clocks>,
 }
 
 impl Site {
     /// Starts it. Panics when it does not start, as all of the test kit does.
-    pub(crate) async fn start(size: Size, timing: &[(String, String)]) -> Self {
+    pub(crate) async fn start(size: Size, timing: &[(String, String)], clocks: Option<Clocks>) -> Self {
         let links = Links::default();
         let mut mounts = Mounts::default();
         let test = TestCluster::start(|options: &mut ClusterOptions| {
@@ -102,13 +106,14 @@ impl Site {
             options.detour = Some(links.detour());
             options.faults = true;
             options.timing = timing.to_vec();
+            options.environment = clocks.as_ref().map(Clocks::environment);
             for node in 1..=size.nodes {
                 mounts.add(options.state.join(HOME).join(format!("node-{node}/storage")));
             }
         })
         .await;
         let own_disks = mounts.0.len() == usize::from(size.nodes);
-        Self { mounts, test, links, own_disks }
+        Self { mounts, test, links, own_disks, clocks }
     }
 
     /// Names of the processes of one kind: `node-1`.
@@ -342,6 +347,18 @@ impl Site {
         Ok(fs::remove_file(self.storage(node).join(BALLAST))?)
     }
 
+    /// Moves the clock of a process.
+    pub(crate) fn move_clock(&self, name: &str, seconds: i64) -> Result<()> {
+        self.clocks.as_ref().context("clocks cannot be moved")?.set(name, seconds)
+    }
+
+    /// All clocks are right.
+    pub(crate) fn right_clocks(&self) -> Result<()> {
+        let Some(clocks) = &self.clocks else { return Ok(()) };
+        let services = self.test.home().processes.into_iter().map(|process| process.name);
+        services.chain(["postgres".to_owned()]).try_for_each(|name| clocks.set(&name, 0))
+    }
+
     /// Copies every log into a directory.
     pub(crate) fn keep_logs(&self, directory: &Path) -> Result<()> {
         fs::create_dir_all(directory)?;
@@ -358,11 +375,14 @@ impl Site {
 
     /// Stops everything in an orderly way.
     pub(crate) async fn stop(self) -> Result<()> {
-        let Self { test, mounts, links, .. } = self;
+        let Self { test, mounts, links, clocks, .. } = self;
         let directory = test.stop().await?;
         // What is mounted in it cannot be removed.
         drop(mounts);
         drop((directory, links));
+        if clocks.is_some() {
+            clocks::clear();
+        }
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tabularium_common::faults::CrashPoint;
 use tabularium_testkit::cluster::service::Kind as Service;
 
-use crate::scenes::Scene;
+use crate::{clocks::Jump, scenes::Scene};
 
 /// What may be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,10 @@ pub(crate) enum Harm {
     /// No room on the disks of so many nodes.
     DiskFull(usize),
     Crash(CrashPoint),
+    /// A process's clock jumps, forward or back, and back to the right time later.
+    Clock(Service, Jump),
+    /// That of the database, which decides when leases are over.
+    PostgresClock(Jump),
 }
 
 /// Whose connections suffer.
@@ -141,6 +145,11 @@ impl Harm {
         all.push(Link(Callee::Router, Trouble::Delay));
         all.extend(CrashPoint::ALL.iter().map(|point| Crash(*point)));
         all.extend(Scene::ALL.map(Self::Scene));
+        for jump in [Jump::Near, Jump::Far] {
+            let services = [Service::Node, Service::Router, Service::Coordinator];
+            all.extend(services.map(|kind| Self::Clock(kind, jump)));
+            all.push(Self::PostgresClock(jump));
+        }
         all
     }
 
@@ -151,6 +160,7 @@ impl Harm {
             Self::Kill(kind) | Self::Stop(kind) | Self::StopLong(kind) => Some(kind.name()),
             Self::Link(callee, trouble) if trouble != Trouble::Delay => Some(callee.name()),
             Self::Crash(point) => Some(point.service()),
+            Self::Clock(kind, Jump::Far) => Some(kind.name()),
             Self::IsolateRouter => Some("router"),
             _ => None,
         };
@@ -163,6 +173,11 @@ impl Harm {
     /// Whether it is a story of its own, that another fault would spoil.
     fn is_alone(self) -> bool {
         matches!(self, Self::Scene(_) | Self::OldDisk | Self::Rebirth | Self::LonePrimary)
+    }
+
+    /// Whether it needs clocks that can be moved.
+    pub(crate) fn moves_clocks(self) -> bool {
+        matches!(self, Self::Clock(..) | Self::PostgresClock(_))
     }
 
     /// Of so many draws one is enough.
@@ -204,6 +219,8 @@ impl Harm {
             Self::LonePrimary => "lone-primary".into(),
             Self::DiskFull(count) => format!("disk-full-{count}"),
             Self::Crash(point) => format!("crash-{}", point.name()),
+            Self::Clock(kind, jump) => format!("clock-{}-{}", kind.name(), jump.name()),
+            Self::PostgresClock(jump) => format!("clock-postgres-{}", jump.name()),
         }
     }
 }

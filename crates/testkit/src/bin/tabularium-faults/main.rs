@@ -3,7 +3,7 @@
 //!
 //! * `cluster` starts the processes, with a relay on every call between them. `clients` push and list (`push` is one such
 //!   command), and write into the `history`. `nemesis` does `harm` and takes it back; some of it are `scenes` of several
-//!   faults, which bring a client of their own, or the death and `rebirth` of a repository.
+//!   faults, which bring a client of their own, or the death and `rebirth` of a repository. `clocks` jump.
 //! * `witness` looks at the nodes' disks in between, `healed` afterwards. `checker` judges, and `report` prints.
 //! * `prove` switches safety steps off, one by one: each time the checker has to find what that breaks.
 //!
@@ -14,6 +14,7 @@
 
 mod checker;
 mod clients;
+mod clocks;
 mod cluster;
 mod harm;
 mod healed;

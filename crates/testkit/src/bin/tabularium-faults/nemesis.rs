@@ -74,7 +74,9 @@ impl Nemesis {
     ) -> Self {
         let chosen = |harm: &Harm| only.is_empty() || only.contains(&harm.name());
         let possible = |harm: &Harm| site.own_disks || !matches!(harm, Harm::DiskFull(_));
-        let mut harms: Vec<_> = Harm::all().into_iter().filter(chosen).filter(possible).collect();
+        let timely = |harm: &Harm| site.clocks.is_some() || !harm.moves_clocks();
+        let mut harms: Vec<_> =
+            Harm::all().into_iter().filter(chosen).filter(possible).filter(timely).collect();
         if *together {
             harms.sort_by_key(|harm| only.iter().position(|name| *name == harm.name()));
             harms.dedup();
@@ -169,12 +171,16 @@ impl Nemesis {
             },
             Harm::KillNode | Harm::OldDisk => self.any(Service::Node)?,
             Harm::IsolateRouter | Harm::Scene(_) => self.any(Service::Router)?,
-            Harm::Kill(kind) | Harm::Stop(kind) | Harm::StopLong(kind) => self.any(kind)?,
+            Harm::Kill(kind) | Harm::Stop(kind) | Harm::StopLong(kind) | Harm::Clock(kind, _) => {
+                self.any(kind)?
+            }
             Harm::Link(callee, _) => self.any(callee.service())?,
             Harm::NatsRestart | Harm::NatsEmpty | Harm::NatsDown => "nats".to_owned(),
-            Harm::PostgresRestart | Harm::PostgresDown | Harm::PostgresGone | Harm::PostgresStop => {
-                "postgres".to_owned()
-            }
+            Harm::PostgresRestart
+            | Harm::PostgresDown
+            | Harm::PostgresGone
+            | Harm::PostgresStop
+            | Harm::PostgresClock(_) => "postgres".to_owned(),
             Harm::LonePrimary => self.hot.choose(&mut self.random).cloned().context("no repository")?,
             Harm::DiskFull(_) | Harm::Crash(_) | Harm::Rebirth => String::new(),
         };
@@ -228,6 +234,11 @@ impl Nemesis {
                     self.site.fill(node)?;
                 }
                 done.target = done.disks.join("+");
+            }
+            Harm::Clock(_, jump) | Harm::PostgresClock(jump) => {
+                let seconds = if self.random.random() { jump.seconds() } else { -jump.seconds() };
+                self.site.move_clock(&done.target, seconds)?;
+                done.target = format!("{} by {seconds} s", done.target);
             }
             Harm::Crash(point) => match self.crash(point).await? {
                 Some(struck) => (done.target, done.begun) = struck,
@@ -287,6 +298,7 @@ impl Nemesis {
 
     async fn heal(&mut self, done: &[Done]) -> Result<()> {
         self.site.links.heal();
+        self.site.right_clocks()?;
         for node in done.iter().flat_map(|one| &one.disks) {
             self.site.empty(node)?;
         }

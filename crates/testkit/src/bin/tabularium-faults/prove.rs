@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// A scene needs its processes to be in time, which a busy machine may not let them be.
-const TRIES: u64 = 3;
+const TRIES: u64 = 5;
 
 /// How the lack of a step was noticed.
 struct Noticed {

@@ -65,6 +65,8 @@ impl<'a> Report<'a> {
 struct Line<'a> {
     kind: &'a str,
     times: usize,
+    /// Pushes with something acknowledged, in its time.
+    acknowledged: usize,
     writes: Column,
     reads: Column,
 }
@@ -107,9 +109,14 @@ fn lines<'a>(faults: &'a [Fault], writes: &Met, reads: &Met) -> Vec<Line<'a>> {
         met.max_by_key(|fault| stretch.ended.min(fault.healed) - stretch.begun.max(fault.begun))
     };
     let quiet = |stretch: &Stretch| blamed(stretch).is_none();
+    let acknowledged = |counts: &dyn Fn(&Stretch) -> bool| {
+        let moments = writes.successes.iter().map(|moment| Stretch { begun: *moment, ended: *moment });
+        moments.filter(|moment| counts(moment)).count()
+    };
     let none = Line {
         kind: "(none)",
         times: 0,
+        acknowledged: acknowledged(&quiet),
         writes: Column::new(writes, quiet),
         reads: Column::new(reads, quiet),
     };
@@ -117,8 +124,9 @@ fn lines<'a>(faults: &'a [Fault], writes: &Met, reads: &Met) -> Vec<Line<'a>> {
         let counts = |stretch: &Stretch| {
             blamed(stretch).is_some_and(|blamed| faults.iter().any(|fault| std::ptr::eq(*fault, blamed)))
         };
+        let acknowledged = acknowledged(&counts);
         let (writes, reads) = (Column::new(writes, counts), Column::new(reads, counts));
-        Line { kind, times: faults.len(), writes, reads }
+        Line { kind, times: faults.len(), acknowledged, writes, reads }
     });
     std::iter::once(none).chain(of_kind).collect()
 }
@@ -129,16 +137,16 @@ impl fmt::Display for Report<'_> {
         let lines = lines(&self.history.faults, &writes, &reads);
         writeln!(
             f,
-            "{:<32}{:>6} |{:>9}{:>9}{:>7} |{:>9}{:>9}{:>7}",
-            "fault", "times", "writes:", "", "", "reads:", "", ""
+            "{:<32}{:>6}{:>8} |{:>9}{:>9}{:>7} |{:>9}{:>9}{:>7}",
+            "fault", "times", "acknow-", "writes:", "", "", "reads:", "", ""
         )?;
         writeln!(
             f,
-            "{:<32}{:>6} |{:>9}{:>9}{:>7} |{:>9}{:>9}{:>7}",
-            "", "", "gap s", "wait s", "errors", "gap s", "wait s", "errors"
+            "{:<32}{:>6}{:>8} |{:>9}{:>9}{:>7} |{:>9}{:>9}{:>7}",
+            "", "", "ledged", "gap s", "wait s", "errors", "gap s", "wait s", "errors"
         )?;
-        for Line { kind, times, writes, reads } in &lines {
-            write!(f, "{kind:<32}{times:>6}")?;
+        for Line { kind, times, acknowledged, writes, reads } in &lines {
+            write!(f, "{kind:<32}{times:>6}{acknowledged:>8}")?;
             for Column { gap, wait, errors, .. } in [writes, reads] {
                 write!(f, " |{gap:>9.2}{wait:>9.2}{errors:>7}")?;
             }
@@ -235,6 +243,7 @@ mod tests {
             waits: Vec::new(),
             errors: vec![stretch(310_000_000, 320_000_000)],
             errors_before_sending: Vec::new(),
+            successes: vec![5_000_000, 110_000_000, 120_000_000],
         };
         let faults = [
             fault("kill", 100_000_000, 200_000_000),
@@ -245,6 +254,8 @@ mod tests {
         let told: Vec<_> = lines.iter().map(|line| (line.kind, line.times, line.writes.gap)).collect();
         assert_eq!(told, [("(none)", 0, 10.0), (TOGETHER, 2, 0.0), ("kill", 1, 60.0)]);
         assert_eq!(lines[1].writes.errors, 1);
+        let acknowledged: Vec<_> = lines.iter().map(|line| line.acknowledged).collect();
+        assert_eq!(acknowledged, [1, 0, 2]);
     }
 
     #[test]

@@ -25,8 +25,11 @@ impl Stretch {
 /// What operations of one kind met.
 #[derive(Debug, Default)]
 pub(super) struct Met {
-    /// Between two successes in one hot repository, whoever had them.
+    /// Times without a success in one hot repository, while somebody wanted one: from the success before, or from when
+    /// somebody asked if that was later. What others had in other repositories does not end them.
     pub(super) gaps: Vec<Stretch>,
+    /// When there was a success, in whatever repository.
+    pub(super) successes: Vec<Micros>,
     /// From a client's first try to its first answer that was no error.
     pub(super) waits: Vec<Stretch>,
     /// Operations that ended in an error.
@@ -79,7 +82,8 @@ impl Met {
 
     fn new<'a>(operations: impl Iterator<Item = Operation<'a>>) -> Self {
         let mut met = Self::default();
-        let (mut waiting, mut last): (BTreeMap<_, Micros>, BTreeMap<_, Micros>) = Default::default();
+        let mut waiting: BTreeMap<_, Micros> = BTreeMap::new();
+        let mut hot: BTreeMap<_, Wanted> = BTreeMap::new();
         let mut end = 0;
         for operation in operations {
             let Stretch { begun, ended } = operation.span;
@@ -96,17 +100,46 @@ impl Met {
                 waiting.remove(operation.client);
                 met.waits.push(Stretch { begun: first, ended });
             }
-            if operation.success
-                && operation.repository.starts_with("hot")
-                && let Some(before) = last.insert(operation.repository, ended)
-            {
-                met.gaps.push(Stretch { begun: before.min(ended), ended });
+            if operation.success {
+                met.successes.push(ended);
+            }
+            if operation.repository.starts_with("hot") {
+                let wanted = hot.entry(operation.repository).or_default();
+                met.gaps.extend(wanted.learn(operation.span, operation.success));
             }
         }
         // Whoever still waits has waited until now.
         met.waits.extend(waiting.into_values().map(|begun| Stretch { begun, ended: end }));
-        met.gaps.extend(last.into_values().map(|begun| Stretch { begun, ended: end }));
+        met.gaps.extend(hot.into_values().filter_map(|wanted| wanted.gap()));
         met
+    }
+}
+
+/// What is wanted of one repository, told in the order in which operations end.
+#[derive(Default)]
+struct Wanted {
+    /// The last success.
+    had: Micros,
+    /// Who has asked for another one since it, or still did at that time: the first such question, and the last answer.
+    asked: Option<Stretch>,
+}
+
+impl Wanted {
+    fn gap(&self) -> Option<Stretch> {
+        self.asked.map(|Stretch { begun, ended }| Stretch { begun: begun.max(self.had).min(ended), ended })
+    }
+
+    /// Answers the gap that a success ends.
+    fn learn(&mut self, span: Stretch, success: bool) -> Option<Stretch> {
+        let asked = self.asked.get_or_insert(span);
+        asked.begun = asked.begun.min(span.begun);
+        asked.ended = asked.ended.max(span.ended);
+        if !success {
+            return None;
+        }
+        let gap = self.gap();
+        *self = Self { had: span.ended, asked: None };
+        gap
     }
 }
 
@@ -141,8 +174,29 @@ mod tests {
         ];
         let met = Met::new(operations.into_iter());
         assert_eq!(longest(&met.waits), Some(40));
-        assert_eq!(longest(&met.gaps), Some(30));
+        assert_eq!(longest(&met.gaps), Some(20), "nobody wanted anything before 20");
         assert_eq!(met.errors.len(), 1);
+    }
+
+    #[test]
+    fn a_gap_is_that_of_one_repository() {
+        let elsewhere =
+            |begun, ended| Operation { repository: "hot-1.git", ..operation("b", begun, ended, true) };
+        let operations = [
+            operation("a", 0, 10, true),
+            elsewhere(10, 20),
+            operation("a", 15, 30, false),
+            elsewhere(25, 40),
+            operation("a", 35, 90, true),
+            elsewhere(90, 95),
+        ];
+        let met = Met::new(operations.into_iter());
+        assert_eq!(longest(&met.gaps), Some(75), "what others have elsewhere does not end it");
+        let unanswered = Met::new([operation("a", 0, 10, true), operation("a", 20, 90, false)].into_iter());
+        assert_eq!(longest(&unanswered.gaps), Some(70));
+        let idle = Met::new([operation("a", 0, 10, true), elsewhere(10, 500)].into_iter());
+        assert_eq!(longest(&idle.gaps), Some(490), "of the other one");
+        assert_eq!(idle.gaps.iter().filter(|gap| gap.begun < 10).count(), 1);
     }
 
     #[test]

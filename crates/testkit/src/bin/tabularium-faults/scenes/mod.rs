@@ -21,6 +21,10 @@ use crate::{cluster::Site, history::Finding, witness::Witness};
 use actor::{Actor, PATH};
 use stage::{Stage, refuse};
 
+/// What every vote waits for when a push is to take long. Health checks wait behind other answers.
+const SLOW: Duration = Duration::from_millis(350);
+/// The same, when there is to be time to strike before the first vote, and none to notice before the last.
+const BRISK: Duration = Duration::from_millis(60);
 /// So many branches in one push, each voted on for itself, take longer than the lease of a write, its settlement and a copy
 /// together.
 const MANY: usize = 24;
@@ -28,7 +32,7 @@ const MANY: usize = 24;
 const SOME: usize = 3;
 /// How long a push may take to come to its middle, or to its end.
 const LONG: Duration = Duration::from_secs(30);
-/// How long a push of one branch takes whose votes are answered.
+/// How long a push of one branch may take to bring its objects.
 const SHORT: Duration = Duration::from_secs(3);
 /// How long a router takes to know that a node is gone.
 const KNOWN: Duration = Duration::from_millis(1500);
@@ -46,7 +50,7 @@ pub(crate) const PREFIX: &str = "scene-";
 /// A window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scene {
-    /// A router loses its coordinator and one node, and is asked to write.
+    /// A router loses its coordinator where a write begins, and has lost one node.
     Unasked,
     /// All nodes but the primary are stopped in the middle of a push.
     Alone,
@@ -113,17 +117,16 @@ impl Scene {
     }
 }
 
-/// The coordinator stands still when it is asked, and is killed before it has read that: nobody ever hears of the write.
+/// What is asked for is lost on the way, which is noticed half a second later at the earliest: nobody ever hears of the write.
 async fn unasked(stage: &Stage, site: &mut Site, actor: &Actor) -> Result<()> {
     let Stage { troubled, primary, secondary, .. } = stage;
     let wishes = actor.branches(1).await?;
-    troubled.slow(&site.links, "node");
+    troubled.slow(&site.links, BRISK);
     troubled.close(&site.links, secondary);
     try_join!(actor.push(troubled.gateway, &wishes), async {
         stage.incoming((site, primary), SHORT).await?;
-        site.pause(&troubled.coordinator)?;
-        stage.on_disk((site, primary), &wishes, 1, SHORT).await?;
-        site.kill(&troubled.coordinator)
+        troubled.isolate(&site.links);
+        Ok(())
     })?;
     Ok(())
 }
@@ -131,7 +134,7 @@ async fn unasked(stage: &Stage, site: &mut Site, actor: &Actor) -> Result<()> {
 async fn alone(stage: &Stage, site: &mut Site, actor: &Actor) -> Result<()> {
     let Stage { troubled, primary, .. } = stage;
     let wishes = actor.branches(MANY).await?;
-    troubled.slow(&site.links, "node");
+    troubled.slow(&site.links, SLOW);
     try_join!(actor.push(troubled.gateway, &wishes), async {
         stage.on_disk((site, primary), &wishes, SOME, LONG).await?;
         stage.secondaries(site).iter().try_for_each(|node| site.pause(node))
@@ -142,7 +145,7 @@ async fn alone(stage: &Stage, site: &mut Site, actor: &Actor) -> Result<()> {
 async fn left_behind(stage: &Stage, site: &mut Site, actor: &Actor) -> Result<()> {
     let Stage { troubled, primary, secondary, .. } = stage;
     let wishes = actor.branches(MANY).await?;
-    troubled.slow(&site.links, "node");
+    troubled.slow(&site.links, SLOW);
     try_join!(actor.push(troubled.gateway, &wishes), async {
         stage.on_disk((site, primary), &wishes, SOME, LONG).await?;
         site.pause(secondary)
@@ -154,7 +157,7 @@ async fn left_behind(stage: &Stage, site: &mut Site, actor: &Actor) -> Result<()
 async fn late_record(stage: &Stage, site: &mut Site, actor: &Actor) -> Result<()> {
     let Stage { troubled, well, primary, secondary, .. } = stage;
     let wishes = actor.branches(1).await?;
-    troubled.slow(&site.links, "node");
+    troubled.slow(&site.links, SLOW);
     troubled.close(&site.links, secondary);
     let links = site.links.clone();
     try_join!(actor.push(troubled.gateway, &wishes), async {
@@ -184,7 +187,7 @@ async fn old_route(stage: &Stage, site: &mut Site, actor: &Actor) -> Result<()> 
 async fn late_votes(stage: &Stage, site: &mut Site, actor: &Actor) -> Result<()> {
     let Stage { troubled, primary, secondary, .. } = stage;
     let wishes = actor.branches(MANY).await?;
-    troubled.slow(&site.links, "node");
+    troubled.slow(&site.links, SLOW);
     troubled.close(&site.links, secondary);
     let links = site.links.clone();
     try_join!(actor.push(troubled.gateway, &wishes), async {

@@ -17,13 +17,11 @@ use crate::{
     push::Wish,
 };
 
-/// What every vote waits for when a push is to take long. Health checks wait behind other answers.
-const SLOW: Duration = Duration::from_millis(350);
 /// How long routers take to hold their session with the coordinator that is left to them, and to know their nodes.
 const PAIRED: Duration = Duration::from_secs(3);
 /// How long all replicas may take to be equal before a scene begins.
 const EQUAL_WITHIN: Duration = Duration::from_secs(20);
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// How git names the directories where objects are before a push is accepted.
 const QUARANTINE: &str = "tmp_objdir-";
 
@@ -150,10 +148,10 @@ impl Pair {
         refuse(links, &self.coordinator, node);
     }
 
-    /// Whatever a node answers, votes included, is slow.
-    pub(super) fn slow(&self, links: &Links, node: &str) {
-        links.each(&self.coordinator, node, |proxy| {
-            proxy.set_one_way(Direction::Down, Relay::Delay(SLOW));
+    /// Whatever nodes answer, votes included, takes so long.
+    pub(super) fn slow(&self, links: &Links, by: Duration) {
+        links.each(&self.coordinator, "node", |proxy| {
+            proxy.set_one_way(Direction::Down, Relay::Delay(by));
         });
     }
 
