@@ -1,12 +1,18 @@
 //! The frame of every service's program: its arguments, its exit codes, and its last words.
 
-use std::{error::Error, fmt::Write as _, path::PathBuf, process::ExitCode};
+use std::{
+    error::Error,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use serde::de::DeserializeOwned;
 
 use crate::{
-    config::{self, Validate},
+    config::{self, ConfigError, Validate},
     faults,
+    telemetry::{self, TelemetryConfig},
 };
 
 /// The configuration cannot be used (`EX_CONFIG` of sysexits.h).
@@ -35,6 +41,45 @@ impl ServiceArguments {
     pub fn load<C: DeserializeOwned + Validate>(&self, program: &str) -> Result<C, ExitCode> {
         faults::prepare(&self.config).map_err(|error| exit(program, BAD_CONFIG, &error))?;
         config::load(&self.config).map_err(|error| exit(program, BAD_CONFIG, &error))
+    }
+}
+
+/// What every service's configuration has.
+pub trait ServiceConfig: DeserializeOwned + Validate {
+    /// Logs and traces.
+    fn telemetry(&self) -> &TelemetryConfig;
+    /// Fails when a file of secrets cannot be used. Looked at before anything is started.
+    fn check_secrets(&self) -> Result<(), ConfigError>;
+}
+
+/// The life of a service's program: its configuration is read and checked, logging starts, and `serve` runs to its end, with
+/// the file that addresses are announced in.
+pub async fn run<C, E>(
+    program: &'static str,
+    service: &ServiceArguments,
+    serve: impl AsyncFnOnce(C, Option<&Path>) -> Result<(), E>,
+) -> ExitCode
+where
+    C: ServiceConfig,
+    E: Error + 'static,
+{
+    let config = match service.load::<C>(program) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    if let Err(error) = config.check_secrets() {
+        return exit(program, BAD_CONFIG, &error);
+    }
+    if service.check_config {
+        return ExitCode::SUCCESS;
+    }
+    let _telemetry = match telemetry::start(program, config.telemetry()) {
+        Ok(guard) => guard,
+        Err(error) => return exit(program, FAILED, &error),
+    };
+    match serve(config, service.announce.as_deref()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit(program, FAILED, &error),
     }
 }
 

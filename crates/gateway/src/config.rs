@@ -7,6 +7,7 @@ use tabularium_common::{
     config::{ConfigDuration, ConfigError, Fault, SecretFile, Validate},
     grpc::{Address, ListenAddress},
     ids::VirtualStorageName,
+    program::ServiceConfig,
     telemetry::TelemetryConfig,
 };
 
@@ -92,9 +93,12 @@ const fn default_drain_seconds() -> u64 {
     30
 }
 
-impl Config {
-    /// Reads every secret that is named and forgets it again, so that a bad one is told before anything is bound.
-    pub fn check_secrets(&self) -> Result<(), ConfigError> {
+impl ServiceConfig for Config {
+    fn telemetry(&self) -> &TelemetryConfig {
+        &self.telemetry
+    }
+
+    fn check_secrets(&self) -> Result<(), ConfigError> {
         let files = [&self.router_token_file, &self.coordinator_token_file, &self.access_token_file];
         files.into_iter().flatten().try_for_each(|file| file.read().map(drop))
     }

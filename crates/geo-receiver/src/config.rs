@@ -7,6 +7,7 @@ use serde::Deserialize;
 use tabularium_common::{
     config::{ConfigError, Fault, SecretFile, Validate},
     ids::{SiteName, VirtualStorageName},
+    program::ServiceConfig,
     telemetry::TelemetryConfig,
 };
 
@@ -92,6 +93,16 @@ impl GeoReceiverConfig {
             tokens.push((site.name.clone(), token));
         }
         Ok(tokens)
+    }
+}
+
+impl ServiceConfig for GeoReceiverConfig {
+    fn telemetry(&self) -> &TelemetryConfig {
+        &self.telemetry
+    }
+
+    fn check_secrets(&self) -> Result<(), ConfigError> {
+        self.read_tokens().map(drop)
     }
 }
 

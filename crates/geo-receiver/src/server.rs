@@ -10,7 +10,6 @@ use tabularium_common::{
     config::ConfigError,
     duties::Class,
     lifecycle::{Readiness, Tasks},
-    telemetry::TelemetryError,
 };
 use tokio::{
     net::TcpListener,
@@ -33,9 +32,6 @@ pub enum RunError {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Logging could not be started.
-    #[error(transparent)]
-    Telemetry(#[from] TelemetryError),
     /// A port cannot be bound.
     #[error("cannot listen on {address}: {source}")]
     Listen {

@@ -9,6 +9,7 @@ use tabularium_common::{
     duties::Class,
     grpc::Address,
     ids::SiteName,
+    program::ServiceConfig,
     telemetry::TelemetryConfig,
 };
 
@@ -159,6 +160,16 @@ impl Secrets {
     pub fn all(&self) -> Vec<SecretString> {
         let single = [&self.coordinator, &self.node, &self.router].into_iter().flatten();
         single.chain(&self.subscribers).chain(self.home_sites.iter().flatten()).cloned().collect()
+    }
+}
+
+impl ServiceConfig for ReplicatorConfig {
+    fn telemetry(&self) -> &TelemetryConfig {
+        &self.telemetry
+    }
+
+    fn check_secrets(&self) -> Result<(), ConfigError> {
+        self.read_secrets().map(drop)
     }
 }
 
