@@ -78,7 +78,7 @@ pub(crate) async fn expel(
         recorded = db.retrying(|| record(shared, seen, verdict, damaged)).await?;
     }
     let (repository, different, row) = match recorded {
-        Recorded::Done { repository, different, row } => (repository, different, row),
+        Recorded::Done { repository, different, row } => (*repository, different, row),
         Recorded::Void | Recorded::Busy if damaged => return Ok(Vec::new()),
         Recorded::Void | Recorded::Busy => {
             let now = db.retrying(|| repositories::repository_find(db.pool(), seen.id)).await?;
@@ -143,7 +143,7 @@ async fn mark(
 /// What became of it in the database.
 enum Recorded {
     Done {
-        repository: Repository,
+        repository: Box<Repository>,
         different: Vec<StorageName>,
         row: i64,
     },
@@ -181,5 +181,5 @@ async fn record(
     }
     let row = assignments::revocation_owe_in_txn(&mut transaction, repository.id).await?;
     transaction.commit().await?;
-    Ok(Recorded::Done { repository, different, row })
+    Ok(Recorded::Done { repository: Box::new(repository), different, row })
 }

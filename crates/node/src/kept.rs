@@ -156,7 +156,7 @@ fn tell(target: &RepositoryPath, corruption: &Corruption, kept: &Result<PathBuf,
     let (path, reason) = (target.path.display(), &corruption.reason);
     match kept {
         Ok(place) => {
-            tracing::error!(%path, kept = %place.display(), reason, "a corrupt replica is kept aside")
+            tracing::error!(%path, kept = %place.display(), reason, "a corrupt replica is kept aside");
         }
         Err(error) => tracing::error!(%path, %error, reason, "a corrupt replica is not kept aside"),
     }
@@ -256,7 +256,7 @@ pub(crate) async fn prune(node: &Node, storage: &Storage) {
     for id in going {
         match discard(node, storage, &id) {
             Ok(()) => {
-                tracing::info!(storage = storage.name, kept = id, "a corrupt replica is not kept any longer")
+                tracing::info!(storage = storage.name, kept = id, "a corrupt replica is not kept any longer");
             }
             Err(status) => {
                 tracing::warn!(

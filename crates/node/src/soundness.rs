@@ -141,11 +141,12 @@ pub(crate) async fn examine(
 }
 
 fn told(found: &[String]) -> String {
-    let mut text = found.iter().take(TOLD).cloned().collect::<Vec<_>>().join("\n");
+    let mut lines = found.to_vec();
     if found.len() > TOLD {
-        text.push_str(&format!("\nand {} more lines", found.len() - TOLD));
+        lines.truncate(TOLD);
+        lines.push(format!("and {} more lines", found.len() - TOLD));
     }
-    text
+    lines.join("\n")
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use tabularium_common::ids::VirtualStorageName;
+use tabularium_common::ids::{StorageName, VirtualStorageName};
 use tabularium_proto::{
     coordinator::{self as wire, check_objects_response::Found},
     node::{self, replica_service_client::ReplicaServiceClient},
@@ -27,7 +27,7 @@ pub(crate) const CHECKS_AT_ONCE: usize = 4;
 /// How long a node may take to list what it kept.
 const LISTING: Duration = Duration::from_secs(30);
 
-fn replica(storage: impl ToString, looked: &Looked) -> wire::CheckObjectsResponse {
+fn replica(storage: &StorageName, looked: &Looked) -> wire::CheckObjectsResponse {
     let (state, findings) = match looked {
         Looked::Whole => ("whole", ""),
         Looked::Damaged(damage) => ("damaged", damage.as_str()),

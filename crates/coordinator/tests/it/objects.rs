@@ -1,6 +1,6 @@
 //! Replicas whose objects are looked through: at leisure and on demand, what is damaged, and what was kept of it.
 
-use tabularium_common::config::ConfigDuration;
+use tabularium_common::{config::ConfigDuration, lifecycle::Tasks};
 use tabularium_coordinator::{Coordinator, FsckConfig};
 use tabularium_proto::coordinator::{
     self as wire, check_objects_response::Found, repair_service_client::RepairServiceClient,
@@ -187,7 +187,7 @@ async fn a_look_on_demand_tells_of_each_replica_and_moves_a_damaged_primary() {
 
     site.node(&others[1]).finds(Objects::Whole);
     let (_, made_again) = check(&repairs, "a.git").await.unwrap();
-    assert_eq!(made_again, [route.primary.clone()]);
+    assert_eq!(made_again.join(" "), route.primary);
     let after = resolve(&mut routing, "a.git").await.unwrap();
     assert_eq!((after.primary.as_str(), after.epoch), (others[1].as_str(), route.epoch + 1));
     let (found, made_again) = check(&repairs, "a.git").await.unwrap();
@@ -209,13 +209,13 @@ async fn damage_that_is_found_during_a_write_counts_after_it() {
         routing.begin_write(begin_voted("a.git", wire::WriteKind::Update)).await.unwrap().into_inner();
     let checking = {
         let repairs = repairs.clone();
-        tokio::spawn(async move { check(&repairs, "a.git").await })
+        Tasks::new().spawn("check", async move { check(&repairs, "a.git").await })
     };
     eventually("its node is told", || async { (!site.node(&rotten).marks().is_empty()).then_some(()) }).await;
     assert_eq!(replica(&repairs, "a.git", &rotten).await.generation, route.generation, "it takes part");
     let written = commit(&mut routing, &begun, &["node-0", "node-1", "node-2"]).await.unwrap();
     let (_, made_again) = checking.await.unwrap().unwrap();
-    assert_eq!(made_again, [rotten.clone()]);
+    assert_eq!(made_again.join(" "), rotten);
     assert_eq!(replica(&repairs, "a.git", &rotten).await.generation, -1);
     assert_eq!(resolve(&mut routing, "a.git").await.unwrap().generation, written);
     site.check_consistency().await;

@@ -161,11 +161,8 @@ impl ReplicaService for ReplicaServer {
             Err(error) => return Err(error.into()),
         }
         let turn = timeout(milliseconds(request.patience_milliseconds), self.0.checking.acquire()).await;
-        let _turn = match turn {
-            Ok(Ok(turn)) => turn,
-            Ok(Err(_)) | Err(_) => {
-                return Err(Status::resource_exhausted("another replica is being looked through"));
-            }
+        let Ok(Ok(_turn)) = turn else {
+            return Err(Status::resource_exhausted("another replica is being looked through"));
         };
         let limit = milliseconds(request.limit_milliseconds).min(MAX_LOOK);
         let looking = timeout(limit, soundness::examine(&self.0.git, &self.0.upkeep, &replica));
@@ -175,15 +172,13 @@ impl ReplicaService for ReplicaServer {
         };
         let found =
             looked.map_err(|_| Status::deadline_exceeded("looking through the replica takes too long"))??;
-        match found {
-            Some(findings) => Ok(unsound(findings)),
-            None => {
-                // Somebody mended it, or it was never more than a suspicion.
-                corruption::clear_rebuild(&replica).await?;
-                let sound = CheckObjectsResponse { exists: true, sound: true, findings: String::new() };
-                Ok(Response::new(sound))
-            }
+        if let Some(findings) = found {
+            return Ok(unsound(findings));
         }
+        // Somebody mended it, or it was never more than a suspicion.
+        corruption::clear_rebuild(&replica).await?;
+        let sound = CheckObjectsResponse { exists: true, sound: true, findings: String::new() };
+        Ok(Response::new(sound))
     }
 
     async fn mark_corrupt(

@@ -7,6 +7,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use tabularium_common::lifecycle::Tasks;
 use tabularium_proto::{
     gitaly::{
         OptimizeRepositoryRequest, Repository, WalkReposRequest,
@@ -190,7 +191,7 @@ async fn one_replica_at_a_time_is_looked_through_and_nobody_waits_for_ever() {
     let late = replicas(&node).check_objects(hurried).await.unwrap_err();
     assert_eq!(late.code(), Code::DeadlineExceeded);
     let (mut client, long) = (replicas(&node), question(&repository));
-    let looking = tokio::spawn(async move { client.check_objects(long).await });
+    let looking = Tasks::new().spawn("look", async move { client.check_objects(long).await });
     eventually("git looks", async || node.metric("tabularium_node_git_processes_running").await == 1).await;
     let yields = fs::read_dir("/proc").unwrap().flatten().any(|entry| is_yielding(&entry.path(), &path));
     assert!(yields, "it leaves the processor to others");
@@ -205,7 +206,7 @@ async fn one_replica_at_a_time_is_looked_through_and_nobody_waits_for_ever() {
 
     // A stop does not wait for it.
     let (mut client, long) = (replicas(&node), question(&repository));
-    let looking = tokio::spawn(async move { client.check_objects(long).await });
+    let looking = Tasks::new().spawn("look", async move { client.check_objects(long).await });
     eventually("git looks", async || node.metric("tabularium_node_git_processes_running").await == 1).await;
     node.stop().await;
     assert_eq!(looking.await.unwrap().unwrap_err().code(), Code::Unavailable);
