@@ -11,7 +11,7 @@ use std::{
     path::PathBuf,
     process::Stdio,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -371,7 +371,7 @@ impl GitCommand {
         };
         let for_good = self.writes && !self.quarantined && !self.building;
         let directory = self.directory.as_ref().filter(|_| for_good);
-        let touches = directory.map(|directory| (directory.clone(), SystemTime::now()));
+        let touches = directory.map(|directory| (directory.clone(), durable::Moment::now()));
         let mut command = self.build();
         command.stdin(if stdin { Stdio::piped() } else { Stdio::null() });
         let subcommand = self.subcommand;
@@ -448,7 +448,7 @@ pub(crate) struct GitProcess {
     stderr: Option<JoinHandle<Vec<u8>>>,
     buffer: BytesMut,
     /// The repository it writes in, and since when.
-    touches: Option<(PathBuf, SystemTime)>,
+    touches: Option<(PathBuf, durable::Moment)>,
     running: Option<Running>,
     stopping: CancellationToken,
     git: Git,

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::leftovers::TIMESTAMP_LAG;
@@ -13,21 +13,46 @@ use super::leftovers::TIMESTAMP_LAG;
 /// Directories that are synced at once. A disk that is asked several times at once answers all with one flush.
 const AT_ONCE: usize = 8;
 
+/// When something began. The time of day may be put back while it runs, and what it makes then looks older than itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    time: SystemTime,
+    began: Instant,
+}
+
+impl Moment {
+    pub(crate) fn now() -> Self {
+        Self { time: SystemTime::now(), began: Instant::now() }
+    }
+
+    /// No file that was made since then has an earlier time stamp.
+    fn earliest(self) -> SystemTime {
+        self.earliest_by(SystemTime::now(), self.began.elapsed())
+    }
+
+    /// The same, that long afterwards, when the clock says `now`.
+    fn earliest_by(self, now: SystemTime, elapsed: Duration) -> SystemTime {
+        let by_now = now.checked_sub(elapsed).unwrap_or(SystemTime::UNIX_EPOCH);
+        self.time.min(by_now)
+    }
+}
+
 /// Makes every name that was given or taken in the repository since then durable.
-pub(crate) fn sync_changed(repository: &Path, since: SystemTime) -> io::Result<()> {
+pub(crate) fn sync_changed(repository: &Path, since: Moment) -> io::Result<()> {
+    let since = since.earliest();
     let mut directories = changed_objects(repository, since)?;
     directories.extend(changed_references(repository, since)?);
     sync_directories(&directories)
 }
 
 /// The same for objects only.
-pub(crate) fn sync_objects(repository: &Path, since: SystemTime) -> io::Result<()> {
-    sync_directories(&changed_objects(repository, since)?)
+pub(crate) fn sync_objects(repository: &Path, since: Moment) -> io::Result<()> {
+    sync_directories(&changed_objects(repository, since.earliest())?)
 }
 
 /// The same for all but objects.
-pub(crate) fn sync_references(repository: &Path, since: SystemTime) -> io::Result<()> {
-    sync_directories(&changed_references(repository, since)?)
+pub(crate) fn sync_references(repository: &Path, since: Moment) -> io::Result<()> {
+    sync_directories(&changed_references(repository, since.earliest())?)
 }
 
 /// Makes the names in these directories durable; one that is gone has none.
@@ -115,9 +140,17 @@ fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    #[test]
+    fn what_is_made_after_the_clock_was_put_back_is_not_too_old() {
+        let second = Duration::from_secs(1);
+        let began = Moment::now();
+        let by = |now| began.earliest_by(now, 5 * second);
+        assert_eq!(by(began.time + 5 * second), began.time);
+        assert_eq!(by(began.time + 3600 * second), began.time, "what came before the jump is there too");
+        assert_eq!(by(began.time - 3600 * second), began.time - 3605 * second);
+    }
 
     #[test]
     fn directories_that_changed_are_found_and_no_others() {
@@ -136,7 +169,7 @@ mod tests {
             age(&root.join(path));
         }
         age(root);
-        let since = SystemTime::now();
+        let (began, since) = (Moment::now(), SystemTime::now());
         let changed = |root: &Path, since| {
             let mut found = changed_objects(root, since)?;
             found.extend(changed_references(root, since)?);
@@ -149,8 +182,8 @@ mod tests {
         let mut found = changed(root, since).unwrap();
         found.sort();
         assert_eq!(found, [root.to_owned(), root.join("objects/pack"), root.join("refs/heads/a")]);
-        sync_changed(root, since).unwrap();
+        sync_changed(root, began).unwrap();
         fs::remove_dir_all(root.join("refs")).unwrap();
-        sync_changed(root, since).unwrap();
+        sync_changed(root, began).unwrap();
     }
 }

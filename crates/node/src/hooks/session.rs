@@ -5,7 +5,6 @@ use std::{
     os::unix::ffi::OsStrExt as _,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
 };
 
 use sha1::{Digest as _, Sha1};
@@ -14,7 +13,11 @@ use tonic::Status;
 
 use super::{Shared, read_frame, wire, wire::Frame, write_frame};
 use crate::{
-    git::{GitCommand, durable, transport::CUSTOM_HOOKS},
+    git::{
+        GitCommand,
+        durable::{self, Moment},
+        transport::CUSTOM_HOOKS,
+    },
     storage::RepositoryPath,
     votes::{Phase, Section, VoteError, Voter},
 };
@@ -68,7 +71,7 @@ pub(crate) struct Session {
     token: String,
     voter: Voter,
     repository: RepositoryPath,
-    began: SystemTime,
+    began: Moment,
     progress: Mutex<Progress>,
     applied: Notify,
 }
@@ -76,7 +79,7 @@ pub(crate) struct Session {
 impl Session {
     pub(super) fn new(shared: Arc<Shared>, voter: Voter, repository: RepositoryPath) -> Self {
         let token = uuid::Uuid::new_v4().simple().to_string();
-        let (began, progress, applied) = (SystemTime::now(), Mutex::default(), Notify::new());
+        let (began, progress, applied) = (Moment::now(), Mutex::default(), Notify::new());
         Self { shared, token, voter, repository, began, progress, applied }
     }
 
@@ -233,7 +236,7 @@ impl Session {
     }
 
     /// Git syncs files and not the directories it renames them into.
-    async fn sync(&self, sync: fn(&Path, SystemTime) -> io::Result<()>) -> Result<(), HookError> {
+    async fn sync(&self, sync: fn(&Path, Moment) -> io::Result<()>) -> Result<(), HookError> {
         let (repository, since) = (self.repository.path.clone(), self.began);
         let synced = tokio::task::spawn_blocking(move || sync(&repository, since)).await;
         synced.map_err(io::Error::other).and_then(|synced| synced).map_err(HookError::Unsynced)
