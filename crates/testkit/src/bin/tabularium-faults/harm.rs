@@ -157,10 +157,11 @@ impl Harm {
     /// nothing can be written then, and nothing may be lost.
     pub(crate) fn leaves_some_of(self, other: Self) -> bool {
         let ends = |harm: Self| match harm {
-            Self::Kill(kind) | Self::Stop(kind) | Self::StopLong(kind) => Some(kind.name()),
+            Self::Kill(kind) | Self::Stop(kind) | Self::StopLong(kind) | Self::Clock(kind, Jump::Far) => {
+                Some(kind.name())
+            }
             Self::Link(callee, trouble) if trouble != Trouble::Delay => Some(callee.name()),
             Self::Crash(point) => Some(point.service()),
-            Self::Clock(kind, Jump::Far) => Some(kind.name()),
             Self::IsolateRouter => Some("router"),
             _ => None,
         };

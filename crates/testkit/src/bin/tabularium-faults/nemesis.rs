@@ -212,10 +212,11 @@ impl Nemesis {
                 let routers = self.site.names(Service::Router);
                 let router = routers.iter().position(|name| *name == done.target).unwrap_or(0);
                 let cast = (&self.actor, &self.witness);
-                match scene.play(&mut self.site, cast, router).await? {
-                    Some(findings) => self.find(findings)?,
+                if let Some(findings) = scene.play(&mut self.site, cast, router).await? {
+                    self.find(findings)?;
+                } else {
                     // What has been set for it is to be taken back.
-                    None => tracing::warn!(scene = scene.name(), "not played"),
+                    tracing::warn!(scene = scene.name(), "not played");
                 }
             }
             Harm::Link(callee, trouble) => self.trouble(callee, trouble, &mut done.target),
