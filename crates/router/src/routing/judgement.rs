@@ -2,6 +2,9 @@
 
 use tonic::Code;
 
+/// How a refusal of a token begins.
+const REFUSED_TOKEN: &str = "permission denied: ";
+
 /// What is done with an answer that has just begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Judgement {
@@ -20,6 +23,9 @@ pub(crate) enum Judgement {
 pub(crate) fn judge(code: Code, message: &str) -> Judgement {
     match code {
         Code::Unavailable => Judgement::Unavailable,
+        // The client was let in here. What the node does not take is our token: another secret, or another time of day.
+        Code::Unauthenticated => Judgement::Unavailable,
+        Code::PermissionDenied if message.starts_with(REFUSED_TOKEN) => Judgement::Unavailable,
         Code::NotFound
             if message.ends_with("repository not found") || message.ends_with("storage does not exist") =>
         {
@@ -51,6 +57,9 @@ mod tests {
             (Code::Internal, "git cat-file: exit code 128", Judgement::Suspicious),
             (Code::DataLoss, "", Judgement::Suspicious),
             (Code::Unavailable, "the node is stopping", Judgement::Unavailable),
+            (Code::Unauthenticated, "authentication required", Judgement::Unavailable),
+            (Code::PermissionDenied, "permission denied: token has expired", Judgement::Unavailable),
+            (Code::PermissionDenied, "not on this branch", Judgement::Answered),
             (Code::InvalidArgument, "empty revision", Judgement::Answered),
             (Code::ResourceExhausted, "maximum time in concurrency queue reached", Judgement::Answered),
             (Code::DeadlineExceeded, "", Judgement::Answered),
