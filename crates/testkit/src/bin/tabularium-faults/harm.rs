@@ -27,9 +27,11 @@ pub(crate) enum Harm {
     NatsRestart,
     NatsEmpty,
     NatsDown,
+    /// Away for a minute: longer than anybody waits for it.
+    NatsGone,
     PostgresRestart,
     PostgresDown,
-    /// Away for a minute. Comes in one of a few draws only.
+    /// Away for a minute.
     PostgresGone,
     /// SIGSTOP to every process of it.
     PostgresStop,
@@ -105,8 +107,8 @@ impl Harm {
     pub(crate) fn all() -> Vec<Self> {
         use Harm::{
             Crash, DiskFull, IsolateRouter, Kill, KillNode, KillPrimary, Link, LonePrimary, NatsDown,
-            NatsEmpty, NatsRestart, OldDisk, PostgresDown, PostgresGone, PostgresRestart, PostgresStop,
-            Rebirth, Stop, StopLong, StopPrimary,
+            NatsEmpty, NatsGone, NatsRestart, OldDisk, PostgresDown, PostgresGone, PostgresRestart,
+            PostgresStop, Rebirth, Stop, StopLong, StopPrimary,
         };
         let mut all = vec![
             KillPrimary,
@@ -127,6 +129,7 @@ impl Harm {
             NatsRestart,
             NatsEmpty,
             NatsDown,
+            NatsGone,
             PostgresRestart,
             PostgresDown,
             PostgresGone,
@@ -181,15 +184,10 @@ impl Harm {
         matches!(self, Self::Clock(..) | Self::PostgresClock(_))
     }
 
-    /// Of so many draws one is enough.
-    pub(crate) fn rarity(self) -> u32 {
-        if self == Self::PostgresGone { 3 } else { 1 }
-    }
-
     /// How long it is held at least, when that is longer than for others.
     pub(crate) fn held(self) -> Option<Duration> {
         match self {
-            Self::PostgresGone => Some(Duration::from_secs(60)),
+            Self::PostgresGone | Self::NatsGone => Some(Duration::from_secs(60)),
             Self::StopLong(_) => Some(Duration::from_secs(30)),
             // All is over when it has been done.
             Self::OldDisk | Self::Rebirth | Self::LonePrimary | Self::Scene(_) => Some(Duration::ZERO),
@@ -209,6 +207,7 @@ impl Harm {
             Self::NatsRestart => "nats-restart".into(),
             Self::NatsEmpty => "nats-empty".into(),
             Self::NatsDown => "nats-down".into(),
+            Self::NatsGone => "nats-gone".into(),
             Self::PostgresRestart => "postgres-restart".into(),
             Self::PostgresDown => "postgres-down".into(),
             Self::PostgresGone => "postgres-gone".into(),

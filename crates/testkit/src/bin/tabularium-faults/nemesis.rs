@@ -1,6 +1,6 @@
 //! Does harm, one or two things at a time, in an order that the seed decides; takes each back, and goes on.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use rand::{
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     cluster::Site,
     harm::{Callee, Harm, Trouble},
-    history::{Event, Fault, Finding, Micros, Recorder},
+    history::{Event, Fault, Finding, History, Micros, Recorder},
     rebirth::Rebirth,
     scenes::actor::Actor,
     session::Options,
@@ -57,8 +57,6 @@ pub(crate) struct Nemesis {
     harms: Vec<Harm>,
     /// Everything is done at once, in the order in which it was asked for.
     together: bool,
-    /// Somebody asked for these faults: none is too rare.
-    chosen: bool,
     pub(crate) rebirth: Rebirth,
     witness: Witness,
     actor: Actor,
@@ -89,7 +87,6 @@ impl Nemesis {
             deck: Vec::new(),
             harms,
             together: *together,
-            chosen: !only.is_empty(),
             rebirth,
             witness,
             actor,
@@ -140,14 +137,20 @@ impl Nemesis {
         Ok(())
     }
 
+    /// What was to come and did not, or found nothing to do harm to.
+    pub(crate) fn unmet(&self, history: &History) -> Vec<String> {
+        let met = |name: &String| history.faults.iter().any(|fault| fault.kind == *name);
+        let names: BTreeSet<_> = self.harms.iter().map(|harm| harm.name()).collect();
+        names.into_iter().filter(|name| !met(name)).collect()
+    }
+
     /// Every kind comes before any comes again.
     fn draw(&mut self) -> Harm {
         if self.deck.is_empty() {
             self.deck.clone_from(&self.harms);
         }
         let index = self.random.random_range(0..self.deck.len());
-        let harm = self.deck.swap_remove(index);
-        if self.chosen || self.random.random_ratio(1, harm.rarity()) { harm } else { self.draw() }
+        self.deck.swap_remove(index)
     }
 
     fn any(&mut self, kind: Service) -> Result<String> {
@@ -175,7 +178,7 @@ impl Nemesis {
                 self.any(kind)?
             }
             Harm::Link(callee, _) => self.any(callee.service())?,
-            Harm::NatsRestart | Harm::NatsEmpty | Harm::NatsDown => "nats".to_owned(),
+            Harm::NatsRestart | Harm::NatsEmpty | Harm::NatsDown | Harm::NatsGone => "nats".to_owned(),
             Harm::PostgresRestart
             | Harm::PostgresDown
             | Harm::PostgresGone
@@ -187,7 +190,12 @@ impl Nemesis {
         done.begun = self.recorder.now();
         match harm {
             Harm::KillPrimary => self.site.kill_alone(&done.target)?,
-            Harm::KillNode | Harm::Kill(_) | Harm::NatsDown | Harm::PostgresDown | Harm::PostgresGone => {
+            Harm::KillNode
+            | Harm::Kill(_)
+            | Harm::NatsDown
+            | Harm::NatsGone
+            | Harm::PostgresDown
+            | Harm::PostgresGone => {
                 self.site.kill(&done.target)?;
             }
             Harm::StopPrimary | Harm::Stop(_) | Harm::StopLong(_) => self.site.pause(&done.target)?,

@@ -21,7 +21,7 @@ const ID_LENGTH: usize = 16;
 const TOGETHER: &str = "(two at once)";
 
 /// What a cluster of three cannot hide from clients: no quorum, no database, no way to another router.
-const UNBEARABLE: [&str; 7] = [
+const UNBEARABLE: [&str; 8] = [
     TOGETHER,
     "disk-full-2",
     "postgres-down",
@@ -29,6 +29,7 @@ const UNBEARABLE: [&str; 7] = [
     "postgres-restart",
     "postgres-stop",
     "lone-primary",
+    "clock-router-1h",
 ];
 
 /// Scenes are several faults at once.

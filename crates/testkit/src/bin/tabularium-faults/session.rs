@@ -124,6 +124,7 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Violation>> {
     let mut nemesis = Nemesis::new(site, Arc::clone(&recorder), hot, (rebirth, witness, actor), options);
     let raged = nemesis.rage(Instant::now() + Duration::from_secs(seconds)).await;
     nemesis.rebirth.tell()?;
+    let unmet = nemesis.unmet(&recorder.so_far()?);
     paths.extend([rebirth::PATH.to_owned(), actor::PATH.to_owned()]);
     let site = nemesis.site;
     if raged.is_err() {
@@ -154,6 +155,9 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Violation>> {
     ensure!(!history.writes.is_empty(), "no client wrote anything");
     let violations = checker::check(&history);
     print!("{}", Report::new(&history, &violations));
+    if !unmet.is_empty() {
+        println!("did not come: {}", unmet.join(", "));
+    }
     Ok(violations)
 }
 
