@@ -8,6 +8,8 @@ ALTER TABLE replicas
     ADD COLUMN checked_at timestamptz,
     -- What was found the last time, in git's words. Null: nothing, or the replica has been made again since.
     ADD COLUMN damage text;
+-- What comes from now on was read while it came, and what comes on one day is not to be due on one day.
+ALTER TABLE replicas ALTER COLUMN check_due_at SET DEFAULT now() + random() * interval '30 days';
 CREATE INDEX replicas_check_due_at ON replicas (storage, check_due_at) WHERE NOT behind;
 CREATE INDEX replicas_damage ON replicas (repository_id) WHERE damage IS NOT NULL;
 

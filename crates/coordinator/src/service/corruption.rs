@@ -24,8 +24,8 @@ use crate::{
 
 /// Repositories looked through at once because somebody waits for it.
 pub(crate) const CHECKS_AT_ONCE: usize = 4;
-/// How long a node may take to list what it kept.
-const LISTING: Duration = Duration::from_secs(30);
+/// How long a node may take to list what it kept. The caller is to hear of the others before it gives up.
+const LISTING: Duration = Duration::from_secs(10);
 
 fn replica(storage: &StorageName, looked: &Looked) -> wire::CheckObjectsResponse {
     let (state, findings) = match looked {

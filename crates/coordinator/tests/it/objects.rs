@@ -75,6 +75,7 @@ async fn a_damaged_replica_is_found_at_leisure_and_made_again() {
     let (mut routing, _, mut operator) = clients(&coordinator);
     let repairs = repairs(&coordinator);
     let route = create(&mut routing, "a.git").await;
+    assert_eq!(demand(&repairs).await, 3);
     all_whole(&repairs, "a.git").await;
     let looks: usize = site.nodes.iter().map(Node::looks).sum();
     assert_eq!(looks, 3, "each replica once, whoever looks");
@@ -119,6 +120,7 @@ async fn when_none_is_whole_none_is_taken_out_and_it_is_shown() {
         node.finds(Objects::Damaged("missing tree 2"));
     }
     let route = create(&mut routing, "a.git").await;
+    demand(&repairs).await;
     eventually("all are known to be damaged", || async {
         let found = replicas(&repairs, "a.git").await.replicas;
         found.iter().all(|replica| replica.damage == "missing tree 2").then_some(())
