@@ -34,7 +34,10 @@ use tonic::{
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use crate::limits::{COORDINATOR_PROBE, COORDINATOR_PROBE_TIMEOUT, SILENT_COORDINATOR_PATIENCE};
+use crate::{
+    limits::{COORDINATOR_PROBE, COORDINATOR_PROBE_TIMEOUT, SILENT_COORDINATOR_PATIENCE},
+    routing::judgement::refuses_token,
+};
 
 /// A client of one coordinator.
 pub(crate) type Client = RoutingServiceClient<InterceptedService<Channel, SendToken>>;
@@ -189,9 +192,12 @@ async fn answers(mut health: HealthClient<InterceptedService<Channel, SendToken>
     }
 }
 
-/// The status was made here because the transport failed, or the coordinator says that it cannot serve.
+/// The status was made here because the transport failed, or the coordinator says that it cannot serve, or that it does not
+/// know us.
 pub(crate) fn is_unreachable(status: &Status) -> bool {
-    status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::Cancelled)
+    status.source().is_some()
+        || matches!(status.code(), Code::Unavailable | Code::Cancelled)
+        || refuses_token(status.code(), status.message())
 }
 
 #[cfg(test)]
@@ -199,9 +205,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_failed_transport_leads_to_the_next_coordinator() {
+    fn only_one_that_serves_nobody_leads_to_the_next_coordinator() {
         assert!(is_unreachable(&Status::unavailable("x")));
         assert!(is_unreachable(&Status::from_error(Box::new(std::io::Error::other("cut")))));
+        assert!(is_unreachable(&Status::permission_denied("permission denied: token has expired")));
+        assert!(!is_unreachable(&Status::permission_denied("this site is a mirror")));
         assert!(!is_unreachable(&Status::not_found("repository not found")));
         assert!(!is_unreachable(&Status::internal("a coordinator's own")));
     }

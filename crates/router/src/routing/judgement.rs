@@ -5,6 +5,11 @@ use tonic::Code;
 /// How a refusal of a token begins.
 const REFUSED_TOKEN: &str = "permission denied: ";
 
+/// Whoever answers so does not take our token: it has another secret, or another time of day. Nothing was carried out.
+pub(crate) fn refuses_token(code: Code, message: &str) -> bool {
+    code == Code::Unauthenticated || (code == Code::PermissionDenied && message.starts_with(REFUSED_TOKEN))
+}
+
 /// What is done with an answer that has just begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Judgement {
@@ -23,9 +28,8 @@ pub(crate) enum Judgement {
 pub(crate) fn judge(code: Code, message: &str) -> Judgement {
     match code {
         Code::Unavailable => Judgement::Unavailable,
-        // The client was let in here. What the node does not take is our token: another secret, or another time of day.
-        Code::Unauthenticated => Judgement::Unavailable,
-        Code::PermissionDenied if message.starts_with(REFUSED_TOKEN) => Judgement::Unavailable,
+        // The client was let in here.
+        _ if refuses_token(code, message) => Judgement::Unavailable,
         Code::NotFound
             if message.ends_with("repository not found") || message.ends_with("storage does not exist") =>
         {
