@@ -10,19 +10,20 @@ use futures::future::join_all;
 use tabularium_common::{
     auth::SendToken,
     grpc::{Address, channel},
-    ids::{ReplicaPath, StorageName, VirtualStorageName},
+    ids::StorageName,
+    records::{EXPECTED_REPLICA, expectation},
 };
 use tabularium_proto::{
     gitaly::{
         self, CalculateChecksumRequest, FindDefaultBranchNameRequest, ref_service_client::RefServiceClient,
         repository_service_client::RepositoryServiceClient,
     },
-    node::{QuiesceRequest, replica_service_client::ReplicaServiceClient},
+    node::{ExpectedReplica, QuiesceRequest, replica_service_client::ReplicaServiceClient},
 };
 use tokio::time::timeout;
-use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
+use tonic::{Code, Request, Status, service::interceptor::InterceptedService, transport::Channel};
 
-use crate::{settlement::Held, topology::Snapshot};
+use crate::{repository::Repository, settlement::Held, topology::Snapshot};
 
 /// What storages answered; one that did not is not among them.
 #[derive(Debug, Clone, Default)]
@@ -65,26 +66,33 @@ impl Inspector {
     }
 
     /// Asks all at once; whoever has not answered within `patience` has not answered. When one of them cannot say that
-    /// nothing is being changed there, all are asked in Gitaly's words, so that their answers can be compared.
+    /// nothing is being changed there, all are asked in Gitaly's words, so that their answers can be compared. What
+    /// is older by its own record than the database knows does not count.
     pub(crate) async fn inspect(
         &self,
         topology: &Snapshot,
-        virtual_storage: &VirtualStorageName,
-        replica_path: &ReplicaPath,
+        repository: &Repository,
         storages: &[StorageName],
         patience: Duration,
     ) -> Inspection {
+        let virtual_storage = &repository.key.virtual_storage;
         let nodes: Vec<(&StorageName, NodeChannel)> = storages
             .iter()
             .filter_map(|storage| Some((storage, self.channel(topology.address(virtual_storage, storage)?))))
             .collect();
         let asked = |storage: &StorageName| gitaly::Repository {
             storage_name: storage.to_string(),
-            relative_path: replica_path.to_string(),
+            relative_path: repository.replica_path.to_string(),
             ..gitaly::Repository::default()
         };
         let quiesced = join_all(nodes.iter().map(|(storage, channel)| async {
-            let asking = quiesce(channel.clone(), asked(storage), patience);
+            let expected = ExpectedReplica {
+                storage_name: storage.to_string(),
+                relative_path: repository.replica_path.to_string(),
+                repository_id: repository.id.0,
+                generation: repository.replica(storage).map_or(0, |replica| replica.generation.0),
+            };
+            let asking = quiesce(channel.clone(), asked(storage), &expected, patience);
             (*storage, timeout(patience, asking).await.unwrap_or(Answer::None))
         }))
         .await;
@@ -116,14 +124,20 @@ fn inspection(said: Vec<(&StorageName, Answer)>, quiet: bool) -> Inspection {
     inspection
 }
 
-async fn quiesce(channel: NodeChannel, repository: gitaly::Repository, patience: Duration) -> Answer {
+async fn quiesce(
+    channel: NodeChannel,
+    repository: gitaly::Repository,
+    expected: &ExpectedReplica,
+    patience: Duration,
+) -> Answer {
     let storage = repository.storage_name.clone();
     // The node is to answer that it cannot before we stop listening.
     let patience = patience.saturating_sub(patience / 5);
-    let request = QuiesceRequest {
+    let mut request = Request::new(QuiesceRequest {
         repository: Some(repository),
         patience_milliseconds: u32::try_from(patience.as_millis()).unwrap_or(u32::MAX),
-    };
+    });
+    request.metadata_mut().insert_bin(EXPECTED_REPLICA, expectation(expected));
     match ReplicaServiceClient::new(channel).quiesce(request).await.map(tonic::Response::into_inner) {
         Ok(answer) if answer.exists => Answer::Held(Held::Digest(answer.digest.to_vec())),
         Ok(_) => Answer::Held(Held::Nothing),

@@ -176,18 +176,21 @@ pub(crate) struct Vouched {
 pub(crate) fn note_vouched(shared: &Arc<Shared>, vouched: Vouched) {
     let noting = {
         let shared = Arc::clone(shared);
-        async move {
-            let Vouched { repository, target, generation, attempt } = vouched;
-            let record = ReplicaRecord { settlement: VOUCHED, ..record(&repository, generation) };
-            if let Err(status) = write(&shared, &repository, &target, record, attempt).await {
-                tracing::info!(
-                    repository_id = %repository.id,
-                    storage = %target,
-                    error = status.message(),
-                    "a replica's record is not written"
-                );
-            }
-        }
+        async move { vouch(&shared, vouched).await }
     };
     shared.tasks.spawn("replica-record", noting);
+}
+
+/// The same, and waits for it.
+pub(crate) async fn vouch(shared: &Shared, vouched: Vouched) {
+    let Vouched { repository, target, generation, attempt } = vouched;
+    let record = ReplicaRecord { settlement: VOUCHED, ..record(&repository, generation) };
+    if let Err(status) = write(shared, &repository, &target, record, attempt).await {
+        tracing::info!(
+            repository_id = %repository.id,
+            storage = %target,
+            error = status.message(),
+            "a replica's record is not written"
+        );
+    }
 }

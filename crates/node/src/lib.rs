@@ -23,6 +23,7 @@
 //! * [`storage_health`]: whether each disk can be used, found out by using it.
 //! * [`config`]: the file; `deploy/config/node.toml` is an example.
 //! * [`records`]: what stands beside each replica, for when the database is not there or lost.
+//! * [`expectation`]: a disk that is older than it was gives itself away by them.
 //! * [`copy_attempts`]: why a copy that comes late cannot undo a later one.
 //! * [`fetch_proxy`]: the subcommand that git runs instead of `ssh` to fetch from another node.
 //! * [`error`]: codes and texts, word for word Gitaly's.
@@ -36,6 +37,7 @@ mod contents;
 mod copy_attempts;
 mod corruption;
 mod error;
+mod expectation;
 pub mod fetch_proxy;
 mod following;
 mod git;

@@ -36,6 +36,7 @@ use tower::util::MapRequestLayer;
 use crate::{
     config::{Config, Surroundings},
     copy_attempts::CopyAttempts,
+    expectation::ExpectationLayer,
     following::HeadListing,
     git::{Git, command::QUEUE_WAIT},
     kept,
@@ -251,6 +252,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         .layer(MapRequestLayer::new(multiplex::introduce))
         .layer(RpcLogLayer::new(Arc::new(methods::Registry::read()?), metrics))
         .layer(InterceptorLayer::new(RequireToken(token)))
+        .layer(ExpectationLayer::new(Arc::clone(&node)))
         .layer(MapRequestLayer::new(whole_requests::guard))
         .add_routes(routes(&node, health_reporter)?);
     let stopping = shutdown.clone().cancelled_owned();

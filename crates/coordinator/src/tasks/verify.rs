@@ -97,10 +97,7 @@ async fn verify(
         .collect();
     let patience = shared.config.timing.verification_patience.0;
     let topology = shared.topology.get();
-    let inspection = shared
-        .inspector
-        .inspect(&topology, &key.virtual_storage, &repository.replica_path, &storages, patience)
-        .await;
+    let inspection = shared.inspector.inspect(&topology, &repository, &storages, patience).await;
     let mut verdict = verification::compare(&inspection.answers, &repository.primary);
     if verdict.sound.is_empty() {
         return Ok(Look::Unclear(inspection.broken));

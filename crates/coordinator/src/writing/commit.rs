@@ -17,6 +17,7 @@ use crate::{
         writes::{self, WriteKind},
     },
     error::WriteError,
+    records::{self, Vouched},
     repository::{Repository, RevokedRoute},
 };
 
@@ -44,6 +45,14 @@ pub(crate) async fn commit(shared: &Arc<Shared>, report: &Report<'_>) -> Result<
                 tracing::info!(repository_id = %route.id, storage = %recorded.primary, epoch = %recorded.epoch, "primary moved");
             }
             crash_point(CrashPoint::CoordinatorAfterCommit);
+            if report.unvoted {
+                // Nodes note what a write makes of their replica when they vote. This one did not.
+                let found = db.retrying(|| repositories::repository_find(db.pool(), route.id)).await?;
+                if let Some(repository) = found {
+                    let (target, generation) = (recorded.primary.clone(), recorded.generation);
+                    records::vouch(shared, Vouched { repository, target, generation, attempt: 0 }).await;
+                }
+            }
             if !owed.is_empty() && !is_off(SafetyStep::CoordinatorRevocation) {
                 shared.revoker.revoke(&[route], owed).await?;
             }

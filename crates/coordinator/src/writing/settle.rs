@@ -110,11 +110,7 @@ async fn inspect(shared: &Shared, open: &OpenWrite) -> Result<Inspection, WriteE
     let mut storages = open.participants.clone();
     storages.extend(repository.up_to_date().filter(|storage| !open.participants.contains(storage)).cloned());
     let (topology, patience) = (shared.topology.get(), shared.config.timing.settle_patience.0);
-    let virtual_storage = &repository.key.virtual_storage;
-    Ok(shared
-        .inspector
-        .inspect(&topology, virtual_storage, &repository.replica_path, &storages, patience)
-        .await)
+    Ok(shared.inspector.inspect(&topology, &repository, &storages, patience).await)
 }
 
 async fn settle_under_lock(

@@ -18,7 +18,7 @@ use crate::{
     error::GitError,
     node::Node,
     storage::RepositoryPath,
-    votes::{Phase, Sections, VoteError, Voter},
+    votes::{Sections, VoteError, Voter},
 };
 
 /// How long locking and checking references may take. Git itself waits for a lock for a second, for packed references
@@ -211,7 +211,7 @@ impl Transaction {
         }
         let ballot = self.subject.clone().finalize().into();
         let section = sections.enter(&self.replica).await;
-        if let Err(error) = voter.vote(Phase::Prepared, ballot).await {
+        if let Err(error) = voter.prepared(&self.replica, ballot).await {
             self.give_up().await?;
             return Err(error.into());
         }

@@ -19,7 +19,7 @@ use crate::{
         transport::CUSTOM_HOOKS,
     },
     storage::RepositoryPath,
-    votes::{Phase, Section, VoteError, Voter},
+    votes::{Section, VoteError, Voter},
 };
 
 /// Why a hook ends with another exit code than 0.
@@ -209,7 +209,7 @@ impl Session {
         self.leave();
         let deciding = async {
             let section = self.shared.sections.enter(&self.repository.path).await;
-            self.voter.vote(Phase::Prepared, ballot).await.map(|()| section)
+            self.voter.prepared(&self.repository.path, ballot).await.map(|()| section)
         };
         // The objects are in their place, and syncing them takes no longer than the others take to vote.
         let syncing = self.sync(durable::sync_objects);

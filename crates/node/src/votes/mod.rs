@@ -23,7 +23,7 @@ use sha1::{Digest as _, Sha1};
 use tabularium_common::{
     faults::{SafetyStep, is_off},
     multiplex::Backchannel,
-    records::WRITE_RECORD,
+    records::{WRITE_RECORD, is_older},
 };
 use tabularium_proto::{
     gitaly::{
@@ -83,6 +83,14 @@ pub(crate) enum VoteError {
     /// No word in time.
     #[error("vote was not answered within {} s", ANSWER_DEADLINE.as_secs())]
     Unanswered,
+    /// The replica lacks what was written before: it is not the one that the router takes it for.
+    #[error("replica is of generation {present}, and the write makes {told}")]
+    Behind {
+        /// By the record beside it.
+        present: i64,
+        /// By the router's word.
+        told: i64,
+    },
     /// What the write makes of the replica could not be noted beside it.
     #[error("writing the replica's record: {0}")]
     Unrecorded(String),
@@ -98,6 +106,7 @@ impl From<VoteError> for Status {
             VoteError::Aborted => Self::aborted(text),
             VoteError::Stopped => Self::failed_precondition(text),
             VoteError::Unanswered => Self::deadline_exceeded(text),
+            VoteError::Behind { .. } => Self::data_loss(text),
             VoteError::Unrecorded(_) => Self::internal(text),
             VoteError::Failed(status) => {
                 Self::new(status.code(), format!("voting on transaction: {}", status.message()))
@@ -217,6 +226,20 @@ impl Voter {
         }
     }
 
+    /// Asks whether to make a change of the replica. A replica that has missed a write makes none, whatever the others say:
+    /// its record would hide that it has.
+    pub(crate) async fn prepared(&self, replica: &Path, ballot: Ballot) -> Result<(), VoteError> {
+        self.vote(Phase::Prepared, ballot).await?;
+        let Some(told) = self.0.as_ref().and_then(|seat| seat.record().clone()) else { return Ok(()) };
+        let replica = replica.to_owned();
+        let reading = tokio::task::spawn_blocking(move || records::read(&replica));
+        let Ok(Ok(Some(record))) = reading.await else { return Ok(()) };
+        if is_older(&record, told.repository_id, told.generation - 1) {
+            return Err(VoteError::Behind { present: record.generation, told: told.generation });
+        }
+        Ok(())
+    }
+
     /// Says that a change has been made, when it is noted beside the replica.
     pub(crate) async fn committed(&self, replica: &Path, ballot: Ballot) -> Result<(), VoteError> {
         if let Some(record) = self.0.as_ref().and_then(|seat| seat.changed()) {
@@ -283,7 +306,7 @@ pub(crate) async fn agreed<T, E: From<VoteError>>(
     change: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
     let section = sections.enter(replica).await;
-    voter.vote(Phase::Prepared, ballots.before).await?;
+    voter.prepared(replica, ballots.before).await?;
     let changed = change.await?;
     drop(section);
     voter.committed(replica, ballots.after).await?;

@@ -3,10 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderValue, Response};
 use http_body::Frame;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use tabularium_common::records::EXPECTED_REPLICA;
 use tonic::{Code, Status};
 
 use super::{
@@ -65,16 +66,20 @@ impl Heard {
 }
 
 impl Relay {
-    /// Sends a request that starts with `head` and goes on with `replay`.
+    /// Sends a request that starts with `head` and goes on with `replay`. `expected`: what is known of the replica.
     pub(super) async fn attempt(
         &self,
         call: &Call,
         node: &Node,
         head: Bytes,
         replay: Option<&Replay<Incoming>>,
+        expected: Option<HeaderValue>,
     ) -> Result<Answer, Refusal> {
         let (body, tether) = request::body(head, replay);
-        let request = call.request(&self.token, body)?;
+        let mut request = call.request(&self.token, body)?;
+        if let Some(expected) = expected {
+            request.headers_mut().insert(EXPECTED_REPLICA, expected);
+        }
         let response = match node.send(self.worker, call.traffic, request).await {
             Ok(response) => response,
             Err(SendError::Unsent { .. } | SendError::Refused) => {
@@ -99,8 +104,9 @@ impl Relay {
         node: &Node,
         head: Bytes,
         replay: Option<&Replay<Incoming>>,
+        expected: Option<HeaderValue>,
     ) -> Heard {
-        let mut answer = match self.attempt(call, node, head, replay).await {
+        let mut answer = match self.attempt(call, node, head, replay, expected).await {
             Ok(answer) => answer,
             Err(refusal) => return Heard::refused(refusal),
         };

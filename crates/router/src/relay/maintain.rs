@@ -74,7 +74,7 @@ impl Relay {
         node: &Node,
         head: Bytes,
     ) -> Result<(HeaderMap, Bytes), Refusal> {
-        let answer = self.attempt(call, node, head, None).await?;
+        let answer = self.attempt(call, node, head, None, None).await?;
         let (parts, body) = answer.response.into_parts();
         let collected = Limited::new(body, MAINTENANCE_ANSWER_BYTES).collect().await.map_err(|error| {
             if error.is::<http_body_util::LengthLimitError>() {

@@ -13,8 +13,10 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::OptionFuture;
+use http::HeaderValue;
 use hyper::body::Incoming;
-use tabularium_proto::coordinator::Route;
+use tabularium_common::records::expectation;
+use tabularium_proto::{coordinator::Route, node::ExpectedReplica};
 use tokio::time::{sleep, timeout};
 
 use super::{
@@ -79,6 +81,18 @@ impl Search<'_> {
         let chosen = routing::reader(&self.route, self.reader, known, &sofar.tried, self.spread).ok()?;
         sofar.tried.push(chosen.to_owned());
         named(self.storages, chosen).cloned()
+    }
+
+    /// What the database knows of the replica there, for the node to see whether it still has that.
+    fn expected(&self, storage: &str) -> Option<HeaderValue> {
+        let replica = self.route.replicas.iter().find(|replica| replica.storage == storage)?;
+        let value = expectation(&ExpectedReplica {
+            storage_name: storage.to_owned(),
+            relative_path: self.route.replica_path.clone(),
+            repository_id: self.route.repository_id,
+            generation: replica.generation,
+        });
+        HeaderValue::from_bytes(value.as_encoded_bytes()).ok()
     }
 
     fn can_begin_again(&self) -> bool {
@@ -192,7 +206,10 @@ impl Relay {
     async fn ask_one(&self, search: &Search<'_>, node: &Node) -> Heard {
         let (route, target) = (&search.route, search.target);
         match request::rewritten(&search.message, target, &node.storage, &route.replica_path) {
-            Ok(head) => self.hear(search.call, node, head, search.replay.as_ref()).await,
+            Ok(head) => {
+                let expected = search.expected(&node.storage);
+                self.hear(search.call, node, head, search.replay.as_ref(), expected).await
+            }
             Err(refusal) => Heard::Elsewhere { word: Err(refusal), suspicion: None },
         }
     }
@@ -287,7 +304,7 @@ impl Relay {
             let node = &storages[place];
             let head = request::restored(&message, within, name, &node.storage)?;
             account.storage = Some(Arc::clone(&node.storage));
-            match self.hear(call, node, head, replay.as_ref()).await {
+            match self.hear(call, node, head, replay.as_ref(), None).await {
                 Heard::Answer(answer) => return Ok(Outcome::Node(answer)),
                 // Storages differ: what one says of itself is its answer.
                 Heard::Elsewhere { word, suspicion: Some(_) } => return word.map(Outcome::Node),

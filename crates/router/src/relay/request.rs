@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use prost::Message as _;
 use tabularium_common::{
     auth::{SendToken, unix_now},
+    records::EXPECTED_REPLICA,
     telemetry::{CORRELATION_ID, CorrelationId},
 };
 
@@ -79,6 +80,8 @@ impl Call {
         headers.remove(header::AUTHORIZATION);
         headers.remove(header::CONTENT_LENGTH);
         headers.remove(header::HOST);
+        // What is known of a replica is ours to say.
+        headers.remove(EXPECTED_REPLICA);
         let freshness = Asked::take(&mut headers);
         let site = headers.remove(SYNC_FROM_SITE);
         let id = CorrelationId::of(&headers);

@@ -2,9 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use tabularium_proto::gitaly::{
-    GetBlobRequest, WriteRefRequest, blob_service_client::BlobServiceClient,
-    repository_service_client::RepositoryServiceClient,
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
+use prost::Message as _;
+use tabularium_common::records::{EXPECTED_REPLICA, expectation};
+use tabularium_proto::{
+    gitaly::{
+        GetBlobRequest, WriteRefRequest, blob_service_client::BlobServiceClient,
+        repository_service_client::RepositoryServiceClient,
+    },
+    node::ExpectedReplica,
 };
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 
@@ -78,7 +84,25 @@ async fn a_read_gets_at_least_what_it_asks_for_or_is_told_that_it_is_not_there()
     house.leased().await;
     soon(house.ref_exists(at_least("5", None))).await.unwrap();
     for seen in house.nodes.iter().flat_map(|node| node.seen("RefExists")) {
-        assert!(seen.headers.keys().all(|name| !name.as_str().starts_with("tabularium-")), "{seen:?}");
+        let ours = |name: &&http::HeaderName| name.as_str().starts_with("tabularium-");
+        let told: Vec<_> = seen.headers.keys().filter(ours).collect();
+        assert_eq!(told, [EXPECTED_REPLICA], "{seen:?}");
+        // The node is told what it has to have.
+        let expected = STANDARD_NO_PAD.decode(&seen.headers[EXPECTED_REPLICA]).unwrap();
+        let expected = ExpectedReplica::decode(&expected[..]).unwrap();
+        assert_eq!((expected.repository_id, expected.generation), (1, 5));
+        assert_eq!(expected.relative_path, "@cluster/repositories/aa/bb/1");
+    }
+    let mut own_word = at_least("5", None);
+    let lie = ExpectedReplica { repository_id: 1, generation: 99, ..ExpectedReplica::default() };
+    own_word.metadata_mut().insert_bin(EXPECTED_REPLICA, expectation(&lie));
+    soon(house.ref_exists(own_word)).await.unwrap();
+    for seen in house.nodes.iter().flat_map(|node| node.seen("RefExists")) {
+        assert_ne!(
+            seen.headers[EXPECTED_REPLICA].as_bytes(),
+            expectation(&lie).as_encoded_bytes(),
+            "a client's"
+        );
     }
     let status = soon(house.ref_exists(at_least("7", None))).await.unwrap_err();
     let text = "the repository is at generation 5 here, and at least 7 was asked for";

@@ -15,6 +15,7 @@ mod crashes;
 mod faults;
 mod freshness;
 mod house;
+mod old_disk;
 mod operations;
 mod proxy;
 mod raw;

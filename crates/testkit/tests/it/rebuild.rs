@@ -1,7 +1,7 @@
 //! The database is lost and made anew from the nodes, one of which was set back to an older copy of its disk: nothing that
 //! was acknowledged is lost, and all is as it was.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
@@ -11,9 +11,12 @@ use tabularium_testkit::{
     wait::wait_until,
 };
 
-use crate::support::{
-    FOLLOW, SOON, equal_replicas, home_only, must_git, no_open_writes, start, tabularium, tabularium_json,
-    try_git, within,
+use crate::{
+    old_disk::copy,
+    support::{
+        FOLLOW, SOON, equal_replicas, home_only, must_git, no_open_writes, start, tabularium,
+        tabularium_json, try_git, within,
+    },
 };
 
 /// What the repositories are called in the end, and what they were created as.
@@ -32,18 +35,6 @@ fn kinds(said: &Value) -> Vec<&str> {
 async fn listed(git: &GitClient, test: &TestCluster, gateway: usize, path: &str) -> String {
     let url = test.url(HOME, gateway, path);
     within("ls-remote", SOON, git.run("small", &["ls-remote", &url])).await
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().flatten() {
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 async fn drop_schema(test: &TestCluster) {

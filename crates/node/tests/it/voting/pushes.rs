@@ -239,7 +239,8 @@ async fn a_secondary_votes_like_the_primary_whatever_is_pushed() {
     let symbolic = |node: &TestNode| {
         git(&node.path("a.git"), &["symbolic-ref", "refs/heads/other-name", "refs/heads/side"]);
     };
-    let cases: [(&Path, &[&str], &dyn Fn(&TestNode), bool); 8] = [
+    type Case<'a> = (&'a Path, &'a [&'a str], &'a dyn Fn(&TestNode), bool);
+    let cases: [Case<'_>; 8] = [
         (work.path(), &["main"], &|_| {}, true),
         (work.path(), &["main:side"], &|_| {}, true),
         (work.path(), &["main:refs/tags/t"], &|_| {}, true),

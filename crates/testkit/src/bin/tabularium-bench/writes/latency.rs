@@ -112,18 +112,16 @@ pub(super) async fn measure_hot(figures: &mut Figures, stage: &Stage, directory:
     let begun = Instant::now();
     let end = begun + HOT_SECONDS;
     let pushing = pushers.into_iter().map(|(pusher, commits)| async move {
-        let mut pushed = 0_u32;
-        for commit in commits {
+        for (pushed, commit) in commits.iter().enumerate() {
             if Instant::now() >= end {
                 return Ok(pushed);
             }
-            pusher.push_commit(&commit).await?;
-            pushed += 1;
+            pusher.push_commit(commit).await?;
         }
         anyhow::bail!("a pusher had too few commits")
     });
     let pushed = futures::future::try_join_all(pushing).await.context("pushes to the hot repository")?;
-    let rate = f64::from(pushed.into_iter().sum::<u32>()) / begun.elapsed().as_secs_f64();
+    let rate = pushed.into_iter().sum::<usize>() as f64 / begun.elapsed().as_secs_f64();
     figures.print("writes.hot.pushes_per_second", rate, Bar::AtLeast(20.0));
     stage.level(PATH).await
 }
