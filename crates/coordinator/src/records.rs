@@ -176,21 +176,19 @@ pub(crate) struct Vouched {
 pub(crate) fn note_vouched(shared: &Arc<Shared>, vouched: Vouched) {
     let noting = {
         let shared = Arc::clone(shared);
-        async move { vouch(&shared, vouched).await }
+        async move {
+            let (repository_id, storage) = (vouched.repository.id, vouched.target.clone());
+            if let Err(status) = vouch(&shared, &vouched).await {
+                tracing::info!(%repository_id, %storage, error = status.message(), "a replica's record is not written");
+            }
+        }
     };
     shared.tasks.spawn("replica-record", noting);
 }
 
 /// The same, and waits for it.
-pub(crate) async fn vouch(shared: &Shared, vouched: Vouched) {
+pub(crate) async fn vouch(shared: &Shared, vouched: &Vouched) -> Result<(), Status> {
     let Vouched { repository, target, generation, attempt } = vouched;
-    let record = ReplicaRecord { settlement: VOUCHED, ..record(&repository, generation) };
-    if let Err(status) = write(shared, &repository, &target, record, attempt).await {
-        tracing::info!(
-            repository_id = %repository.id,
-            storage = %target,
-            error = status.message(),
-            "a replica's record is not written"
-        );
-    }
+    let record = ReplicaRecord { settlement: VOUCHED, ..record(repository, *generation) };
+    write(shared, repository, target, record, *attempt).await
 }

@@ -21,7 +21,7 @@ use super::{argument, key, operator::timestamp};
 use crate::{
     app::Shared,
     db::{
-        DbError, assignments, checks, copies, is_duplicate,
+        assignments, checks, copies, is_duplicate,
         losses::{self, LossQuery, Placed},
         outbox, repositories, storages, verifications,
     },
@@ -48,6 +48,8 @@ const PATHS: usize = 500;
 
 /// How often copies are kept away from the truth to be, when another one has begun before it is.
 const FENCES: u32 = 3;
+/// How often a node is asked to note that its replica is the truth.
+const NOTE_ATTEMPTS: u32 = 5;
 
 pub(crate) struct Repair(pub(crate) Arc<Shared>);
 
@@ -162,20 +164,31 @@ impl Repair {
         Err(Status::failed_precondition(format!("there is no repository at {replica_path} on `{name}`")))
     }
 
-    /// Has the node that holds the truth write so beside its replica.
+    /// Has the node that holds the truth write so beside its replica. Until it has, it refuses the replica as older than it
+    /// must be.
     async fn note_truth(
         &self,
         id: RepositoryId,
         storage: &StorageName,
         generation: Generation,
-    ) -> Result<(), DbError> {
+    ) -> Result<(), Status> {
         let db = &self.0.db;
         let found = db.retrying(|| repositories::repository_find(db.pool(), id)).await?;
-        if let Some(repository) = found {
-            let vouched = Vouched { repository, target: storage.clone(), generation, attempt: 0 };
-            records::note_vouched(&self.0, vouched);
+        let Some(repository) = found else { return Ok(()) };
+        let vouched = Vouched { repository, target: storage.clone(), generation, attempt: 0 };
+        let mut noted = records::vouch(&self.0, &vouched).await;
+        for _ in 1..NOTE_ATTEMPTS {
+            if noted.is_ok() {
+                break;
+            }
+            noted = records::vouch(&self.0, &vouched).await;
         }
-        Ok(())
+        noted.map_err(|status| {
+            let problem = status.message();
+            Status::unavailable(format!(
+                "accepted, but `{storage}` could not note that: {problem}; accept it again"
+            ))
+        })
     }
 
     /// Moves the truth to a replica from which copies with lower numbers than `fence` are kept away.
@@ -533,7 +546,10 @@ impl RepairService for Repair {
         db.retrying(tracked).await?.map_err(Status::already_exists)?;
         let counts = db.retrying(|| storages::storage_count_replicas(db.pool())).await?;
         movement::rearrange(&self.0, id, &counts).await?;
-        self.note_truth(id, &known.name, FIRST_GENERATION).await?;
+        // Nothing that its node has noted of it before is about this repository, so nothing depends on it.
+        if let Err(status) = self.note_truth(id, &known.name, FIRST_GENERATION).await {
+            tracing::info!(repository_id = %id, error = status.message(), "a replica's record is not written");
+        }
         Ok(Response::new(wire::TrackRepositoryResponse { repository: self.placement(&key).await? }))
     }
 

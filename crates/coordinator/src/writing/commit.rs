@@ -50,7 +50,11 @@ pub(crate) async fn commit(shared: &Arc<Shared>, report: &Report<'_>) -> Result<
                 let found = db.retrying(|| repositories::repository_find(db.pool(), route.id)).await?;
                 if let Some(repository) = found {
                     let (target, generation) = (recorded.primary.clone(), recorded.generation);
-                    records::vouch(shared, Vouched { repository, target, generation, attempt: 0 }).await;
+                    let vouched = Vouched { repository, target, generation, attempt: 0 };
+                    if let Err(status) = records::vouch(shared, &vouched).await {
+                        let (repository_id, storage) = (route.id, &recorded.primary);
+                        tracing::warn!(%repository_id, %storage, error = status.message(), "a replica's record is not written");
+                    }
                 }
             }
             if !owed.is_empty() && !is_off(SafetyStep::CoordinatorRevocation) {
