@@ -242,13 +242,23 @@ impl Voter {
 
     /// Says that a change has been made, when it is noted beside the replica.
     pub(crate) async fn committed(&self, replica: &Path, ballot: Ballot) -> Result<(), VoteError> {
-        if let Some(record) = self.0.as_ref().and_then(|seat| seat.changed()) {
-            let replica = replica.to_owned();
-            let noted = tokio::task::spawn_blocking(move || records::write(&replica, record, None)).await;
-            let noted = noted.map_err(std::io::Error::other).and_then(|noted| noted);
-            noted.map_err(|error| VoteError::Unrecorded(error.to_string()))?;
+        let noted = self.note(replica).await?;
+        self.vote(Phase::Committed, ballot).await?;
+        if !noted {
+            // Nothing had to be asked before: what the write makes of the replica came with this answer.
+            self.note(replica).await?;
         }
-        self.vote(Phase::Committed, ballot).await
+        Ok(())
+    }
+
+    /// Notes one more change beside the replica, if it is known what the write makes of it.
+    async fn note(&self, replica: &Path) -> Result<bool, VoteError> {
+        let Some(record) = self.0.as_ref().and_then(|seat| seat.changed()) else { return Ok(false) };
+        let replica = replica.to_owned();
+        let noted = tokio::task::spawn_blocking(move || records::write(&replica, record, None)).await;
+        let noted = noted.map_err(std::io::Error::other).and_then(|noted| noted);
+        noted.map_err(|error| VoteError::Unrecorded(error.to_string()))?;
+        Ok(true)
     }
 
     /// Waits until all replicas have come to this point.
