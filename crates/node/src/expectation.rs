@@ -22,7 +22,7 @@ use tabularium_proto::{gitaly::Repository, node::ExpectedReplica};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use crate::{node::Node, place::blocking, records};
+use crate::{node::Node, records};
 
 /// Senders may pad binary metadata or not.
 const EITHER_PADDING: GeneralPurpose = GeneralPurpose::new(
@@ -100,15 +100,11 @@ async fn check(node: &Node, expected: ExpectedReplica) -> Result<(), Status> {
     let replica = Repository { storage_name, relative_path, ..Repository::default() };
     // What is wrong with the replica otherwise, its service finds out and says in its own words.
     let Ok(replica) = node.storages.locate(Some(&replica)) else { return Ok(()) };
-    let path = replica.path.clone();
-    let Ok(Some(record)) = blocking(move || Ok::<_, Status>(records::read(&path).ok().flatten())).await
-    else {
+    let record = records::known(&replica.path).await;
+    let Some(older) = record.filter(|record| is_older(record, repository_id, generation)) else {
         return Ok(());
     };
-    if !is_older(&record, repository_id, generation) {
-        return Ok(());
-    }
-    let text = format!("replica is of generation {}, and was of {generation} before", record.generation);
+    let text = format!("replica is of generation {}, and was of {generation} before", older.generation);
     tracing::error!(path = %replica.path.display(), "{text}: the disk is older than it was");
     Err(Status::data_loss(text))
 }

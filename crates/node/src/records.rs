@@ -102,6 +102,24 @@ pub(crate) fn read(replica: &Path) -> io::Result<Option<ReplicaRecord>> {
     Ok(Some(written.into()))
 }
 
+/// The same for whoever can go on without: one that cannot be read says nothing, and the log says so.
+fn read_if_sound(replica: &Path) -> Option<ReplicaRecord> {
+    read(replica).unwrap_or_else(|error| {
+        tracing::warn!(%error, path = %replica.display(), "a record cannot be read and says nothing");
+        None
+    })
+}
+
+/// What is known of the replica in this directory by its record.
+pub(crate) async fn known(replica: &Path) -> Option<ReplicaRecord> {
+    let replica = replica.to_owned();
+    let reading = tokio::task::spawn_blocking(move || read_if_sound(&replica)).await;
+    reading.unwrap_or_else(|error| {
+        tracing::warn!(%error, "a record is not read");
+        None
+    })
+}
+
 /// Writes the record durably, unless the replica has a newer one of the same repository. One that is about a copy is
 /// written only if no other has begun since: that one suspends what it finds, once it has its number on disk.
 pub(crate) fn write(replica: &Path, record: ReplicaRecord, copy: Option<CopyAttempt>) -> io::Result<Kept> {
@@ -111,21 +129,17 @@ pub(crate) fn write(replica: &Path, record: ReplicaRecord, copy: Option<CopyAtte
     {
         return Ok(Kept::OtherCopy);
     }
-    match read(replica) {
-        Ok(Some(present)) if present.repository_id == record.repository_id => {
-            let overtaken = match (present.complete, copy) {
-                (true, _) => standing(&present) > standing(&record),
-                // Only the copy itself says that it is good, or a write to what came of it.
-                (false, None) => standing(&present) >= standing(&record),
-                (false, Some(_)) => false,
-            };
-            if overtaken {
-                return Ok(Kept::Overtaken);
-            }
-        }
-        Ok(_) => {}
-        Err(error) => {
-            tracing::warn!(%error, path = %replica.display(), "a record that cannot be read is replaced");
+    if let Some(present) =
+        read_if_sound(replica).filter(|present| present.repository_id == record.repository_id)
+    {
+        let overtaken = match (present.complete, copy) {
+            (true, _) => standing(&present) > standing(&record),
+            // Only the copy itself says that it is good, or a write to what came of it.
+            (false, None) => standing(&present) >= standing(&record),
+            (false, Some(_)) => false,
+        };
+        if overtaken {
+            return Ok(Kept::Overtaken);
         }
     }
     replace(replica, record)
@@ -134,7 +148,7 @@ pub(crate) fn write(replica: &Path, record: ReplicaRecord, copy: Option<CopyAtte
 /// Notes that what is there is no generation's any more: a copy begins.
 pub(crate) fn suspend(replica: &Path) -> io::Result<()> {
     let _alone = alone(replica);
-    match read(replica)? {
+    match read_if_sound(replica) {
         Some(present) if present.complete => {
             replace(replica, ReplicaRecord { complete: false, ..present }).map(drop)
         }
@@ -236,6 +250,7 @@ mod tests {
         let replica = directory.path();
         fs::write(replica.join(FILE), "{\"repository_id\":1").unwrap();
         assert_eq!(read(replica).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        suspend(replica).unwrap();
         assert_eq!(write(replica, record(1, 1, 1), None).unwrap(), Kept::Written);
         assert_eq!(read(replica).unwrap(), Some(record(1, 1, 1)));
     }

@@ -16,20 +16,20 @@ mod opening;
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
-use futures::{Stream, StreamExt as _, stream};
-use tokio::io::AsyncWriteExt as _;
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
 use tonic::Status;
 
 use crate::{
     error::internal_io,
     git::{
-        GitCommand, Slot,
+        Exit, Slot,
         quarantine::Quarantine,
         update_ref::{Expected, Transaction, UpdateRefError},
     },
     hooks::synchronization_point,
     node::Node,
+    services::streams,
     storage::RepositoryPath,
     votes::Voter,
 };
@@ -160,19 +160,25 @@ async fn take_in<S>(
 where
     S: Stream<Item = Result<Bytes, Status>> + Unpin,
 {
-    let mut front = BytesMut::from(&objects[..]);
+    let mut front = objects;
     while front.len() < PACK_HEADER_BYTES {
         let Some(more) = data.next().await.transpose()? else { break };
-        front.extend_from_slice(&more);
+        front = [front, more].concat().into();
     }
-    let front = front.freeze();
     let command = if is_large(&front) {
         node.git.command(seen, "index-pack").args(["--stdin", "--fix-thin"])
     } else {
         node.git.command(seen, "unpack-objects").arg("-q")
     };
-    let whole = stream::once(std::future::ready(Ok(front))).chain(data);
-    run(command.slot(slot), whole, "unpacking objects").await
+    let mut process = command.slot(slot).spawn(true).await?;
+    let stdin = process.take_stdin().ok_or_else(|| Status::internal("no pipe to git"))?;
+    let listening = async {
+        while process.read_chunk().await?.is_some() {}
+        Ok(())
+    };
+    tokio::try_join!(streams::feed(data, front, |data| data, stdin), listening)?;
+    let (exit, stderr) = process.finish().await?;
+    succeeded("unpacking objects", exit, &stderr)
 }
 
 fn is_large(front: &[u8]) -> bool {
@@ -187,40 +193,17 @@ async fn check_connected(
     slot: &Slot,
     object: &str,
 ) -> Result<(), Status> {
-    let command = node.git.command(seen, "rev-list").reads();
-    let command = command.slot(slot).args(["--objects", "--stdin", "--not", "--all", "--quiet"]);
-    let object = Bytes::from(format!("{object}\n"));
-    run(command, stream::iter([Ok(object)]), "checking that nothing is missing").await
+    let command = node.git.command(seen, "rev-list").reads().slot(slot);
+    let command = command.args(["--objects", "--stdin", "--not", "--all", "--quiet"]);
+    let output = command.output_with(format!("{object}\n")).await?;
+    succeeded("checking that nothing is missing", output.exit, &output.stderr)
 }
 
-/// Runs a command that says nothing of interest with this input.
-async fn run<S>(command: GitCommand, mut input: S, what: &str) -> Result<(), Status>
-where
-    S: Stream<Item = Result<Bytes, Status>> + Unpin,
-{
-    let mut process = command.spawn(true).await?;
-    let mut stdin = process.take_stdin().ok_or_else(|| Status::internal("no pipe to git"))?;
-    let feeding = async {
-        while let Some(piece) = input.next().await {
-            // A stream that breaks ends the process with it: its input must never look complete.
-            if stdin.write_all(&piece?).await.is_err() {
-                // The process wants no more; how it ends says whether that is right.
-                break;
-            }
-        }
-        drop(stdin);
-        Ok::<(), Status>(())
-    };
-    let listening = async {
-        while process.read_chunk().await?.is_some() {}
-        Ok(())
-    };
-    tokio::try_join!(feeding, listening)?;
-    let (exit, stderr) = process.finish().await?;
+fn succeeded(what: &str, exit: Exit, stderr: &[u8]) -> Result<(), Status> {
     if exit.success() {
         return Ok(());
     }
-    let stderr = String::from_utf8_lossy(&stderr);
+    let stderr = String::from_utf8_lossy(stderr);
     Err(Status::failed_precondition(format!("{what}: {exit}, stderr: {:?}", stderr.trim_end())))
 }
 

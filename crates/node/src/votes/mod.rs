@@ -231,13 +231,11 @@ impl Voter {
     pub(crate) async fn prepared(&self, replica: &Path, ballot: Ballot) -> Result<(), VoteError> {
         self.vote(Phase::Prepared, ballot).await?;
         let Some(told) = self.0.as_ref().and_then(|seat| seat.record().clone()) else { return Ok(()) };
-        let replica = replica.to_owned();
-        let reading = tokio::task::spawn_blocking(move || records::read(&replica));
-        let Ok(Ok(Some(record))) = reading.await else { return Ok(()) };
-        if is_older(&record, told.repository_id, told.generation - 1) {
-            return Err(VoteError::Behind { present: record.generation, told: told.generation });
+        let record = records::known(replica).await;
+        match record.filter(|record| is_older(record, told.repository_id, told.generation - 1)) {
+            Some(older) => Err(VoteError::Behind { present: older.generation, told: told.generation }),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Says that a change has been made, when it is noted beside the replica.

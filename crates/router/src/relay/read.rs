@@ -85,12 +85,11 @@ impl Search<'_> {
 
     /// What the database knows of the replica there, for the node to see whether it still has that.
     fn expected(&self, storage: &str) -> Option<HeaderValue> {
-        let replica = self.route.replicas.iter().find(|replica| replica.storage == storage)?;
         let value = expectation(&ExpectedReplica {
             storage_name: storage.to_owned(),
             relative_path: self.route.replica_path.clone(),
             repository_id: self.route.repository_id,
-            generation: replica.generation,
+            generation: routing::generation_of(&self.route, storage),
         });
         HeaderValue::from_bytes(value.as_encoded_bytes()).ok()
     }

@@ -10,8 +10,11 @@ use std::{
 
 use sha1::{Digest as _, Sha1};
 use tabularium_proto::gitaly::{
-    PostReceivePackRequest, smart_http_service_client::SmartHttpServiceClient,
-    vote_transaction_request::Phase,
+    FetchRemoteRequest, PostReceivePackRequest, Remote, repository_service_client::RepositoryServiceClient,
+    smart_http_service_client::SmartHttpServiceClient, vote_transaction_request::Phase,
+};
+use tabularium_proto::node::{
+    ReadRecordRequest, ReplicaRecord, replica_service_client::ReplicaServiceClient,
 };
 
 use super::router::{Answer, Router, Vote};
@@ -324,5 +327,70 @@ async fn a_follower_takes_nothing_that_leads_to_what_it_has_not() {
     let refused = pushing.await.unwrap_err();
     assert!(refused.message().starts_with("checking that nothing is missing"), "{refused}");
     assert_eq!((references(&node).as_str(), router.phases(&node).as_str()), ("", ""));
+    node.stop().await;
+}
+
+/// The write that makes this generation.
+fn write(generation: i64) -> ReplicaRecord {
+    ReplicaRecord {
+        repository_id: 7,
+        virtual_storage: "default".to_owned(),
+        relative_path: "a.git".to_owned(),
+        generation,
+        write_id: generation.to_string(),
+        complete: true,
+        ..ReplicaRecord::default()
+    }
+}
+
+async fn recorded(node: &TestNode) -> Option<ReplicaRecord> {
+    let request = ReadRecordRequest { repository: Some(node.named("a.git")) };
+    let mut client = ReplicaServiceClient::new(node.channel());
+    client.read_record(request).await.unwrap().into_inner().record
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_has_missed_a_write_makes_none() {
+    for primary in [true, false] {
+        let router = Router::agreeing();
+        let (node, url) = target(&router, primary).await;
+        let work = work_tree(1000);
+        for generation in [2, 3] {
+            router.tell(write(generation));
+            git(work.path(), &["commit", "--quiet", "--allow-empty", "-m", "more"]);
+            assert!(push(&url, work.path(), &["main"]).await.status.success());
+            assert_eq!(recorded(&node).await.unwrap().generation, generation);
+        }
+        let before = git(&node.path("a.git"), &["rev-parse", "main"]);
+        let voted = router.phases(&node).len();
+        router.tell(write(5));
+        git(work.path(), &["commit", "--quiet", "--allow-empty", "-m", "on top of what is not there"]);
+        assert!(!push(&url, work.path(), &["main"]).await.status.success());
+        assert!(!router.phases(&node)[voted..].contains('C'), "{}", router.phases(&node));
+        assert_eq!(git(&node.path("a.git"), &["rev-parse", "main"]), before);
+        assert_eq!(recorded(&node).await.unwrap().generation, 3);
+        eventually("no lock is left", async || leftovers(&node.path("a.git")).is_empty()).await;
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_that_brings_nothing_is_noted_as_well() {
+    let router = Router::agreeing();
+    let (node, _) = target(&router, true).await;
+    node.create("empty.git").await;
+    router.tell(write(2));
+    let request = FetchRemoteRequest {
+        repository: Some(node.named("a.git")),
+        remote_params: Some(Remote {
+            url: format!("{}/empty.git", bridge::serve(&node, None).await),
+            ..Remote::default()
+        }),
+        ..FetchRemoteRequest::default()
+    };
+    let mut client = RepositoryServiceClient::new(router.client(&node, true));
+    client.fetch_remote(request).await.unwrap();
+    assert_eq!(router.phases(&node), "C");
+    assert_eq!(recorded(&node).await.unwrap().generation, 2);
     node.stop().await;
 }

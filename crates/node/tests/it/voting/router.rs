@@ -9,15 +9,18 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
-use tabularium_common::{lifecycle::Tasks, multiplex};
+use prost::Message as _;
+use tabularium_common::{lifecycle::Tasks, multiplex, records::WRITE_RECORD};
 use tabularium_proto::gitaly::{
     StopTransactionRequest, StopTransactionResponse, VoteTransactionRequest, VoteTransactionResponse,
     ref_transaction_server::{RefTransaction, RefTransactionServer},
     vote_transaction_request::Phase,
     vote_transaction_response::TransactionState,
 };
+use tabularium_proto::node::ReplicaRecord;
 use tonic::{
     Request, Response, Status,
+    metadata::MetadataValue,
     service::{Routes, interceptor::InterceptedService},
     transport::Endpoint,
 };
@@ -50,6 +53,8 @@ type Decide = dyn Fn(&Vote) -> Answer + Send + Sync;
 struct Shared {
     votes: Mutex<Vec<Vote>>,
     stops: AtomicUsize,
+    /// What whoever may go on is told of the write.
+    record: Mutex<Option<ReplicaRecord>>,
     decide: Box<Decide>,
 }
 
@@ -67,8 +72,14 @@ impl Router {
     /// One that decides so.
     pub(crate) fn deciding(decide: impl Fn(&Vote) -> Answer + Send + Sync + 'static) -> Self {
         let decide = Box::new(decide);
-        let shared = Shared { votes: Mutex::default(), stops: AtomicUsize::new(0), decide };
+        let (votes, stops, record) = (Mutex::default(), AtomicUsize::new(0), Mutex::default());
+        let shared = Shared { votes, stops, record, decide };
         Self { shared: Arc::new(shared), tasks: Tasks::new() }
+    }
+
+    /// From now on writes make this of the replica.
+    pub(crate) fn tell(&self, record: ReplicaRecord) {
+        *self.shared.record.lock().unwrap() = Some(record);
     }
 
     /// Calls to the node over a multiplexed connection, in a transaction.
@@ -139,7 +150,12 @@ impl RefTransaction for Votes {
             Answer::Stop => TransactionState::Stop,
             Answer::Silence => std::future::pending().await,
         };
-        Ok(Response::new(VoteTransactionResponse { state: state.into() }))
+        let mut response = Response::new(VoteTransactionResponse { state: state.into() });
+        if let Some(record) = &*self.0.record.lock().unwrap() {
+            let record = MetadataValue::from_bytes(&record.encode_to_vec());
+            response.metadata_mut().insert_bin(WRITE_RECORD, record);
+        }
+        Ok(response)
     }
 
     async fn stop_transaction(
