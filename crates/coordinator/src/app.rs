@@ -216,9 +216,8 @@ impl Coordinator {
         let metrics = Metrics::new(&mut registry);
         let sessions = Sessions::new(config.timing.router_lease.0);
         let identity = Identity::default();
-        let router_lease = config.timing.router_lease.0;
         let (revoker, done_rows) =
-            Revoker::new(db.clone(), sessions.clone(), identity.clone(), send, router_lease, metrics.clone());
+            Revoker::new(db.clone(), sessions.clone(), identity.clone(), send, &config.timing, metrics.clone());
         let topology = Topology::new(Snapshot::new(&config, &stored));
         let host = rustix::system::uname();
         let host = host.nodename().to_string_lossy();

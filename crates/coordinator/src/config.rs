@@ -1,6 +1,6 @@
 //! What `coordinator.toml` says.
 
-use std::{collections::BTreeSet, fmt, net::SocketAddr};
+use std::{collections::BTreeSet, fmt, time::Duration};
 
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -11,7 +11,10 @@ use tabularium_common::{
     telemetry::TelemetryConfig,
 };
 
-use crate::{fsck_config::FsckConfig, quorum::QuorumPolicy, repair_config::RepairConfig};
+use crate::{database_tls::DatabaseTls, fsck_config::FsckConfig, quorum::QuorumPolicy, repair_config::RepairConfig};
+
+/// The longest `timing.write_lease`: one in the database that stands for longer than this has the database's clock against it.
+pub(crate) const MAX_WRITE_LEASE: Duration = Duration::from_secs(60);
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -246,6 +249,10 @@ impl Timing {
                 self.coordinator_lease,
                 "at least twice timing.router_lease, or leases of routers would outlive it",
             ));
+        }
+        if self.write_lease.0 > MAX_WRITE_LEASE {
+            let longest = format!("{} s at most", MAX_WRITE_LEASE.as_secs());
+            faults.push(Fault::new("timing.write_lease", self.write_lease, longest));
         }
         if self.parked_after == 0 {
             faults.push(Fault::new("timing.parked_after", self.parked_after, "1 or more"));

@@ -27,6 +27,8 @@
 mod app;
 mod config;
 mod db;
+mod database_clock;
+mod database_tls;
 mod duties;
 mod error;
 mod expulsion;
@@ -40,6 +42,7 @@ mod metrics;
 mod movement;
 mod placement;
 mod queue;
+mod peers;
 mod quorum;
 mod rebuild;
 mod records;

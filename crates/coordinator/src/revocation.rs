@@ -1,8 +1,8 @@
 //! Taking cached routes back, from our own routers and from those of every other coordinator.
 //!
 //! Peers are read after the change is in the database: one that registers later fills its routers' caches from the
-//! changed state. A peer that does not answer is kept from extending its lease and its lease is waited out; by then
-//! those of its routers have run out too.
+//! changed state. A peer that does not answer is kept from extending its lease and its lease is waited out by our own
+//! clock ([`Peers`]); by then those of its routers have run out too.
 
 use std::{
     collections::HashMap,
@@ -23,9 +23,14 @@ use tokio::{
 use tonic::{service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{
-    db::{Db, DbError, coordinators},
-    leases::with_drift,
+    config::Timing,
+    db::{
+        Db, DbError,
+        coordinators::{self, Registered},
+    },
+    leases::{Moment, with_drift},
     metrics::Metrics,
+    peers::Peers,
     repository::RevokedRoute,
     sessions::Sessions,
 };
@@ -49,6 +54,21 @@ impl Identity {
     }
 }
 
+/// A coordinator that was seen in the database.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    pub(crate) registered: Registered,
+    /// How long its lease may still stand.
+    remaining: Duration,
+}
+
+impl Peer {
+    /// Its lease may stand.
+    pub(crate) fn lives(&self) -> bool {
+        !self.remaining.is_zero()
+    }
+}
+
 /// Carries revocations out. Clones share everything.
 #[derive(Clone)]
 pub(crate) struct Revoker {
@@ -57,6 +77,8 @@ pub(crate) struct Revoker {
     identity: Identity,
     token: SendToken,
     router_lease: Duration,
+    origin: Instant,
+    peers: Arc<Mutex<Peers>>,
     channels: Arc<Mutex<HashMap<Address, Channel>>>,
     done: mpsc::Sender<Vec<i64>>,
     metrics: Metrics,
@@ -69,12 +91,50 @@ impl Revoker {
         sessions: Sessions,
         identity: Identity,
         token: SendToken,
-        router_lease: Duration,
+        timing: &Timing,
         metrics: Metrics,
     ) -> (Self, mpsc::Receiver<Vec<i64>>) {
         let (done, rows) = mpsc::channel(DONE_QUEUE);
+        let (router_lease, origin) = (timing.router_lease.0, Instant::now());
+        let peers = Arc::new(Mutex::new(Peers::new(timing.coordinator_lease.0)));
         let channels = Arc::default();
-        (Self { db, sessions, identity, token, router_lease, channels, done, metrics }, rows)
+        let revoker =
+            Self { db, sessions, identity, token, router_lease, origin, peers, channels, done, metrics };
+        (revoker, rows)
+    }
+
+    fn now(&self) -> Moment {
+        self.origin.elapsed()
+    }
+
+    /// All coordinators that are registered, ourselves included, with what we have seen of their leases.
+    pub(crate) async fn peers(&self) -> Result<Vec<Peer>, DbError> {
+        let registered = coordinators::coordinator_list(self.db.pool()).await?;
+        let now = self.now();
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.listed(now, registered.iter().map(|peer| (peer.id.as_str(), peer.beat)));
+        let seen = |registered: Registered| {
+            let remaining = peers.remaining(now, &registered.id);
+            Peer { registered, remaining }
+        };
+        Ok(registered.into_iter().map(seen).collect())
+    }
+
+    /// Looks whose leases stand and removes whoever's does not, so that a revocation waits no longer than it must.
+    pub(crate) async fn watch_peers(&self) -> Result<(), DbError> {
+        for peer in self.peers().await?.into_iter().filter(|peer| !peer.lives()) {
+            self.dismiss(&peer).await?;
+        }
+        Ok(())
+    }
+
+    async fn dismiss(&self, peer: &Peer) -> Result<bool, DbError> {
+        let Registered { id, beat, .. } = &peer.registered;
+        let gone = coordinators::coordinator_dismiss(self.db.pool(), id, *beat).await?;
+        if gone {
+            tracing::info!(coordinator = id, "its lease is over");
+        }
+        Ok(gone)
     }
 
     /// Returns when no router anywhere can use the routes any more: at once when none has them, after an
@@ -84,12 +144,13 @@ impl Revoker {
         let ours = self.sessions.revoke(routes);
         let peers = async {
             let me = self.identity.get();
-            let live = coordinators::coordinator_list_live(self.db.pool()).await?;
+            let peers = self.peers().await?;
             self.channels
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .retain(|address, _| live.iter().any(|peer| peer.address == address.to_string()));
-            let others = live.iter().filter(|peer| peer.id != me).map(|peer| self.at_peer(peer, routes));
+                .retain(|address, _| peers.iter().any(|peer| peer.registered.address == address.to_string()));
+            let others = peers.iter().filter(|peer| peer.registered.id != me);
+            let others = others.map(|peer| self.at_peer(peer, routes));
             for outcome in futures::future::join_all(others).await {
                 outcome?;
             }
@@ -105,32 +166,25 @@ impl Revoker {
         Ok(())
     }
 
-    async fn at_peer(
-        &self,
-        peer: &coordinators::LiveCoordinator,
-        routes: &[RevokedRoute],
-    ) -> Result<(), DbError> {
+    async fn at_peer(&self, peer: &Peer, routes: &[RevokedRoute]) -> Result<(), DbError> {
+        let id = &peer.registered.id;
+        let asked = async {
+            if let Err(problem) = self.ask_peer(&peer.registered, routes).await {
+                tracing::warn!(coordinator = id, problem, "peer is fenced, its lease is waited out");
+                self.metrics.lease_waited();
+                coordinators::coordinator_fence(self.db.pool(), id).await?;
+                // The other branch ends with it.
+                std::future::pending::<()>().await;
+            }
+            Ok(())
+        };
         tokio::select! {
-            answer = self.ask_peer(peer, routes) => match answer {
-                Ok(()) => Ok(()),
-                Err(problem) => {
-                    tracing::warn!(coordinator = peer.id, problem, "peer is fenced, its lease is waited out");
-                    self.metrics.lease_waited();
-                    if let Some(remaining) = coordinators::coordinator_fence(self.db.pool(), &peer.id).await? {
-                        sleep(with_drift(remaining)).await;
-                    }
-                    Ok(())
-                }
-            },
+            asked = asked => asked,
             lapsed = self.lapsed(peer) => lapsed,
         }
     }
 
-    async fn ask_peer(
-        &self,
-        peer: &coordinators::LiveCoordinator,
-        routes: &[RevokedRoute],
-    ) -> Result<(), String> {
+    async fn ask_peer(&self, peer: &Registered, routes: &[RevokedRoute]) -> Result<(), String> {
         let address = Address::from_str(&peer.address).map_err(|error| error.to_string())?;
         let channel = {
             let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
@@ -157,15 +211,16 @@ impl Revoker {
     }
 
     /// Returns when the peer's lease has run out without being extended: it died, or is not running.
-    async fn lapsed(&self, peer: &coordinators::LiveCoordinator) -> Result<(), DbError> {
-        let mut remaining = peer.remaining;
+    async fn lapsed(&self, peer: &Peer) -> Result<(), DbError> {
+        let mut peer = peer.clone();
         loop {
-            sleep(with_drift(remaining)).await;
-            let live = coordinators::coordinator_list_live(self.db.pool()).await?;
-            match live.into_iter().find(|live| live.id == peer.id) {
-                None => return Ok(()),
-                Some(live) => remaining = live.remaining,
+            sleep(peer.remaining).await;
+            let found = self.peers().await?.into_iter().find(|found| found.registered.id == peer.registered.id);
+            let Some(found) = found else { return Ok(()) };
+            if !found.lives() && self.dismiss(&found).await? {
+                return Ok(());
             }
+            peer = found;
         }
     }
 }

@@ -113,9 +113,17 @@ const WRITE_BEGIN_SETTLING: &str = concat!(
 );
 
 const WRITE_LIST_EXPIRED: &str = "
-    SELECT id FROM writes
-    WHERE expires_at < now() AND (settling_since IS NULL OR settling_since < now() - $2 * interval '1 millisecond')
-    ORDER BY expires_at LIMIT $1";
+    SELECT (extract(epoch FROM now()) * 1000000)::bigint, ARRAY(
+        SELECT id FROM writes
+        WHERE expires_at < now()
+          AND (settling_since IS NULL OR settling_since < now() - $2 * interval '1 millisecond')
+        ORDER BY expires_at LIMIT $1)";
+
+/// After the database's clock was put back, leases of the dead would last as much longer.
+const WRITE_SHORTEN: &str = "
+    UPDATE writes SET expires_at = least(expires_at, now() + $1 * interval '1 millisecond'),
+                      settling_since = least(settling_since, now())
+    WHERE expires_at > now() + $1 * interval '1 millisecond' OR settling_since > now()";
 
 const WRITE_RENEW: &str = "
     UPDATE writes SET expires_at = now() + $3 * interval '1 millisecond'
@@ -381,17 +389,20 @@ pub(crate) async fn write_begin_settling(
     row.map(OpenWrite::try_from).transpose()
 }
 
-/// Intents that nobody renewed in time and nobody has begun to settle within `pause`, the oldest first.
+/// Intents that nobody renewed in time and nobody has begun to settle within `pause`, the oldest first; and what the
+/// database's clock shows, in microseconds since the epoch.
 pub(crate) async fn write_list_expired(
     pool: &PgPool,
     limit: u32,
     pause: Duration,
-) -> Result<Vec<Uuid>, sqlx::Error> {
-    sqlx::query_scalar(WRITE_LIST_EXPIRED)
-        .bind(i64::from(limit))
-        .bind(milliseconds(pause))
-        .fetch_all(pool)
-        .await
+) -> Result<(i64, Vec<Uuid>), sqlx::Error> {
+    sqlx::query_as(WRITE_LIST_EXPIRED).bind(i64::from(limit)).bind(milliseconds(pause)).fetch_one(pool).await
+}
+
+/// Has no intent stand for longer than `longest` without being renewed; answers how many would have.
+pub(crate) async fn write_shorten(pool: &PgPool, longest: Duration) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query(WRITE_SHORTEN).bind(milliseconds(longest)).execute(pool).await?;
+    Ok(done.rows_affected())
 }
 
 /// Keeps a router's intents; answers those that stand.

@@ -12,7 +12,7 @@ use super::{argument, key, relative_path};
 use crate::{
     app::Shared,
     db::{
-        DbError, attempts, coordinators, geo_log, geo_registry,
+        DbError, attempts, geo_log, geo_registry,
         history::{self, EndedAttempt},
         outbox::{self, Duty, DutyKind, DutyState, ListedDuty},
         parsed,
@@ -23,6 +23,7 @@ use crate::{
     },
     error::{NameError, WriteError},
     records,
+    revocation::Peer,
 };
 
 /// Repositories on one page, and the most a caller gets.
@@ -97,17 +98,18 @@ pub(crate) async fn status(shared: &Shared) -> Result<wire::GetStatusResponse, D
     let me = shared.identity.get();
     let sessions = shared.sessions.routers();
     db.retrying(|| routers::router_set(pool, &me, &sessions)).await?;
-    let live = coordinators::coordinator_list_live(pool).await?;
+    let peers = shared.revoker.peers().await?;
     Ok(wire::GetStatusResponse {
         site: shared.config.site.to_string(),
         version: tabularium_common::VERSION.to_owned(),
         virtual_storages: virtual_storages(shared).await?,
-        coordinators: live
+        coordinators: peers
             .into_iter()
-            .map(|peer| wire::CoordinatorStatus {
-                answering: peer.id == me,
-                id: peer.id,
-                address: peer.address,
+            .filter(Peer::lives)
+            .map(|Peer { registered, .. }| wire::CoordinatorStatus {
+                answering: registered.id == me,
+                id: registered.id,
+                address: registered.address,
             })
             .collect(),
         routers: routers::router_list(pool)

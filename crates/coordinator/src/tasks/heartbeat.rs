@@ -25,13 +25,13 @@ pub(crate) async fn start(shared: &Arc<Shared>, advertised: &Address, readiness:
             readiness.set(false);
             shared.sessions.stop_granting();
             shared.sessions.emptied().await;
+            let (db, me) = (&shared.db, shared.identity.get());
+            // If this fails, peers wait for the rest of our lease once.
+            let retired = coordinators::coordinator_retire(db.pool(), &me);
+            if let Ok(Err(error)) = timeout(Duration::from_secs(2), retired).await {
+                tracing::debug!(%error, "not retired");
+            }
             if shared.tasks.stopping().is_cancelled() {
-                let (db, me) = (&shared.db, shared.identity.get());
-                // If this fails, peers wait for the rest of our lease once.
-                let retired = coordinators::coordinator_retire(db.pool(), &me);
-                if let Ok(Err(error)) = timeout(Duration::from_secs(2), retired).await {
-                    tracing::debug!(%error, "not retired");
-                }
                 return;
             }
             tracing::warn!("lease lapsed; starting anew under another id");
@@ -91,6 +91,15 @@ async fn show_routers(shared: &Shared, me: &str, shown: &mut Vec<String>) {
     }
 }
 
+/// Those that are not seen now are waited for as long as their lease is when they have to be.
+async fn watch_peers(shared: &Shared) {
+    match timeout(lease(shared) / BEATS_PER_LEASE, shared.revoker.watch_peers()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "other coordinators are not looked at"),
+        Err(_) => tracing::warn!("other coordinators are not looked at in time"),
+    }
+}
+
 async fn beat_until_lapse(shared: &Arc<Shared>, readiness: &Readiness) {
     let me = shared.identity.get();
     let lease = lease(shared);
@@ -106,6 +115,7 @@ async fn beat_until_lapse(shared: &Arc<Shared>, readiness: &Readiness) {
                 shared.sessions.own_lease(end);
                 readiness.set(true);
                 show_routers(shared, &me, &mut shown).await;
+                watch_peers(shared).await;
             }
             Ok(Ok(false)) => return,
             Ok(Err(_)) | Err(_) => {

@@ -7,7 +7,7 @@ use super::pause;
 use crate::{
     app::Shared,
     db::{
-        DbError, coordinators, copies,
+        DbError, copies,
         ended_writes::{self, Word},
         geo_log, history,
         outbox::{self, DutyState},
@@ -26,8 +26,6 @@ const PRUNINGS: u32 = 10;
 /// as long as a router that was stopped may be expected back.
 const KEEP_ENDED_WRITES: [(Word, Duration); 2] =
     [(Word::Router, Duration::from_secs(600)), (Word::Nobody, Duration::from_secs(24 * 3600))];
-/// How long a coordinator that is gone stays listed.
-const KEEP_COORDINATORS: Duration = Duration::from_secs(3600);
 
 pub(super) fn start(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
@@ -61,7 +59,6 @@ async fn reconcile(shared: &Shared, count: bool) -> Result<(), DbError> {
         db.retrying(|| ended_writes::ended_write_purge(db.pool(), word, age, EVENTS)).await?;
     }
     prune_geo_log(shared).await?;
-    db.retrying(|| coordinators::coordinator_purge(db.pool(), KEEP_COORDINATORS)).await?;
     let (me, sessions) = (shared.identity.get(), shared.sessions.routers());
     db.retrying(|| routers::router_set(db.pool(), &me, &sessions)).await?;
     if count {

@@ -9,6 +9,8 @@ use tokio::time::Instant;
 use super::pause;
 use crate::{
     app::Shared,
+    config::MAX_WRITE_LEASE,
+    database_clock::{DatabaseClock, Reading},
     db::{DbError, ended_writes, revocations, writes},
     leases::with_drift,
     writing::{self, Doubt},
@@ -22,19 +24,11 @@ const AT_ONCE: usize = 8;
 pub(super) fn start(shared: &Arc<Shared>) {
     let writes = Arc::clone(shared);
     shared.tasks.spawn("sweep-writes", async move {
-        let lease = writes.config.timing.write_lease.0;
-        // While we were not running, routers may have had nobody to renew their writes with; they get the time to do it now.
-        let mut settle_from = Instant::now() + lease;
-        let mut awake = Instant::now();
+        let mut judge = Judge::new(writes.config.timing.write_lease.0);
         while pause(&writes, writes.config.timing.sweep_interval.0).await {
-            if awake.elapsed() > lease / 2 {
-                settle_from = Instant::now() + lease;
-            }
-            awake = Instant::now();
-            if let Err(error) = settle_expired(&writes, settle_from).await {
+            if let Err(error) = settle_expired(&writes, &mut judge).await {
                 tracing::debug!(%error, "expired writes are not settled");
-                // Neither could they while the database was away.
-                settle_from = Instant::now() + lease;
+                judge.defer();
             }
             if let Err(error) = reconsider_settled(&writes).await {
                 tracing::debug!(%error, "settled writes are not looked at again");
@@ -51,10 +45,57 @@ pub(super) fn start(shared: &Arc<Shared>) {
     });
 }
 
-async fn settle_expired(shared: &Arc<Shared>, from: Instant) -> Result<(), DbError> {
+/// When to believe the database that a write's lease is over.
+struct Judge {
+    lease: Duration,
+    /// Until then nothing is settled.
+    from: Instant,
+    awake: Instant,
+    clock: DatabaseClock,
+    origin: Instant,
+    /// No lease that began by the clock as it was may stand for longer.
+    shorten: bool,
+}
+
+impl Judge {
+    fn new(lease: Duration) -> Self {
+        let now = Instant::now();
+        let clock = DatabaseClock::new(lease);
+        Self { lease, from: now + lease, awake: now, clock, origin: now, shorten: true }
+    }
+
+    /// Routers may have had nobody to renew their writes with: we were not running, or the database was away. They get the
+    /// time to do it now.
+    fn defer(&mut self) {
+        self.from = Instant::now() + self.lease;
+    }
+
+    /// Also when leases ended before their time, or last longer, because the database's clock was stepped.
+    fn looked(&mut self, asked: Instant, shown: i64) {
+        if self.awake.elapsed() > self.lease / 2 {
+            self.defer();
+        }
+        self.awake = Instant::now();
+        let reading = Reading { asked: asked - self.origin, answered: self.awake - self.origin, shown };
+        if self.clock.stepped(reading) {
+            tracing::warn!("the database's clock was stepped; no write is settled for the time of a lease");
+            self.defer();
+            self.shorten = true;
+        }
+    }
+}
+
+async fn settle_expired(shared: &Arc<Shared>, judge: &mut Judge) -> Result<(), DbError> {
     let db = &shared.db;
-    let expired = db.retrying(|| writes::write_list_expired(db.pool(), BATCH, writing::PAUSE)).await?;
-    if Instant::now() < from {
+    let asked = Instant::now();
+    let (clock, expired) =
+        db.retrying(|| writes::write_list_expired(db.pool(), BATCH, writing::PAUSE)).await?;
+    judge.looked(asked, clock);
+    if judge.shorten {
+        db.retrying(|| writes::write_shorten(db.pool(), MAX_WRITE_LEASE)).await?;
+        judge.shorten = false;
+    }
+    if Instant::now() < judge.from {
         return Ok(());
     }
     futures::stream::iter(expired)

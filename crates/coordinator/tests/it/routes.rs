@@ -121,6 +121,28 @@ async fn a_dead_coordinator_delays_a_commit_by_its_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_whose_lease_the_databases_clock_has_ended_is_asked_all_the_same() {
+    let site = Site::start().await;
+    let coordinators = [site.coordinator().await, site.coordinator().await];
+    let (mut routing, _, _) = clients(&coordinators[0]);
+    let route = create(&mut routing, "a.git").await;
+    let router = Router::start(coordinators[1].grpc_address(), "r", "a.git").await;
+    let mut sql = site.sql().await;
+    for _ in 0..5 {
+        repair(&site).await;
+        filled(std::slice::from_ref(&router)).await;
+        let begun = begin_write(&mut routing, "a.git").await;
+        // What a clock that jumps ahead makes of all leases.
+        sqlx::query("UPDATE coordinators SET lease_until = lease_until - interval '1 hour'")
+            .execute(&mut sql)
+            .await
+            .unwrap();
+        let generation = commit(&mut routing, &begun, &[&route.primary]).await.unwrap();
+        assert!(router.cached_generation().is_none_or(|cached| cached >= generation));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fenced_coordinator_ends_its_sessions_and_comes_back() {
     let site = Site::start().await;
     let coordinator = site.coordinator().await;
