@@ -1,7 +1,7 @@
 //! Asking storages what they hold of a repository, when it is not known how far a write got there.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -29,8 +29,8 @@ use crate::{repository::Repository, settlement::Held, topology::Snapshot};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Inspection {
     pub(crate) answers: BTreeMap<StorageName, Held>,
-    /// They answered that they cannot read the replica.
-    pub(crate) broken: BTreeSet<StorageName>,
+    /// They answered that they cannot read the replica, and why.
+    pub(crate) broken: BTreeMap<StorageName, String>,
     /// Nothing is being changed there any more. Otherwise a node could not say so, and is to be looked at again.
     pub(crate) quiet: bool,
 }
@@ -48,8 +48,8 @@ enum Answer {
     Held(Held),
     /// The node is not one of ours.
     Unimplemented,
-    /// The node is well and the replica cannot be read, or git could not be run.
-    Broken,
+    /// The node is well and the replica cannot be read, or git could not be run; in its words.
+    Broken(String),
     None,
 }
 
@@ -115,8 +115,8 @@ fn inspection(said: Vec<(&StorageName, Answer)>, quiet: bool) -> Inspection {
             Answer::Held(held) => {
                 inspection.answers.insert(storage.clone(), held);
             }
-            Answer::Broken => {
-                inspection.broken.insert(storage.clone());
+            Answer::Broken(why) => {
+                inspection.broken.insert(storage.clone(), why);
             }
             Answer::Unimplemented | Answer::None => {}
         }
@@ -179,5 +179,8 @@ async fn checksum(channel: NodeChannel, repository: gitaly::Repository) -> Answe
 
 fn unanswered(storage: &str, status: &Status) -> Answer {
     tracing::info!(storage, code = %status.code(), message = status.message(), "a replica does not say what it holds");
-    if matches!(status.code(), Code::Internal | Code::DataLoss) { Answer::Broken } else { Answer::None }
+    match status.code() {
+        Code::Internal | Code::DataLoss => Answer::Broken(status.message().to_owned()),
+        _ => Answer::None,
+    }
 }

@@ -75,7 +75,7 @@ pub(crate) fn replicas(repository: &RepositoryReplicasView) -> String {
         factor => factor.to_string(),
     };
     let available =
-        if repository.unavailable { "no: no healthy storage has the newest generation" } else { "yes" };
+        if repository.unavailable { "no: no healthy storage has the newest generation and can read it" } else { "yes" };
     let mut table = table(&["storage", "generation", "state", "role", "compared", "objects whole"]);
     let last = |at: Option<&String>| at.map_or_else(|| "never".to_owned(), |at| since(Some(at)));
     for replica in &repository.replicas {
@@ -131,7 +131,7 @@ pub(crate) fn losses(repositories: &Vec<RepositoryReplicasView>) -> String {
     let all = i64::try_from(repositories.len()).unwrap_or(i64::MAX);
     let is = if unavailable == 1 { "is" } else { "are" };
     format!(
-        "{table}\n{} with a replica that is behind, damaged or cannot be reached; {unavailable} of them {is} unavailable",
+        "{table}\n{} with a replica that is behind, damaged or cannot be read or reached; {unavailable} of them {is} unavailable",
         counted(all, "repository", "repositories")
     )
 }

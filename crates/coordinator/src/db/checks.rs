@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use tabularium_common::ids::{RepositoryId, StorageName, VirtualStorageName};
 
-use super::milliseconds;
+use super::{milliseconds, of_storage};
 
 /// Until it is reported on, or for `$3`, nobody else takes it.
 const CHECK_CLAIM: &str = "
@@ -99,11 +99,5 @@ pub(crate) async fn check_demand(
     storage: Option<&StorageName>,
     limit: u32,
 ) -> Result<u64, sqlx::Error> {
-    sqlx::query(CHECK_DEMAND)
-        .bind(virtual_storage.as_str())
-        .bind(storage.map_or("", StorageName::as_str))
-        .bind(i64::from(limit))
-        .execute(pool)
-        .await
-        .map(|done| done.rows_affected())
+    of_storage(pool, CHECK_DEMAND, virtual_storage, storage, limit).await
 }

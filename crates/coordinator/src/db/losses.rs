@@ -17,9 +17,10 @@ const LOSS_LIST: &str = concat!(
      FROM repositories r JOIN virtual_storages w ON w.name = r.virtual_storage
      WHERE r.virtual_storage = $1 AND r.relative_path > $2 AND r.state = 'ready'
        AND ((NOT $5 AND EXISTS (SELECT FROM replicas p WHERE p.repository_id = r.id
-                                                        AND (p.behind OR p.damage IS NOT NULL)))
+                                                        AND (p.behind OR p.damage IS NOT NULL
+                                                             OR p.unreadable IS NOT NULL)))
             OR NOT EXISTS (SELECT FROM replicas p WHERE p.repository_id = r.id AND NOT p.behind
-                                                    AND p.storage = ANY ($4)))
+                                                    AND p.unreadable IS NULL AND p.storage = ANY ($4)))
      ORDER BY r.relative_path LIMIT $3"
 );
 
@@ -40,7 +41,8 @@ const PLACEMENT_OF_ID: &str = concat!(
 );
 
 const CONDITIONS: &str = "
-    SELECT repository_id, storage, leaving, behind_since, verified_at, checked_at, coalesce(damage, '') AS damage
+    SELECT repository_id, storage, leaving, behind_since, verified_at, checked_at,
+           coalesce(damage, unreadable, '') AS damage, unreadable IS NOT NULL AS unreadable
     FROM replicas WHERE repository_id = ANY ($1)";
 
 /// The others may hold anything: they are made again, and what they hold beyond the truth is gone then.
@@ -52,7 +54,7 @@ const TRUTH_ACCEPT: &str = "
     ), settled AS (
         UPDATE replicas p
         SET generation = CASE WHEN p.storage = $2 THEN truth.generation ELSE -1 END, behind = p.storage <> $2,
-            leaving = p.leaving AND p.storage <> $2, verified_at = NULL
+            leaving = p.leaving AND p.storage <> $2, verified_at = NULL, unreadable = NULL
         FROM truth WHERE p.repository_id = truth.id
     ), pointless AS (
         UPDATE duties SET state = 'done', finished_at = now(), last_error = 'another replica became the truth'
@@ -83,6 +85,7 @@ struct ConditionRow {
     verified_at: Option<OffsetDateTime>,
     checked_at: Option<OffsetDateTime>,
     damage: String,
+    unreadable: bool,
 }
 
 /// What is known of one replica beside its generation.
@@ -92,8 +95,10 @@ pub(crate) struct Condition {
     pub(crate) behind_since: Option<OffsetDateTime>,
     pub(crate) verified_at: Option<OffsetDateTime>,
     pub(crate) checked_at: Option<OffsetDateTime>,
-    /// Of its objects, in git's words; empty: none is known.
+    /// Of its objects, in git's words, or why its node cannot read it; empty: none is known.
     pub(crate) damage: String,
+    /// Its node cannot say what it holds.
+    pub(crate) unreadable: bool,
 }
 
 /// A repository with all that is known of its replicas.
@@ -121,9 +126,10 @@ async fn placed(pool: &PgPool, rows: Vec<PlacementRow>) -> Result<Vec<Placed>, s
     let rows: Vec<ConditionRow> = sqlx::query_as(CONDITIONS).bind(ids).fetch_all(pool).await?;
     for row in rows {
         if let Some(placed) = found.iter_mut().find(|placed| placed.repository.id.0 == row.repository_id) {
-            let ConditionRow { storage, leaving, behind_since, verified_at, checked_at, damage, .. } = row;
-            let condition = Condition { leaving, behind_since, verified_at, checked_at, damage };
-            placed.conditions.insert(storage, condition);
+            let ConditionRow { leaving, behind_since, verified_at, checked_at, damage, unreadable, .. } = row;
+            let condition =
+                Condition { leaving, behind_since, verified_at, checked_at, damage, unreadable };
+            placed.conditions.insert(row.storage, condition);
         }
     }
     Ok(found)
@@ -139,7 +145,7 @@ pub(crate) struct LossQuery {
     pub(crate) only_unavailable: bool,
 }
 
-/// Repositories of which a replica is behind or damaged, or that none of the `healthy` storages can serve, by name.
+/// Repositories of which a replica is behind, damaged or cannot be read, or that none of the `healthy` storages can serve, by name.
 pub(crate) async fn loss_list(
     pool: &PgPool,
     query: &LossQuery,

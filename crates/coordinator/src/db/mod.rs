@@ -46,6 +46,9 @@ use sqlx::{
 /// How long one statement may run.
 const STATEMENT_TIMEOUT: &str = "5s";
 /// How long a statement may wait for a lock.
+use crate::database_tls::DatabaseTls;
+use tabularium_common::ids::{StorageName, VirtualStorageName};
+
 const LOCK_TIMEOUT: &str = "2s";
 /// How long a transaction may sit idle before the server ends it: a coordinator that hangs must not hold locks.
 const IDLE_IN_TRANSACTION_TIMEOUT: &str = "10s";
@@ -144,6 +147,23 @@ pub(crate) fn milliseconds(duration: Duration) -> i64 {
 #[derive(Clone)]
 pub(crate) struct Db {
     pool: PgPool,
+/// Runs a statement about up to `limit` replicas of a storage, or of a whole virtual storage; answers how many it changed.
+async fn of_storage(
+    pool: &PgPool,
+    statement: &'static str,
+    virtual_storage: &VirtualStorageName,
+    storage: Option<&StorageName>,
+    limit: u32,
+) -> Result<u64, sqlx::Error> {
+    sqlx::query(statement)
+        .bind(virtual_storage.as_str())
+        .bind(storage.map_or("", StorageName::as_str))
+        .bind(i64::from(limit))
+        .execute(pool)
+        .await
+        .map(|done| done.rows_affected())
+}
+
 }
 
 impl Db {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use tabularium_common::ids::{Generation, RepositoryId, StorageName, VirtualStorageName};
 
-use super::milliseconds;
+use super::{milliseconds, of_storage};
 use crate::repository::RepositoryKey;
 
 const UNVERIFIED_LIST: &str = "
@@ -16,10 +16,14 @@ const UNVERIFIED_LIST: &str = "
 
 /// Only when nothing was written since it was looked at, and nobody is writing.
 const VERIFIED: &str = "
-    UPDATE replicas SET verified_at = now()
+    UPDATE replicas SET verified_at = now(), unreadable = NULL
     WHERE repository_id = $1 AND storage = ANY ($2) AND NOT behind
       AND EXISTS (SELECT FROM repositories r WHERE r.id = $1 AND r.generation = $3)
       AND NOT EXISTS (SELECT FROM writes w WHERE w.repository_id = $1)";
+
+const UNREADABLE_NOTE: &str = "
+    UPDATE replicas SET unreadable = $3
+    WHERE repository_id = $1 AND storage = $2 AND NOT behind AND unreadable IS DISTINCT FROM $3";
 
 const MARK_REPOSITORY: &str = "
     UPDATE replicas p SET verified_at = NULL FROM repositories r
@@ -57,6 +61,17 @@ pub(crate) async fn replica_verified(
     Ok(done.rows_affected())
 }
 
+/// Remembers why a replica cannot be read, until it can be.
+pub(crate) async fn replica_unreadable(
+    pool: &PgPool,
+    id: RepositoryId,
+    storage: &StorageName,
+    why: &str,
+) -> Result<(), sqlx::Error> {
+    let note = sqlx::query(UNREADABLE_NOTE).bind(id.0).bind(storage.as_str()).bind(why);
+    note.execute(pool).await.map(drop)
+}
+
 /// Has one repository's replicas compared soon; answers how many there are.
 pub(crate) async fn unverify_repository(pool: &PgPool, key: &RepositoryKey) -> Result<u64, sqlx::Error> {
     sqlx::query(MARK_REPOSITORY)
@@ -74,11 +89,5 @@ pub(crate) async fn unverify_storage(
     storage: Option<&StorageName>,
     limit: u32,
 ) -> Result<u64, sqlx::Error> {
-    sqlx::query(MARK_STORAGE)
-        .bind(virtual_storage.as_str())
-        .bind(storage.map_or("", StorageName::as_str))
-        .bind(i64::from(limit))
-        .execute(pool)
-        .await
-        .map(|done| done.rows_affected())
+    of_storage(pool, MARK_STORAGE, virtual_storage, storage, limit).await
 }

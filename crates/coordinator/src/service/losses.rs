@@ -97,6 +97,11 @@ impl Repair {
     fn replicas(&self, placed: Placed) -> wire::RepositoryReplicas {
         let Placed { repository, written_at, factor, mut conditions } = placed;
         let virtual_storage = &repository.key.virtual_storage;
+        let healthy = |storage: &StorageName| self.0.health.is_healthy(virtual_storage, storage);
+        let readable = |storage: &&StorageName| {
+            !conditions.get(storage.as_str()).is_some_and(|condition| condition.unreadable)
+        };
+        let unavailable = !repository.up_to_date().filter(readable).any(healthy);
         let replicas: Vec<_> = repository
             .replicas
             .iter()
@@ -107,7 +112,7 @@ impl Repair {
                     generation: replica.generation.0,
                     up_to_date: replica.generation == repository.generation,
                     primary: replica.storage == repository.primary,
-                    healthy: self.0.health.is_healthy(virtual_storage, &replica.storage),
+                    healthy: healthy(&replica.storage),
                     assigned: !condition.leaving,
                     behind_since: condition.behind_since.map(timestamp),
                     verified_at: condition.verified_at.map(timestamp),
@@ -126,7 +131,7 @@ impl Repair {
             replication_factor: factor.into(),
             write_quorum_policy: repository.write_quorum.as_str().to_owned(),
             write_quorum: u32::try_from(repository.quorum()).unwrap_or(u32::MAX),
-            unavailable: !replicas.iter().any(|replica| replica.up_to_date && replica.healthy),
+            unavailable,
             replicas,
             written_at: Some(timestamp(written_at)),
         }

@@ -99,21 +99,27 @@ async fn verify(
     let topology = shared.topology.get();
     let inspection = shared.inspector.inspect(&topology, &repository, &storages, patience).await;
     let mut verdict = verification::compare(&inspection.answers, &repository.primary);
+    let unclear = || Ok(Look::Unclear(inspection.broken.keys().cloned().collect()));
+    let unreadable: Vec<StorageName> =
+        inspection.broken.keys().filter(|storage| broken.contains(*storage)).cloned().collect();
     if verdict.sound.is_empty() {
-        return Ok(Look::Unclear(inspection.broken));
+        for storage in &unreadable {
+            let why = &inspection.broken[storage];
+            tracing::error!(repository = %key, %storage, why, "a replica cannot be read, and none is known that can");
+            db.retrying(|| verifications::replica_unreadable(db.pool(), id, storage, why)).await?;
+        }
+        return unclear();
     }
-    verdict.different.extend(inspection.broken.intersection(broken).cloned());
+    verdict.different.extend(unreadable.iter().cloned());
     if verdict.different.is_empty() {
         // What was compared with nothing is not verified, unless there is nothing to compare it with.
         if verdict.sound.len() == 1 && repository.up_to_date().count() > 1 {
-            return Ok(Look::Unclear(inspection.broken));
+            return unclear();
         }
         db.retrying(|| verifications::replica_verified(db.pool(), id, &verdict.sound, repository.generation))
             .await?;
-        let all = inspection.broken.is_empty();
-        return Ok(if all { Look::Done } else { Look::Unclear(inspection.broken) });
+        return if inspection.broken.is_empty() { Ok(Look::Done) } else { unclear() };
     }
-    let unreadable: Vec<StorageName> = inspection.broken.intersection(broken).cloned().collect();
     let gone = expulsion::expel(shared, &repository, &verdict, &Grounds::Comparison, &unreadable).await?;
-    Ok(if gone.is_empty() { Look::Unclear(inspection.broken) } else { Look::Done })
+    if gone.is_empty() { unclear() } else { Ok(Look::Done) }
 }

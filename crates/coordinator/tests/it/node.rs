@@ -33,6 +33,9 @@ use tokio::{
 };
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
+/// What a node says of a replica that is older than it was.
+pub(crate) const OLDER: &str = "replica is of generation 1, and was of 2 before";
+
 /// What a node answers when it is asked what it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Holding {
@@ -42,6 +45,8 @@ pub(crate) enum Holding {
     Gitaly(&'static str),
     /// It cannot read it.
     Broken,
+    /// Its disk is older than it was.
+    Older,
     /// What is there is no repository any more.
     Invalid,
     /// It never answers.
@@ -122,6 +127,7 @@ impl ReplicaService for Played {
             }
             Holding::Nothing => Ok(Response::new(QuiesceResponse::default())),
             Holding::Broken => Err(Status::internal("git for-each-ref: exit code 128")),
+            Holding::Older => Err(Status::data_loss(OLDER)),
             Holding::Invalid => {
                 Err(Status::failed_precondition("repository not valid: \"objects\" does not exist"))
             }
@@ -226,7 +232,7 @@ impl RepositoryService for Played {
             }
             Holding::Nothing => Err(Status::not_found("repository not found")),
             Holding::Silent => std::future::pending().await,
-            Holding::Broken => Err(Status::internal("git show-ref: exit code 128")),
+            Holding::Broken | Holding::Older => Err(Status::internal("git show-ref: exit code 128")),
             Holding::Invalid => {
                 Err(Status::failed_precondition("repository not valid: \"objects\" does not exist"))
             }

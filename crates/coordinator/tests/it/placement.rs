@@ -8,7 +8,7 @@ use tabularium_proto::coordinator::{
 use tonic::{Code, transport::Channel};
 
 use crate::{
-    node::{Holding, Node},
+    node::{Holding, Node, OLDER},
     support::*,
 };
 
@@ -535,6 +535,50 @@ async fn what_is_in_no_record_is_listed_and_tracked() {
     assert_eq!(twice.code(), Code::AlreadyExists);
     assert_eq!(listed().await, []);
     site.check_consistency().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_of_which_no_replica_can_be_read_is_shown_until_one_can() {
+    let mut site = Site::start().await;
+    site.config.timing.verification_interval = ConfigDuration::from_millis(200);
+    let coordinator = site.coordinator().await;
+    let mut operators = operators(&coordinator);
+    let route = create(&mut operators.routing, "a.git").await;
+    let storages: Vec<String> = others(&route).into_iter().chain([route.primary.clone()]).collect();
+    for storage in &storages {
+        site.node(storage).holds(Holding::Older);
+    }
+    let request = wire::ReportReplicaRequest {
+        repository_id: route.repository_id,
+        storage: route.primary.clone(),
+        generation: route.generation,
+        what: format!("DataLoss: {OLDER}"),
+    };
+    assert!(operators.routing.report_replica(request).await.unwrap().into_inner().looked_into);
+    let lost = wire::DataLossRequest {
+        virtual_storage: "default".into(),
+        only_unavailable: true,
+        ..wire::DataLossRequest::default()
+    };
+    let shown = eventually("it is shown with its reasons", || {
+        let (mut repair, lost) = (operators.repair.clone(), lost.clone());
+        async move {
+            let shown = repair.data_loss(lost).await.unwrap().into_inner().repositories.pop()?;
+            shown.replicas.iter().all(|replica| replica.damage == OLDER).then_some(shown)
+        }
+    })
+    .await;
+    assert!(shown.unavailable && shown.replicas.iter().all(|replica| replica.up_to_date));
+
+    // An operator's word makes one of them the truth, and the others are copied to.
+    let chosen = &storages[0];
+    site.node(chosen).holds(Holding::State("old"));
+    let accept =
+        wire::AcceptDataLossRequest { name: Some(name("a.git")), authoritative_storage: chosen.clone() };
+    let accepted = operators.repair.accept_data_loss(accept).await.unwrap().into_inner().repository.unwrap();
+    assert!(!accepted.unavailable);
+    assert!(accepted.replicas.iter().all(|replica| replica.damage.is_empty()));
+    assert_eq!(operators.repair.data_loss(lost).await.unwrap().into_inner().repositories, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
