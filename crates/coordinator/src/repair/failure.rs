@@ -6,7 +6,7 @@ use tabularium_common::ids::StorageName;
 use tabularium_proto::coordinator::{self as wire, finish_duty_response::Disposition};
 
 use super::{
-    Aftermath, GONE, Mine, Recorded, Report, done, finish, lock_mine, proto_duration, release,
+    Aftermath, Received, Recorded, Report, done, finish, proto_duration, receive, release,
     round::{Round, go_on},
 };
 use crate::{
@@ -38,24 +38,12 @@ async fn record_failure(
     failed: &wire::DutyFailed,
     error: &str,
 ) -> Result<Recorded, sqlx::Error> {
-    let mut transaction = shared.db.begin().await?;
-    let (repository, duty) = match lock_mine(&mut transaction, report).await? {
-        Mine::No => return Ok(Recorded::Void),
-        Mine::Gone(duty) => {
-            attempts::duty_end_in_txn(&mut transaction, duty.id, GONE).await?;
-            outbox::duty_owe_cleanup_after(&mut *transaction, &duty).await?;
-            transaction.commit().await?;
-            return Ok(Recorded::done());
-        }
-        Mine::Yes(repository, duty) => (repository, duty),
+    let (mut transaction, repository, duty) = match receive(shared, report).await? {
+        Received::Over(recorded) => return Ok(recorded),
+        Received::Counts(transaction, repository, duty) => (transaction, repository, duty),
     };
     let freed = release(&mut transaction, &duty, &repository).await?;
     let mut aftermath = Aftermath { freed, ..Aftermath::default() };
-    if report.attempt != 0 && duty.copy_attempt != Some(report.attempt) {
-        let answer = go_on(shared, &mut transaction, &duty, &repository, Round::Plain).await?;
-        transaction.commit().await?;
-        return Ok(Recorded::Answer(Box::new(answer), aftermath));
-    }
     history::history_add_in_txn(&mut transaction, &duty, End::Failed, error).await?;
     if let Some(source) = &duty.source
         && (failed.bad_source || !failed.unreachable)

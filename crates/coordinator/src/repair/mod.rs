@@ -21,6 +21,7 @@ mod success;
 
 use std::{sync::Arc, time::Duration};
 
+use sqlx::{Postgres, Transaction};
 use tabularium_proto::coordinator::{self as wire, finish_duty_response::Disposition};
 use uuid::Uuid;
 
@@ -32,6 +33,7 @@ pub(crate) use success::copied;
 use crate::{
     app::Shared,
     db::{
+        attempts,
         outbox::{self, Duty, DutyState},
         repositories,
         tickets::{self, DutyTicket},
@@ -103,27 +105,40 @@ fn finish(shared: &Arc<Shared>, recorded: Recorded) -> Disposition {
     }
 }
 
-/// A duty that its worker may report about, under the locks of repository and duty.
-enum Mine {
-    No,
-    /// The repository is gone.
-    Gone(Duty),
-    Yes(Box<Repository>, Duty),
+/// A report, under the locks of repository and duty.
+enum Received {
+    /// All that follows from it is done: it counts nothing, the repository is gone, or nobody works on what it is about.
+    Over(Recorded),
+    /// It is about the round that is under way.
+    Counts(Transaction<'static, Postgres>, Box<Repository>, Duty),
 }
 
-async fn lock_mine(transaction: &mut sqlx::PgConnection, report: &Report) -> Result<Mine, sqlx::Error> {
-    let Some(seen) = outbox::duty_find(&mut *transaction, report.duty).await? else { return Ok(Mine::No) };
+async fn receive(shared: &Shared, report: &Report) -> Result<Received, sqlx::Error> {
+    let mut transaction = shared.db.begin().await?;
+    let nothing = Ok(Received::Over(Recorded::Void));
+    let Some(seen) = outbox::duty_find(&mut *transaction, report.duty).await? else { return nothing };
     // Repository before duty, as commits do.
-    let repository = repositories::repository_lock_id(transaction, seen.repository_id).await?;
-    let Some(duty) = outbox::duty_lock(transaction, report.duty).await? else { return Ok(Mine::No) };
+    let repository = repositories::repository_lock_id(&mut transaction, seen.repository_id).await?;
+    let Some(duty) = outbox::duty_lock(&mut transaction, report.duty).await? else { return nothing };
     if duty.state != DutyState::Started || duty.worker_id.as_deref() != Some(report.worker.as_str()) {
         // Overtaken: what this worker did may be older than what was recorded since.
-        return Ok(Mine::No);
+        return nothing;
     }
-    Ok(match repository {
-        Some(repository) => Mine::Yes(Box::new(repository), duty),
-        None => Mine::Gone(duty),
-    })
+    let Some(repository) = repository else {
+        attempts::duty_end_in_txn(&mut transaction, duty.id, GONE).await?;
+        outbox::duty_owe_cleanup_after(&mut *transaction, &duty).await?;
+        transaction.commit().await?;
+        return Ok(Received::Over(Recorded::done()));
+    };
+    if report.attempt == 0 || duty.copy_attempt == Some(report.attempt) {
+        return Ok(Received::Counts(transaction, Box::new(repository), duty));
+    }
+    // The answer that began the present round was lost.
+    let freed = release(&mut transaction, &duty, &repository).await?;
+    let answer = round::go_on(shared, &mut transaction, &duty, &repository, round::Round::Plain).await?;
+    transaction.commit().await?;
+    let aftermath = Aftermath { freed, ..Aftermath::default() };
+    Ok(Received::Over(Recorded::Answer(Box::new(answer), aftermath)))
 }
 
 /// Gives the ticket back if the duty has it; the key of who may be waiting for it.

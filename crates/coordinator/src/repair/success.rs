@@ -7,7 +7,7 @@ use tabularium_proto::coordinator::finish_duty_response::Disposition;
 use tonic::Status;
 
 use super::{
-    Aftermath, GONE, Mine, Recorded, Report, done, finish, lock_mine, release,
+    Aftermath, Received, Recorded, Report, done, finish, receive, release,
     round::{Round, go_on, ticket_lease},
 };
 use crate::{
@@ -63,24 +63,10 @@ enum Asked {
 
 /// Records a round and decides what follows.
 async fn record_round(shared: &Shared, report: &Report, asked: Asked) -> Result<Recorded, sqlx::Error> {
-    let mut transaction = shared.db.begin().await?;
-    let (repository, duty) = match lock_mine(&mut transaction, report).await? {
-        Mine::No => return Ok(Recorded::Void),
-        Mine::Gone(duty) => {
-            attempts::duty_end_in_txn(&mut transaction, duty.id, GONE).await?;
-            outbox::duty_owe_cleanup_after(&mut *transaction, &duty).await?;
-            transaction.commit().await?;
-            return Ok(Recorded::done());
-        }
-        Mine::Yes(repository, duty) => (repository, duty),
+    let (mut transaction, repository, duty) = match receive(shared, report).await? {
+        Received::Over(recorded) => return Ok(recorded),
+        Received::Counts(transaction, repository, duty) => (transaction, repository, duty),
     };
-    if report.attempt != 0 && duty.copy_attempt != Some(report.attempt) {
-        // The answer that began the present round was lost: nobody works on it.
-        let freed = release(&mut transaction, &duty, &repository).await?;
-        let answer = go_on(shared, &mut transaction, &duty, &repository, Round::Plain).await?;
-        transaction.commit().await?;
-        return Ok(Recorded::Answer(Box::new(answer), Aftermath { freed, ..Aftermath::default() }));
-    }
     let target = outbox::target_storage(&duty)?;
     let copied = duty.generation.unwrap_or(Generation::UNKNOWN);
     let ticket = match copies::copy_find_ticket_in_txn(&mut transaction, repository.id).await? {
