@@ -90,6 +90,8 @@ names! {
         CoordinatorCommittedOnly => "coordinator.committed_only",
         /// Applies a change though the vote was refused.
         NodeVote => "node.vote",
+        /// Answers from a replica that is older than the database knows it to be.
+        NodeExpectation => "node.expectation",
     }
 }
 

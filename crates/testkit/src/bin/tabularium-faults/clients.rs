@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::{
     history::{self, Event, Outcome, Recorder, Value},
-    push::{self, Wish},
+    push::{self, Destination, Wish},
 };
 
 /// After an answer that was an error, so that a cluster that is down is not also stormed.
@@ -241,25 +241,22 @@ impl Client {
 
     async fn push(&mut self, repository: &Tested, wishes: &[Wish], atomic: bool) -> Result<()> {
         let gateway = self.gateway();
-        let url = format!("{}/{}", self.shared.gateways[gateway], repository.path);
-        let invoked = self.shared.recorder.now();
-        let answer = push::push(&self.shared.git, &repository.store, &url, wishes, atomic).await?;
-        let done = answer.updates.iter().all(|update| update.outcome == Outcome::Acknowledged);
-        for update in answer.updates.iter().filter(|update| update.outcome == Outcome::Acknowledged) {
+        let destination = Destination {
+            git: &self.shared.git,
+            store: &repository.store,
+            recorder: &self.shared.recorder,
+            client: &self.name,
+            gateway,
+            gateway_url: &self.shared.gateways[gateway],
+            repository: &repository.path,
+        };
+        let write = destination.push(wishes, atomic).await?;
+        let done = write.updates.iter().all(|update| update.outcome == Outcome::Acknowledged);
+        for update in write.updates.iter().filter(|update| update.outcome == Outcome::Acknowledged) {
             repository.learn(&update.reference, &update.new);
         }
-        let failed = answer.error.is_some();
-        self.shared.recorder.record(&Event::Write(history::Write {
-            client: self.name.clone(),
-            gateway,
-            repository: repository.path.clone(),
-            invoked,
-            completed: self.shared.recorder.now(),
-            atomic,
-            updates: answer.updates,
-            error: answer.error,
-            said: answer.said,
-        }))?;
+        let failed = write.error.is_some();
+        self.shared.recorder.record(&Event::Write(write))?;
         if failed {
             tokio::time::sleep(AFTER_ERROR).await;
         }

@@ -34,6 +34,7 @@ fn scene(step: SafetyStep) -> Scene {
         SafetyStep::RouterWriteFence => Scene::LateVotes,
         SafetyStep::CoordinatorCommittedOnly => Scene::LeftBehind,
         SafetyStep::NodeVote => Scene::Refused,
+        SafetyStep::NodeExpectation => Scene::OldDisk,
     }
 }
 

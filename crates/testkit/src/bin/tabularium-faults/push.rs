@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tabularium_cli::local::git::Git;
 use tokio::{io::AsyncWriteExt as _, time::timeout};
 
-use crate::history::{ErrorKind, Outcome, Update, Value};
+use crate::history::{ErrorKind, Outcome, Recorder, Update, Value, Write};
 
 /// Longer than any fault lasts: what is over then hangs.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -23,12 +23,46 @@ pub(crate) struct Wish {
     pub(crate) lease: bool,
 }
 
+/// Whose pushes these are, and where they go.
+pub(crate) struct Destination<'a> {
+    pub(crate) git: &'a Git,
+    /// The repository that is pushed from.
+    pub(crate) store: &'a Path,
+    pub(crate) recorder: &'a Recorder,
+    pub(crate) client: &'a str,
+    /// Of all gateways.
+    pub(crate) gateway: usize,
+    pub(crate) gateway_url: &'a str,
+    /// The repository's path.
+    pub(crate) repository: &'a str,
+}
+
+impl Destination<'_> {
+    /// Pushes, and tells what became of it as it is to be recorded.
+    pub(crate) async fn push(&self, wishes: &[Wish], atomic: bool) -> Result<Write> {
+        let url = format!("{}/{}", self.gateway_url, self.repository);
+        let invoked = self.recorder.now();
+        let answer = push(self.git, self.store, &url, wishes, atomic).await?;
+        Ok(Write {
+            client: self.client.to_owned(),
+            gateway: self.gateway,
+            repository: self.repository.to_owned(),
+            invoked,
+            completed: self.recorder.now(),
+            atomic,
+            updates: answer.updates,
+            error: answer.error,
+            said: answer.said,
+        })
+    }
+}
+
 /// What became of a push.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) updates: Vec<Update>,
-    pub(crate) error: Option<ErrorKind>,
-    pub(crate) said: String,
+struct Answer {
+    updates: Vec<Update>,
+    error: Option<ErrorKind>,
+    said: String,
 }
 
 /// Runs git in a group of its own, which is killed when it takes too long. `None` then.
@@ -81,13 +115,7 @@ pub(crate) async fn list(
 }
 
 /// `git push`.
-pub(crate) async fn push(
-    git: &Git,
-    directory: &Path,
-    url: &str,
-    wishes: &[Wish],
-    atomic: bool,
-) -> Result<Answer> {
+async fn push(git: &Git, directory: &Path, url: &str, wishes: &[Wish], atomic: bool) -> Result<Answer> {
     let mut arguments = words(&["-c", "core.abbrev=40", "push", "--porcelain"]);
     if atomic {
         arguments.push("--atomic".to_owned());

@@ -12,7 +12,7 @@ use crate::{
     clients::Tested,
     cluster::Site,
     history::{Event, Finding, Outcome, Recorder, Write},
-    push::{self, Wish},
+    push::{self, Destination, Wish},
 };
 
 /// Its name.
@@ -105,20 +105,16 @@ impl Rebirth {
         let new = push::local(&self.git, &self.tested.store, &arguments, b"").await?;
         let wish = Wish { reference: reference.to_owned(), old: None, new: Some(new), lease: true };
         let gateway = self.commits as usize % self.gateways.len();
-        let url = format!("{}/{PATH}", self.gateways[gateway]);
-        let invoked = self.recorder.now();
-        let answer = push::push(&self.git, &self.tested.store, &url, &[wish], false).await?;
-        Ok(Write {
-            client: "rebirth".into(),
+        let destination = Destination {
+            git: &self.git,
+            store: &self.tested.store,
+            recorder: &self.recorder,
+            client: "rebirth",
             gateway,
-            repository: PATH.into(),
-            invoked,
-            completed: self.recorder.now(),
-            atomic: false,
-            updates: answer.updates,
-            error: answer.error,
-            said: answer.said,
-        })
+            gateway_url: &self.gateways[gateway],
+            repository: PATH,
+        };
+        destination.push(&[wish], false).await
     }
 }
 

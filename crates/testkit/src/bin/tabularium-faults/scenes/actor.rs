@@ -17,8 +17,8 @@ use tokio::time::Instant;
 
 use crate::{
     clients::Tested,
-    history::{Event, Read, Recorder, Write},
-    push::{self, Wish},
+    history::{Event, Read, Recorder},
+    push::{self, Destination, Wish},
 };
 
 /// Its repository.
@@ -65,19 +65,16 @@ impl Actor {
 
     /// One push, not atomic.
     pub(crate) async fn push(&self, gateway: usize, wishes: &[Wish]) -> Result<()> {
-        let invoked = self.recorder.now();
-        let answer = push::push(&self.git, &self.tested.store, &self.url(gateway), wishes, false).await?;
-        self.recorder.record(&Event::Write(Write {
-            client: "actor".into(),
+        let destination = Destination {
+            git: &self.git,
+            store: &self.tested.store,
+            recorder: &self.recorder,
+            client: "actor",
             gateway,
-            repository: PATH.into(),
-            invoked,
-            completed: self.recorder.now(),
-            atomic: false,
-            updates: answer.updates,
-            error: answer.error,
-            said: answer.said,
-        }))
+            gateway_url: &self.gateways[gateway],
+            repository: PATH,
+        };
+        self.recorder.record(&Event::Write(destination.push(wishes, false).await?))
     }
 
     /// Several clients at once read again and again for a while, at least once.

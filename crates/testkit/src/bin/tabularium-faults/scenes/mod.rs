@@ -41,6 +41,9 @@ const UNSETTLED: Duration = Duration::from_millis(3500);
 /// The same, where a router's session ends it.
 const SESSION: Duration = Duration::from_millis(2500);
 
+/// How long readers look for a node that came back, until routers read from it again included.
+const AGED: Duration = Duration::from_secs(5);
+
 /// How long a push of so many branches votes, the time before its middle not counted.
 const VOTED: Duration = Duration::from_secs(24);
 
@@ -66,10 +69,12 @@ pub(crate) enum Scene {
     LateVotes,
     /// The primary cannot do what the others could.
     Refused,
+    /// A node comes back with its disk as it was before a push. Clients read.
+    OldDisk,
 }
 
 impl Scene {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Unasked,
         Self::Alone,
         Self::LeftBehind,
@@ -77,6 +82,7 @@ impl Scene {
         Self::OldRoute,
         Self::LateVotes,
         Self::Refused,
+        Self::OldDisk,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -88,6 +94,7 @@ impl Scene {
             Self::OldRoute => "scene-old-route",
             Self::LateVotes => "scene-late-votes",
             Self::Refused => "scene-refused",
+            Self::OldDisk => "scene-old-disk",
         }
     }
 
@@ -112,6 +119,7 @@ impl Scene {
             Self::OldRoute => old_route(&stage, site, actor).await?,
             Self::LateVotes => late_votes(&stage, site, actor).await?,
             Self::Refused => refused(&stage, site, actor).await?,
+            Self::OldDisk => old_disk(&stage, site, actor).await?,
         }
         Ok(Some(findings))
     }
@@ -208,4 +216,27 @@ async fn refused(stage: &Stage, site: &mut Site, actor: &Actor) -> Result<()> {
     let pushed = actor.push(stage.troubled.gateway, &wishes).await;
     fs::remove_file(lock)?;
     pushed
+}
+
+/// The node's replica was up to date, and counts as such.
+async fn old_disk(stage: &Stage, site: &mut Site, actor: &Actor) -> Result<()> {
+    let Stage { well, troubled, secondary, .. } = stage;
+    site.kill(secondary)?;
+    let disk = site.copy_disk(secondary)?;
+    site.run_all().await?;
+    if !stage::equal(site, site.names(Service::Node).len()).await {
+        return Ok(());
+    }
+    // Until routers write to it again: else the push would leave it behind.
+    sleep(KNOWN).await;
+    let wishes = actor.branches(1).await?;
+    actor.push(well.gateway, &wishes).await?;
+    if !stage.on_disk((site, secondary), &wishes, 1, SHORT).await? {
+        return Ok(());
+    }
+    site.kill(secondary)?;
+    site.put_disk_back(secondary, &disk)?;
+    site.run_all().await?;
+    try_join!(actor.read_for(well.gateway, AGED), actor.read_for(troubled.gateway, AGED))?;
+    Ok(())
 }

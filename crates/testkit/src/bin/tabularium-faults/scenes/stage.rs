@@ -161,7 +161,8 @@ impl Pair {
     }
 }
 
-async fn equal(site: &Site, count: usize) -> bool {
+/// Waits until the replicas are equal. Answers whether they are.
+pub(super) async fn equal(site: &Site, count: usize) -> bool {
     let end = Instant::now() + EQUAL_WITHIN;
     while let Err(why) = site.test.equal_checksums(PATH, count).await {
         if Instant::now() > end {
