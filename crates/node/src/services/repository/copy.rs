@@ -81,8 +81,12 @@ async fn copy_alone(
                     return rebuild(node, &turn, peer, source, target, attempt, corruption).await;
                 }
                 Some(corruption) => {
-                    kept::copy_aside(node, target, corruption).await;
-                    corruption::clear(target).await?;
+                    let (node, target) = (Arc::clone(node), target.clone());
+                    let keeping = async move {
+                        kept::copy_aside(&node, &target, corruption).await;
+                        corruption::clear(&target).await
+                    };
+                    turn.to_its_end(keeping).await?;
                 }
                 None => {}
             }
