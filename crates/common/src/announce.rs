@@ -7,15 +7,17 @@ use std::{fs, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
+use crate::grpc::Address;
+
 /// The addresses of one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announcement {
     /// Process id.
     pub pid: u32,
-    /// gRPC, as clients dial it: `tcp://host:port` or `unix:/path`.
+    /// gRPC, as clients dial it: `tcp://host:port`, `tls://host:port` or `unix:/path`; the first of the addresses listened at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grpc: Option<String>,
-    /// HTTP, `host:port`.
+    /// HTTP: `host:port`, `https://host:port` or `unix:/path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
     /// Metrics, liveness and readiness, `host:port`.
@@ -27,6 +29,15 @@ impl Announcement {
     /// This process, no addresses yet.
     pub fn of_this_process() -> Self {
         Self { pid: std::process::id(), grpc: None, http: None, admin: None }
+    }
+
+    /// What [`Self::http`] says of an address.
+    pub fn http_at(address: &Address) -> String {
+        match address {
+            Address::Tcp(host_port) => host_port.clone(),
+            Address::Tls(host_port) => format!("https://{host_port}"),
+            other => other.to_string(),
+        }
     }
 
     /// Writes the file in one step: a reader sees all of it or nothing.

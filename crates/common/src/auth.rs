@@ -1,11 +1,20 @@
 //! Gitaly's v2 tokens: `authorization: Bearer v2.<signature>.<timestamp>` (wire reference, section c).
 //!
 //! The signature is the HMAC-SHA256 of the decimal Unix time under the shared secret. A token is checked once, when an
-//! RPC starts, and is valid thirty seconds around its time stamp.
+//! RPC starts, and is valid thirty seconds around its time stamp. Neither secrets nor tokens are ever written into logs or
+//! answers.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    num::{IntErrorKind, ParseIntError},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::Sha256;
 use tonic::{Status, metadata::MetadataValue, service::Interceptor};
@@ -14,7 +23,7 @@ use tonic::{Status, metadata::MetadataValue, service::Interceptor};
 pub const VALIDITY_SECONDS: i64 = 30;
 
 /// Why a call was refused. The text is Gitaly's (19.x) word for word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
     /// No header, another scheme, too few parts, or a signature that is not hexadecimal.
     #[error("authentication required")]
@@ -25,9 +34,9 @@ pub enum AuthError {
     /// Signed with another secret.
     #[error("permission denied: wrong hmac signature")]
     Signature,
-    /// Signed, but the time stamp is not a number.
-    #[error("permission denied: cannot parse timestamp")]
-    Timestamp,
+    /// Signed, but the time stamp is not a number. Holds what it is instead, and why not, in the words of Go's library.
+    #[error("permission denied: cannot parse timestamp: strconv.ParseInt: parsing {0:?}: {1}")]
+    Timestamp(String, &'static str),
     /// More than thirty seconds old.
     #[error("permission denied: token has expired")]
     Expired,
@@ -42,7 +51,7 @@ impl From<AuthError> for Status {
             AuthError::Required => Self::unauthenticated(error.to_string()),
             AuthError::Version
             | AuthError::Signature
-            | AuthError::Timestamp
+            | AuthError::Timestamp(..)
             | AuthError::Expired
             | AuthError::Future => Self::permission_denied(error.to_string()),
         }
@@ -87,7 +96,8 @@ pub fn verify(secret: &SecretString, header: Option<&str>, now: i64) -> Result<(
     let mut mac = mac(secret);
     mac.update(timestamp.as_bytes());
     mac.verify_slice(&signature).map_err(|_| AuthError::Signature)?;
-    let timestamp: i64 = timestamp.parse().map_err(|_| AuthError::Timestamp)?;
+    let timestamp: i64 =
+        timestamp.parse().map_err(|error| AuthError::Timestamp(timestamp.to_owned(), in_go(&error)))?;
     if timestamp < now - VALIDITY_SECONDS {
         return Err(AuthError::Expired);
     }
@@ -97,20 +107,71 @@ pub fn verify(secret: &SecretString, header: Option<&str>, now: i64) -> Result<(
     Ok(())
 }
 
+fn in_go(error: &ParseIntError) -> &'static str {
+    match error.kind() {
+        IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
+        _ => "invalid syntax",
+    }
+}
+
+/// How a check came out, in Gitaly's words.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    enforced: &'static str,
+    status: &'static str,
+}
+
 /// Checks every call a server takes. Without a secret authentication is off, as in Gitaly.
 #[derive(Clone, Default)]
-pub struct RequireToken(pub Option<SecretString>);
+pub struct RequireToken {
+    secret: Option<SecretString>,
+    transitioning: bool,
+    outcomes: Family<Outcome, Counter>,
+}
 
 impl RequireToken {
+    /// Lets in who knows the secret.
+    pub fn new(secret: Option<SecretString>) -> Self {
+        Self { secret, ..Self::default() }
+    }
+
+    /// Whether everybody is let in and the outcome only counted: how a secret is introduced or changed without an outage.
+    pub fn transitioning(self, transitioning: bool) -> Self {
+        Self { transitioning, ..self }
+    }
+
+    /// Has the outcomes counted in the registry, as `tabularium_<service>_authentications_total`.
+    pub fn counted(self, registry: &mut Registry, service: &str) -> Self {
+        let name = format!("tabularium_{service}_authentications");
+        registry.register(name, "Calls, by how their token was", self.outcomes.clone());
+        self
+    }
+
+    /// For calls to others that want the same secret.
+    pub fn to_send(&self) -> SendToken {
+        SendToken(self.secret.clone())
+    }
+
     /// Checks the headers of one call.
     pub fn check(&self, headers: &http::HeaderMap) -> Result<(), AuthError> {
-        match &self.0 {
-            None => Ok(()),
-            Some(secret) => {
-                let header = headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-                verify(secret, header, unix_now())
-            }
-        }
+        let Some(secret) = &self.secret else {
+            self.count("server disabled authentication");
+            return Ok(());
+        };
+        let header = headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let checked = verify(secret, header, unix_now());
+        self.count(match &checked {
+            Ok(()) if self.transitioning => "would be ok",
+            Ok(()) => "ok",
+            Err(AuthError::Required) => "unauthenticated",
+            Err(_) => "denied",
+        });
+        if self.transitioning { Ok(()) } else { checked }
+    }
+
+    fn count(&self, status: &'static str) {
+        let enforced = if self.transitioning { "false" } else { "true" };
+        self.outcomes.get_or_create(&Outcome { enforced, status }).inc();
     }
 }
 
@@ -139,9 +200,10 @@ impl SendToken {
 impl Interceptor for SendToken {
     fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
         if let Some(secret) = &self.0 {
-            let value: MetadataValue<_> = bearer(secret, unix_now())
+            let mut value: MetadataValue<_> = bearer(secret, unix_now())
                 .parse()
                 .map_err(|_| Status::internal("the authorization header cannot be formed"))?;
+            value.set_sensitive(true);
             request.metadata_mut().insert("authorization", value);
         }
         Ok(request)
@@ -193,9 +255,98 @@ mod tests {
         ] {
             assert_eq!(verify(&secret(), header.as_deref(), NOW), Err(expected), "{header:?}");
         }
+        for (timestamp, why) in [
+            ("", "parsing \"\": invalid syntax"),
+            ("1e9", "parsing \"1e9\": invalid syntax"),
+            ("9223372036854775808", "parsing \"9223372036854775808\": value out of range"),
+        ] {
+            let mut mac = mac(&secret());
+            mac.update(timestamp.as_bytes());
+            let header = format!("Bearer v2.{}.{timestamp}", hex::encode(mac.finalize().into_bytes()));
+            let error = verify(&secret(), Some(&header), NOW).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("permission denied: cannot parse timestamp: strconv.ParseInt: {why}")
+            );
+        }
         let other = bearer(&SecretString::from("other".to_owned()), NOW);
         assert_eq!(verify(&secret(), Some(&other), NOW), Err(AuthError::Signature));
         assert_eq!(Status::from(AuthError::Required).code(), tonic::Code::Unauthenticated);
         assert_eq!(Status::from(AuthError::Signature).code(), tonic::Code::PermissionDenied);
+    }
+
+    fn headers(value: &str) -> http::HeaderMap {
+        let value = http::HeaderValue::from_str(value).unwrap();
+        [(http::header::AUTHORIZATION, value)].into_iter().collect()
+    }
+
+    #[test]
+    fn the_first_of_several_headers_is_the_one_that_counts() {
+        let require = RequireToken::new(Some(secret()));
+        let mut several = headers(&bearer(&secret(), unix_now()));
+        several.append("authorization", "Bearer v2.00.0".parse().unwrap());
+        assert_eq!(require.check(&several), Ok(()));
+        let mut wrong_first = headers("Bearer v2.00.0");
+        wrong_first.append("authorization", bearer(&secret(), unix_now()).parse().unwrap());
+        assert_eq!(require.check(&wrong_first), Err(AuthError::Signature));
+    }
+
+    #[test]
+    fn while_transitioning_everybody_is_let_in_and_counted() {
+        let mut registry = Registry::default();
+        let require = RequireToken::new(Some(secret())).transitioning(true).counted(&mut registry, "router");
+        let enforcing = require.clone().transitioning(false);
+        let good = headers(&bearer(&secret(), unix_now()));
+        let wrong = headers(&bearer(&SecretString::from("other".to_owned()), unix_now()));
+        for headers in [&good, &wrong, &http::HeaderMap::new()] {
+            assert_eq!(require.check(headers), Ok(()));
+        }
+        assert_eq!(enforcing.check(&good), Ok(()));
+        assert_eq!(enforcing.check(&wrong), Err(AuthError::Signature));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            r#"{enforced="false",status="would be ok"} 1"#,
+            r#"{enforced="false",status="denied"} 1"#,
+            r#"{enforced="false",status="unauthenticated"} 1"#,
+            r#"{enforced="true",status="ok"} 1"#,
+            r#"{enforced="true",status="denied"} 1"#,
+        ] {
+            assert!(
+                text.contains(&format!("tabularium_router_authentications_total{line}")),
+                "{line} in {text}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_a_secret_nobody_is_asked_and_nothing_is_sent() {
+        let require = RequireToken::new(None);
+        assert_eq!(require.check(&headers("Bearer nonsense")), Ok(()));
+        assert_eq!(require.to_send().header(), None);
+        let sent = SendToken(None).call(tonic::Request::new(())).unwrap();
+        assert!(sent.metadata().is_empty());
+    }
+
+    #[test]
+    fn neither_secret_nor_token_is_shown() {
+        let secret = SecretString::from("hunter2".to_owned());
+        let send = SendToken(Some(secret.clone()));
+        let request = send.clone().call(tonic::Request::new(())).unwrap();
+        let token = request.metadata().get("authorization").unwrap().to_str().unwrap().to_owned();
+        let header = send.header().unwrap();
+        let headers = request.metadata().clone().into_headers();
+        for shown in
+            [format!("{request:?}"), format!("{header:?}"), format!("{headers:?}"), format!("{secret:?}")]
+        {
+            assert!(
+                !shown.contains("hunter2") && !shown.contains(&token) && !shown.contains("v2."),
+                "{shown}"
+            );
+        }
+        let wrong = verify(&SecretString::from("other".to_owned()), Some(&token), unix_now()).unwrap_err();
+        let status = Status::from(wrong);
+        let signature = token.split('.').nth(1).unwrap();
+        assert!(!format!("{status:?}").contains(signature), "{status:?}");
     }
 }

@@ -114,7 +114,7 @@ fn told(text: &str) -> String {
     told
 }
 
-fn read_bounded(path: &Path) -> std::io::Result<String> {
+pub(crate) fn read_bounded(path: &Path) -> std::io::Result<String> {
     let length = fs::metadata(path)?.len();
     if length > MAX_FILE_BYTES {
         return Err(std::io::Error::other(format!("{length} bytes; at most {MAX_FILE_BYTES} are read")));

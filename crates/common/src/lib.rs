@@ -5,7 +5,7 @@
 //! * [`telemetry`]: logs, traces and the correlation id; [`admin`]: metrics, liveness and readiness on a port of their own.
 //! * [`program`]: the frame of every service's `main`. [`lifecycle`]: one owner for every task, and the order in which a service stops. [`announce`]: where it listens, told to
 //!   whoever started it.
-//! * [`auth`]: Gitaly's v2 tokens. [`grpc`]: how we listen, dial, and map failures to status codes.
+//! * [`auth`]: Gitaly's v2 tokens. [`grpc`]: how we listen and dial. [`tls`]: certificates, and whom to believe.
 //! * [`multiplex`]: Gitaly's connections that carry RPCs both ways, on which nodes vote.
 //! * [`methods`]: the method registry: what every Gitaly RPC does, to which repository, as data.
 //! * [`records`]: which of two replicas is newer, by what nodes keep beside them.
@@ -30,6 +30,7 @@ pub mod pktline;
 pub mod program;
 pub mod records;
 pub mod telemetry;
+pub mod tls;
 
 /// The version every service reports.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

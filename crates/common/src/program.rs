@@ -13,6 +13,7 @@ use crate::{
     config::{self, ConfigError, Validate},
     faults,
     telemetry::{self, TelemetryConfig},
+    tls::{self, TlsConfig},
 };
 
 /// The configuration cannot be used (`EX_CONFIG` of sysexits.h).
@@ -48,6 +49,8 @@ impl ServiceArguments {
 pub trait ServiceConfig: DeserializeOwned + Validate {
     /// Logs and traces.
     fn telemetry(&self) -> &TelemetryConfig;
+    /// Whom to believe.
+    fn tls(&self) -> &TlsConfig;
     /// Fails when a file of secrets cannot be used. Looked at before anything is started.
     fn check_secrets(&self) -> Result<(), ConfigError>;
 }
@@ -77,6 +80,7 @@ where
         Ok(guard) => guard,
         Err(error) => return exit(program, FAILED, &error),
     };
+    tls::install(config.tls());
     match serve(config, service.announce.as_deref()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => exit(program, FAILED, &error),
