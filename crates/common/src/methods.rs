@@ -92,6 +92,11 @@ impl Method {
         matches!(self.name.as_str(), "ReplicateRepository" | "RestoreRepository")
     }
 
+    /// Field path of a repository beside which the new one is put, so that its nodes have both.
+    pub fn placed_beside(&self) -> Option<&'static [u32]> {
+        (self.name == "CreateFork").then_some(&[2])
+    }
+
     /// Nodes vote on the RPC (section g.1).
     pub fn votes(&self) -> bool {
         self.operation == Operation::Mutator
@@ -103,6 +108,11 @@ impl Method {
     /// be the only write to its repository.
     pub fn uploads_before_it_votes(&self) -> bool {
         matches!(self.name.as_str(), "PostReceivePack" | "SSHReceivePack")
+    }
+
+    /// What it answers, and asks, goes over a sidechannel (section e). That of pack-objects' hook never leaves its machine.
+    pub fn has_sidechannel(&self) -> bool {
+        self.name.ends_with("WithSidechannel") && self.service != "gitaly.HookService"
     }
 
     /// What a client asks before it pushes: of no use while no push can follow.

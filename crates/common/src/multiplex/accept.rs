@@ -14,15 +14,15 @@ use futures::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
-use yamux::Mode;
 
 use super::{
     BACKCHANNEL, Backchannel, HANDSHAKE_TIMEOUT, MAX_HANDSHAKES, Stream,
     preamble::{self, Rewound},
-    session::{self, Session},
+    session::Session,
+    yamux::state::Side,
 };
 use crate::{
-    grpc::{Connection, Listener},
+    grpc::{Accepted, Connection, Listener},
     lifecycle::Tasks,
 };
 
@@ -46,9 +46,12 @@ impl Incoming {
                 Err(error)
             }),
         });
-        let introduced = move |accepted: io::Result<Connection>| {
+        let introduced = move |accepted: io::Result<Accepted>| {
             let tasks = tasks.clone();
-            async move { receive(accepted?, &tasks).await }
+            async move {
+                let received = receive(accepted?, &tasks).await;
+                received.inspect_err(|error| tracing::debug!(%error, "a connection came to nothing"))
+            }
         };
         Self(accepted.map(introduced).buffer_unordered(MAX_HANDSHAKES).boxed())
     }
@@ -61,15 +64,21 @@ impl futures::Stream for Incoming {
     }
 }
 
-async fn receive(mut connection: Connection, tasks: &Tasks) -> io::Result<Served> {
+async fn receive(accepted: Accepted, tasks: &Tasks) -> io::Result<Served> {
+    identify(accepted.secure().await?, tasks).await
+}
+
+/// Finds out what a connection is, within [`HANDSHAKE_TIMEOUT`]. `tasks` own the session of one that is multiplexed, and end
+/// it when they stop.
+pub async fn identify(mut connection: Connection, tasks: &Tasks) -> io::Result<Served> {
     let head = preamble::read(&mut connection).await?;
     if &head != BACKCHANNEL {
         return Ok(Served::Plain(Rewound::new(head, connection)));
     }
-    let (session, mut streams) = Session::start(session::socket(connection), Mode::Server, 1, tasks);
+    let (session, mut streams) = Session::start(connection, Side::Server, 1, tasks);
     // Until the stream for RPCs is there, this holds the session; afterwards that stream does.
     let guard = session.ended().clone().drop_guard();
-    let rpcs = match tokio::time::timeout(HANDSHAKE_TIMEOUT, streams.recv()).await {
+    let rpcs = match tokio::time::timeout(HANDSHAKE_TIMEOUT, streams.next()).await {
         Ok(Some(rpcs)) => rpcs.holding_session(),
         Ok(None) => return Err(io::ErrorKind::UnexpectedEof.into()),
         Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "no stream for RPCs")),

@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use hyper_util::rt::TokioIo;
@@ -35,33 +38,44 @@ impl fmt::Display for ConnectionId {
 
 /// The way back to the peer of the connection that a request came over: an extension of the request.
 #[derive(Debug, Clone)]
-pub struct Backchannel {
+pub struct Backchannel(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
     id: ConnectionId,
-    channel: Channel,
+    session: Session,
+    channel: OnceLock<Channel>,
 }
 
 impl Backchannel {
-    /// Its stream is opened when it is first used. Calls fail at once when the connection ends, and when the peer leaves
-    /// [`VOTE_PING_INTERVAL`] and [`VOTE_PING_TIMEOUT`] pass without a word; that ends the connection too.
     pub(super) fn new(session: Session) -> Self {
-        let endpoint = grpc::endpoint()
-            .http2_keep_alive_interval(VOTE_PING_INTERVAL)
-            .keep_alive_timeout(VOTE_PING_TIMEOUT)
-            .keep_alive_while_idle(true);
-        let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-            let session = session.clone();
-            async move { session.open().await.map(|stream| TokioIo::new(stream.holding_session())) }
-        }));
-        Self { id: ConnectionId::next(), channel }
+        Self(Arc::new(Shared { id: ConnectionId::next(), session, channel: OnceLock::new() }))
     }
 
     /// Number of the connection.
     pub fn id(&self) -> ConnectionId {
-        self.id
+        self.0.id
     }
 
-    /// For typed clients.
-    pub fn channel(&self) -> Channel {
-        self.channel.clone()
+    pub(super) fn session(&self) -> &Session {
+        &self.0.session
     }
+
+    /// For typed clients; inside a runtime. Its stream is opened when it is first used. Calls fail at once when the
+    /// connection ends, and when the peer leaves [`VOTE_PING_INTERVAL`] and [`VOTE_PING_TIMEOUT`] pass without a word; that
+    /// ends the connection too.
+    pub fn channel(&self) -> Channel {
+        self.0.channel.get_or_init(|| channel(self.0.session.clone())).clone()
+    }
+}
+
+fn channel(session: Session) -> Channel {
+    let endpoint = grpc::endpoint()
+        .http2_keep_alive_interval(VOTE_PING_INTERVAL)
+        .keep_alive_timeout(VOTE_PING_TIMEOUT)
+        .keep_alive_while_idle(true);
+    endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+        let session = session.clone();
+        async move { session.open().await.map(|stream| TokioIo::new(stream.holding_session())) }
+    }))
 }

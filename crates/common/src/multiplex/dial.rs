@@ -8,57 +8,90 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::{io::AsyncWriteExt as _, sync::mpsc};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::service::Routes;
-use yamux::Mode;
+use tokio::io::AsyncWriteExt as _;
+use tonic::{service::Routes, transport::Channel};
 
 use super::{
-    BACKCHANNEL, MAX_INBOUND_STREAMS, SIDECHANNEL, Stream,
+    BACKCHANNEL, MAX_INBOUND_STREAMS, Stream,
     preamble::{self, Rewound},
-    session::{self, Session},
+    session::{Arrivals, Session},
+    sidechannel::{self, Sidechannels},
+    yamux::state::Side,
 };
 use crate::{
     grpc::{
-        Address, CONNECTION_WINDOW_BYTES, MAX_CONCURRENT_STREAMS, MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES,
-        MAX_PENDING_RESETS, STREAM_WINDOW_BYTES,
+        self, Address, CONNECTION_WINDOW_BYTES, MAX_CONCURRENT_STREAMS, MAX_FRAME_BYTES,
+        MAX_HEADER_LIST_BYTES, MAX_PENDING_RESETS, STREAM_WINDOW_BYTES,
     },
     lifecycle::Tasks,
 };
 
-/// Opens a multiplexed connection and gives the stream for RPCs, on which an HTTP/2 client is to start. `back` is served
-/// to the peer, on what it opens. The connection ends when the stream is dropped, when the peer closes it or goes away, and
-/// when `tasks`, which own it, stop.
-pub async fn dial(address: &Address, back: Routes, tasks: &Tasks) -> io::Result<Stream> {
-    let mut socket = session::socket(address.connect().await?);
-    // Stays in the buffer until the session's first frame takes it along.
+/// What the peer finds at the end of the streams that it opens.
+#[derive(Debug, Clone, Default)]
+pub struct Way {
+    /// Served to it as gRPC; nothing, for those whose peers have nothing to ask.
+    pub services: Option<Routes>,
+    /// What it was offered with RPCs. An offer holds on all connections that share it.
+    pub sidechannels: Sidechannels,
+}
+
+impl From<Routes> for Way {
+    fn from(services: Routes) -> Self {
+        Self { services: Some(services), sidechannels: Sidechannels::default() }
+    }
+}
+
+impl From<Sidechannels> for Way {
+    fn from(sidechannels: Sidechannels) -> Self {
+        Self { services: None, sidechannels }
+    }
+}
+
+/// Opens a multiplexed connection and gives the stream for RPCs, on which an HTTP/2 client is to start. `back` is what the
+/// peer finds at the end of what it opens. The connection ends when the stream is dropped, when the peer closes it or goes
+/// away, and when `tasks`, which own it, stop.
+pub async fn dial(address: &Address, back: impl Into<Way>, tasks: &Tasks) -> io::Result<Stream> {
+    let mut socket = address.connect().await?;
     socket.write_all(BACKCHANNEL).await?;
-    let (session, streams) = Session::start(socket, Mode::Client, MAX_INBOUND_STREAMS, tasks);
+    let (session, streams) = Session::start(socket, Side::Client, MAX_INBOUND_STREAMS, tasks);
     let guard = session.ended().clone().drop_guard();
     let rpcs = session.open().await?.holding_session();
-    tasks.spawn("backchannel", serve_back(streams, back));
+    tasks.spawn("backchannel", serve_back(streams, back.into()));
     guard.disarm();
     Ok(rpcs)
 }
 
+/// A channel over a multiplexed connection, which is dialled when it is first used and again when it was lost.
+pub fn channel(address: &Address, back: impl Into<Way>, tasks: &Tasks) -> Channel {
+    let (address, back, tasks) = (address.clone(), back.into(), tasks.clone());
+    grpc::endpoint().connect_with_connector_lazy(tower::service_fn(move |_| {
+        let (address, back, tasks) = (address.clone(), back.clone(), tasks.clone());
+        async move { dial(&address, back, &tasks).await.map(TokioIo::new) }
+    }))
+}
+
 /// Serves what the peer opens; ends with the session.
-async fn serve_back(streams: mpsc::Receiver<Stream>, back: Routes) {
-    let streams = ReceiverStream::new(streams);
+async fn serve_back(mut streams: Arrivals, back: Way) {
+    let streams = futures::stream::poll_fn(move |cx| streams.poll_next(cx));
     streams.for_each_concurrent(MAX_INBOUND_STREAMS, |stream| serve_stream(stream, back.clone())).await;
 }
 
-async fn serve_stream(mut stream: Stream, back: Routes) {
+async fn serve_stream(mut stream: Stream, back: Way) {
     let head = match preamble::read(&mut stream).await {
         Ok(head) => head,
         Err(error) => return tracing::debug!(%error, "a stream of the peer said nothing"),
     };
-    if &head == SIDECHANNEL {
-        // No RPC that is relayed over this connection offers the peer a sidechannel. Dropping the stream resets it, and the
-        // peer's RPC fails by itself, with a word of its own.
-        return tracing::warn!("the peer opened a sidechannel, which it was not offered; it was refused");
+    if &head == sidechannel::MAGIC {
+        if let Err(error) = back.sidechannels.receive(stream).await {
+            tracing::warn!(%error, "a sidechannel of the peer came to nothing");
+        }
+        return;
     }
+    let Some(services) = back.services else {
+        return tracing::warn!("the peer asks, where there is nothing to be asked; it was refused");
+    };
     let io = TokioIo::new(Rewound::new(head, stream));
-    let served = builder().serve_connection(io, TowerToHyperService::new(back)).await;
+    let served = builder().serve_connection(io, TowerToHyperService::new(services)).await;
     if let Err(error) = served {
         tracing::debug!(%error, "backchannel ended");
     }

@@ -5,34 +5,38 @@
 //! node votes: it asks the router about a change while it is still at the router's RPC.
 //!
 //! * [`mod@dial`]: the router's end. It gives the stream for RPCs and serves what the node opens.
-//! * [`Incoming`]: the node's end: connections as a tonic server takes them. Each is sniffed; plain HTTP/2 and multiplexed
-//!   connections share one port. Handlers find [`Backchannel`] among the extensions of requests that came over the latter.
+//! * [`Incoming`]: the node's end: connections as a tonic server takes them. Each is sniffed, after the handshake of TLS if it
+//!   has one; plain HTTP/2 and multiplexed connections share one port. Handlers find [`Backchannel`] among the extensions of requests that came over the latter.
 //!
 //! A session is one piece: when the stream of the RPCs or the backchannel ends, or the peer is gone, all of it ends, at
-//! once, and every call on it fails. One task owns the session and alone polls it.
+//! once, and every call on it fails. One task owns the session's connection: [`yamux`].
+//!
+//! What is too much for messages goes beside them: whoever makes an RPC offers a *sidechannel*, and whoever serves it opens
+//! one more stream the opposite way for it (section e): [`sidechannel`]. Clients of a router, and of a node, dial like routers
+//! do, and serve nothing but sidechannels.
 
 mod accept;
 mod backchannel;
 mod dial;
 mod preamble;
 mod session;
+pub mod sidechannel;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod yamux;
 
 use std::time::Duration;
 
-pub use accept::{Incoming, Origin, Served, introduce};
+pub use accept::{Incoming, Origin, Served, identify, introduce};
 pub use backchannel::{Backchannel, ConnectionId};
-pub use dial::dial;
+pub use dial::{Way, channel, dial};
 pub use stream::Stream;
 
 /// Length of every preamble. HTTP/2's own is longer, so a client that speaks it is never waited for in vain.
 const PREAMBLE_BYTES: usize = 11;
 /// What a connection that is to be multiplexed begins with.
 pub const BACKCHANNEL: &[u8; PREAMBLE_BYTES] = b"backchannel";
-/// What a stream begins with that carries a packfile beside the RPCs.
-const SIDECHANNEL: &[u8; PREAMBLE_BYTES] = b"sidechannel";
 
 /// How long a connection may take to say what it is, and a multiplexed one to open the stream for RPCs.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,14 +53,17 @@ pub const VOTE_PING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Streams that the peer may have open at once; Gitaly's backlog on the side that dials. One more is reset.
 const MAX_INBOUND_STREAMS: usize = 256;
-/// Streams that we may have open at once.
+/// Streams that we may have open at once. Whoever wants one more waits.
 const MAX_OUTBOUND_STREAMS: usize = 256;
-/// What all receive windows of a session may grow by, over the 256 KiB that each stream begins with: Gitaly's largest window.
-const WINDOW_GROWTH_BYTES: usize = 16 * 1024 * 1024;
-/// Largest frame sent. Its payload waits for no other stream, so it bounds how long a vote stands behind a pack; each costs
-/// a system call, so that the default of 16 KiB halves the throughput.
+/// What may lie here of a stream that nobody reads. Streams begin with half of it, which HashiCorp's side never raises.
+const WINDOW_BYTES: u32 = 512 * 1024;
+/// What may wait of one stream to be sent. It bounds how long a vote stands behind a pack.
+const SEND_QUEUE_BYTES: usize = 256 * 1024;
+/// Largest frame sent: what git writes at once.
 const FRAME_BYTES: usize = 64 * 1024;
-/// Buffer of the socket, either way. A frame's header and payload leave together when both fit.
-const SOCKET_BUFFER_BYTES: usize = FRAME_BYTES + 4096;
+/// How long a peer may take nothing of what it is sent; Gitaly's own.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer may take to finish a stream that was finished here, before it is reset; Gitaly's own.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long a session that ends may take to send what is queued.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

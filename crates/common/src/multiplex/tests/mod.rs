@@ -7,6 +7,7 @@
 
 mod deaths;
 mod process;
+mod sidechannels;
 mod traffic;
 
 use std::{convert::Infallible, sync::Arc};

@@ -140,7 +140,7 @@ async fn a_sidechannel_is_refused_and_the_rest_goes_on() {
     let listener = Listener::bind(&ListenAddress::Tcp(([127, 0, 0, 1], 0).into())).await.unwrap();
     let (address, tasks) = (listener.address().unwrap(), Tasks::new());
     let peer = tokio::spawn(async move {
-        let mut connection = listener.accept().await.unwrap();
+        let mut connection = listener.accept().await.unwrap().secure().await.unwrap();
         connection.read_exact(&mut [0; BACKCHANNEL.len()]).await.unwrap();
         let mut yamux =
             yamux::Connection::new(connection.compat(), yamux::Config::default(), yamux::Mode::Server);
@@ -161,7 +161,7 @@ async fn a_peer_that_opens_too_many_streams_loses_only_those() {
     let listener = Listener::bind(&ListenAddress::Tcp(([127, 0, 0, 1], 0).into())).await.unwrap();
     let (address, tasks) = (listener.address().unwrap(), Tasks::new());
     let peer = tokio::spawn(async move {
-        let mut connection = listener.accept().await.unwrap();
+        let mut connection = listener.accept().await.unwrap().secure().await.unwrap();
         connection.read_exact(&mut [0; BACKCHANNEL.len()]).await.unwrap();
         let mut yamux =
             yamux::Connection::new(connection.compat(), yamux::Config::default(), yamux::Mode::Server);
