@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse as _, routing::get};
 use serde_json::{Value, json};
-use tabularium_common::lifecycle::Tasks;
+use tabularium_common::{grpc::Listener, lifecycle::Tasks};
 use tabularium_proto::coordinator as wire;
-use tokio::net::TcpListener;
 
 use crate::{app::Shared, service};
 
@@ -16,10 +15,12 @@ pub(crate) fn routes(shared: &Arc<Shared>) -> Router {
 }
 
 /// Serves until the tasks stop.
-pub(crate) fn serve(tasks: &Tasks, listener: TcpListener, routes: Router) {
+pub(crate) fn serve(tasks: &Tasks, listener: Listener, routes: Router) {
     let stopping = tasks.stopping();
     tasks.spawn("http", async move {
-        let served = axum::serve(listener, routes).with_graceful_shutdown(stopping.cancelled_owned()).await;
+        let served = axum::serve(listener.connections(), routes)
+            .with_graceful_shutdown(stopping.cancelled_owned())
+            .await;
         if let Err(error) = served {
             tracing::error!(%error, "HTTP listener failed");
         }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use tabularium_common::{program, telemetry};
+use tabularium_common::{program, telemetry, tls};
 use tabularium_coordinator::{Config, RunError, migrate, ping, run};
 
 const PROGRAM: &str = "tabularium-coordinator";
@@ -36,6 +36,7 @@ async fn main() -> ExitCode {
         Ok(guard) => guard,
         Err(error) => return program::exit(PROGRAM, program::FAILED, &error),
     };
+    tls::install(&config.tls);
     let outcome = if arguments.sql_ping {
         ping(&config).await
     } else if arguments.migrate_only {

@@ -262,7 +262,7 @@ fn clone_url(gateway: &Gateway, headers: &HeaderMap, path: &RepositoryPath) -> S
         return format!("{}/{}", url.trim_end_matches('/'), path.relative_path());
     }
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
-    format!("http://{host}/{}", path.relative_path())
+    format!("{}://{host}/{}", gateway.config.scheme(), path.relative_path())
 }
 
 fn shown(gateway: &Gateway, headers: &HeaderMap, details: RepositoryDetails) -> Shown {

@@ -5,21 +5,24 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 use tabularium_common::{
     config::{ConfigDuration, ConfigError, Fault, SecretFile, Validate},
-    grpc::{Address, ListenAddress},
+    grpc::{Address, ListenAddress, ListenAddresses},
     ids::VirtualStorageName,
     program::ServiceConfig,
     telemetry::TelemetryConfig,
+    tls::TlsConfig,
 };
 
 /// Every key of `gateway.toml`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where git clients and the JSON API are served: `host:port` or `unix:/path`. Port 0 lets the kernel choose.
-    pub listen: ListenAddress,
+    /// Where git clients and the JSON API are served, one address or a list of them: `host:port`, `tls://host:port` (https),
+    /// `unix:/path`. Port 0 lets the kernel choose.
+    pub listen: ListenAddresses,
     /// Where metrics, liveness and readiness are served.
     pub admin_listen: SocketAddr,
-    /// Base of the URLs told to clients, such as `https://git.example.com`. Absent: `http://` and the request's `Host`.
+    /// Base of the URLs told to clients, such as `https://git.example.com`. Absent: the request's `Host` after `https://` when
+    /// the first address of `listen` is one of TLS, else after `http://`.
     #[serde(default)]
     pub external_url: Option<String>,
     /// Routers, used in turn; one that cannot be dialled is passed over.
@@ -59,6 +62,9 @@ pub struct Config {
     /// How long running requests may take to end after a stop signal, in seconds.
     #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
+    /// Certificates, keys, and whom to believe.
+    #[serde(default)]
+    pub tls: TlsConfig,
     /// Logs and traces.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
@@ -93,9 +99,23 @@ const fn default_drain_seconds() -> u64 {
     30
 }
 
+impl Config {
+    /// What the URLs begin with that are told to clients.
+    pub(crate) fn scheme(&self) -> &'static str {
+        match self.listen.iter().next() {
+            Some(ListenAddress::Tls(_)) => "https",
+            _ => "http",
+        }
+    }
+}
+
 impl ServiceConfig for Config {
     fn telemetry(&self) -> &TelemetryConfig {
         &self.telemetry
+    }
+
+    fn tls(&self) -> &TlsConfig {
+        &self.tls
     }
 
     fn check_secrets(&self) -> Result<(), ConfigError> {
@@ -107,6 +127,7 @@ impl ServiceConfig for Config {
 impl Validate for Config {
     fn faults(&self) -> Vec<Fault> {
         let mut faults = self.telemetry.faults();
+        faults.extend(self.tls.faults(self.listen.iter()));
         for (key, addresses) in [("routers", &self.routers), ("coordinators", &self.coordinators)] {
             if addresses.is_empty() {
                 faults.push(Fault::new(key, "[]", "one or more addresses such as tcp://host:port"));

@@ -9,11 +9,15 @@ use tabularium_common::{
     config::ConfigError,
     grpc::{Address, Listener},
     lifecycle::{DrainError, Readiness, Tasks, stop_signal},
+    tls::Application,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{config::Config, connection, gateway::Gateway, limits::ACCEPT_PAUSE, metrics::Metrics};
+
+/// How long connections to routers may take to end once no request needs them.
+const SESSIONS_DRAIN: Duration = Duration::from_secs(2);
 
 /// Why the gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +40,13 @@ pub enum StartError {
 
 /// A started gateway.
 pub struct Running {
-    /// Where clients connect: `tcp://host:port` or `unix:/path`.
+    /// Where clients connect: `tcp://host:port`, `tls://host:port` or `unix:/path`.
     pub http: Address,
     /// Metrics, liveness, readiness.
     pub admin: SocketAddr,
     readiness: Readiness,
     tasks: Tasks,
+    sessions: Tasks,
     drain: Duration,
 }
 
@@ -49,7 +54,9 @@ impl Running {
     /// Takes no more connections, lets running requests end, bounded by `drain_seconds`.
     pub async fn stop(self) -> Result<(), DrainError> {
         self.readiness.set(false);
-        self.tasks.drain(self.drain).await
+        let drained = self.tasks.drain(self.drain).await;
+        // What lies below the connections to routers; no request needs it any more.
+        drained.and(self.sessions.drain(SESSIONS_DRAIN).await)
     }
 }
 
@@ -59,13 +66,14 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let metrics = Arc::new(Metrics::new(&mut registry));
     let drain = Duration::from_secs(config.drain_seconds);
     let connections = Arc::new(Semaphore::new(config.max_connections));
-    let (listen, admin_listen) = (config.listen.clone(), config.admin_listen);
+    let (listen, tls, admin_listen) = (config.listen.clone(), config.tls.clone(), config.admin_listen);
     let gateway = Arc::new(Gateway::new(config, metrics)?);
 
     let refused = |address: String| |source| StartError::Listen { address, source };
-    let listener = Listener::bind(&listen).await.map_err(refused(listen.to_string()))?;
+    let listener =
+        Listener::bind_all(&listen, &tls, Application::Http).await.map_err(refused(listen.to_string()))?;
     let http = listener.address()?;
-    let tasks = Tasks::new();
+    let (tasks, sessions) = (Tasks::new(), gateway.sessions.clone());
     let readiness = Readiness::new();
     let admin = admin::serve(admin_listen, Arc::new(registry), readiness.clone(), &tasks)
         .await
@@ -81,7 +89,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     }
     tasks.spawn("accept", accept(gateway, listener, connections, tasks.clone(), tasks.stopping()));
     readiness.set(true);
-    Ok(Running { http, admin, readiness, tasks, drain })
+    Ok(Running { http, admin, readiness, tasks, sessions, drain })
 }
 
 /// Serves until a stop signal, then drains.
@@ -89,10 +97,7 @@ pub async fn run(config: Config, announce: Option<&Path>) -> Result<(), StartErr
     let running = start(config).await?;
     if let Some(path) = announce {
         let mut announcement = Announcement::of_this_process();
-        announcement.http = Some(match &running.http {
-            Address::Tcp(host_port) => host_port.clone(),
-            Address::Unix(_) => running.http.to_string(),
-        });
+        announcement.http = Some(Announcement::http_at(&running.http));
         announcement.admin = Some(running.admin.to_string());
         announcement.write(path)?;
     }
@@ -124,13 +129,21 @@ async fn accept(
             accepted = accepted => accepted,
         };
         match accepted {
-            Ok(stream) => {
+            Ok(accepted) => {
                 let (gateway, builder, stopping) =
                     (Arc::clone(&gateway), Arc::clone(&builder), stopping.clone());
                 tasks.spawn("connection", async move {
                     let gauge = gateway.metrics.connections.clone();
                     gauge.inc();
-                    connection::serve(gateway, stream, builder, stopping).await;
+                    let secured = tokio::select! {
+                        secured = accepted.secure() => Some(secured),
+                        () = stopping.cancelled() => None,
+                    };
+                    match secured {
+                        Some(Ok(stream)) => connection::serve(gateway, stream, builder, stopping).await,
+                        Some(Err(error)) => tracing::debug!(%error, "connection came to nothing"),
+                        None => {}
+                    }
                     gauge.dec();
                     drop(permit);
                 });

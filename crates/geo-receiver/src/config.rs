@@ -6,9 +6,11 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use tabularium_common::{
     config::{ConfigError, Fault, SecretFile, Validate},
+    grpc::ListenAddresses,
     ids::{SiteName, VirtualStorageName},
     program::ServiceConfig,
     telemetry::TelemetryConfig,
+    tls::TlsConfig,
 };
 
 /// Largest body that may be allowed, in bytes: GitLab's own bound.
@@ -20,8 +22,8 @@ pub const MAX_CONCURRENT_REQUESTS_LIMIT: usize = 10_000;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GeoReceiverConfig {
-    /// Address and port that home sites post to.
-    pub listen: SocketAddr,
+    /// Where home sites post to, one address or a list of them: `host:port`, `tls://host:port` (https), `unix:/path`.
+    pub listen: ListenAddresses,
     /// Address and port of metrics, liveness and readiness.
     pub admin_listen: SocketAddr,
     /// The message bus: `nats://host:port`.
@@ -40,6 +42,9 @@ pub struct GeoReceiverConfig {
     /// How long running requests may go on after the signal to stop, in seconds.
     #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
+    /// Certificates, keys, and whom to believe.
+    #[serde(default)]
+    pub tls: TlsConfig,
     /// Logs and traces.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
@@ -101,6 +106,10 @@ impl ServiceConfig for GeoReceiverConfig {
         &self.telemetry
     }
 
+    fn tls(&self) -> &TlsConfig {
+        &self.tls
+    }
+
     fn check_secrets(&self) -> Result<(), ConfigError> {
         self.read_tokens().map(drop)
     }
@@ -109,6 +118,7 @@ impl ServiceConfig for GeoReceiverConfig {
 impl Validate for GeoReceiverConfig {
     fn faults(&self) -> Vec<Fault> {
         let mut faults = self.telemetry.faults();
+        faults.extend(self.tls.faults(self.listen.iter()));
         // The URL may hold a password: it is not repeated.
         if self.nats_url.parse::<async_nats::ServerAddr>().is_err() {
             faults.push(Fault::new("nats_url", "(not shown)", "nats://host:port or tls://host:port"));

@@ -6,9 +6,9 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use axum::{Router, extract::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tabularium_common::lifecycle::Tasks;
+use tabularium_common::{grpc::Listener, lifecycle::Tasks};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
     sync::Semaphore,
 };
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ const MAX_HEAD_BYTES: usize = 64 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts until the service stops. The connections are tasks of their own.
-pub(crate) async fn accept(listener: TcpListener, app: Router, tasks: Tasks) {
+pub(crate) async fn accept(listener: Listener, app: Router, tasks: Tasks) {
     let stopping = tasks.stopping();
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -40,10 +40,18 @@ pub(crate) async fn accept(listener: TcpListener, app: Router, tasks: Tasks) {
             accepted = accepted => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok(accepted) => {
                 let (app, stopping) = (app.clone(), stopping.clone());
                 tasks.spawn("connection", async move {
-                    serve(stream, app, HEADER_TIMEOUT, stopping).await;
+                    let secured = tokio::select! {
+                        secured = accepted.secure() => Some(secured),
+                        () = stopping.cancelled() => None,
+                    };
+                    match secured {
+                        Some(Ok(stream)) => serve(stream, app, HEADER_TIMEOUT, stopping).await,
+                        Some(Err(error)) => tracing::debug!(%error, "connection came to nothing"),
+                        None => {}
+                    }
                     drop(permit);
                 });
             }
@@ -56,7 +64,12 @@ pub(crate) async fn accept(listener: TcpListener, app: Router, tasks: Tasks) {
 }
 
 /// Serves a connection to its end. After `stopping` it takes no further request.
-async fn serve(stream: TcpStream, app: Router, header_timeout: Duration, stopping: CancellationToken) {
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    app: Router,
+    header_timeout: Duration,
+    stopping: CancellationToken,
+) {
     let service = service_fn(move |request: Request<Incoming>| {
         let app = app.clone();
         async move { Ok::<_, Infallible>(app.oneshot(request).await.unwrap_or_else(|never| match never {})) }
@@ -87,7 +100,10 @@ async fn serve(stream: TcpStream, app: Router, header_timeout: Duration, stoppin
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+    };
 
     use super::*;
 

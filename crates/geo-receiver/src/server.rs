@@ -9,12 +9,11 @@ use tabularium_common::{
     bus::{self, Link},
     config::ConfigError,
     duties::Class,
+    grpc::{Address, Listener},
     lifecycle::{Readiness, Tasks},
+    tls::Application,
 };
-use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, watch},
-};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -36,7 +35,7 @@ pub enum RunError {
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// As configured.
-        address: SocketAddr,
+        address: String,
         /// Why.
         source: std::io::Error,
     },
@@ -56,7 +55,7 @@ pub struct Running {
     tasks: Tasks,
     readiness: Readiness,
     link: watch::Receiver<Link>,
-    http: SocketAddr,
+    http: Address,
     admin: SocketAddr,
     drain: Duration,
 }
@@ -70,7 +69,7 @@ pub async fn run(
     let mut running = start(config).await?;
     if let Some(path) = announce {
         let mut announcement = Announcement::of_this_process();
-        announcement.http = Some(running.http.to_string());
+        announcement.http = Some(Announcement::http_at(&running.http));
         announcement.admin = Some(running.admin.to_string());
         announcement.write(path)?;
     }
@@ -89,12 +88,14 @@ pub async fn start(config: GeoReceiverConfig) -> Result<Running, RunError> {
     let readiness = Readiness::new();
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let refused = |address| move |source| RunError::Listen { address, source };
-    let listener = TcpListener::bind(config.listen).await.map_err(refused(config.listen))?;
-    let http = listener.local_addr()?;
+    let refused = |address: String| move |source| RunError::Listen { address, source };
+    let listener = Listener::bind_all(&config.listen, &config.tls, Application::Http1)
+        .await
+        .map_err(refused(config.listen.to_string()))?;
+    let http = listener.address()?;
     let admin = admin::serve(config.admin_listen, Arc::new(registry), readiness.clone(), &tasks)
         .await
-        .map_err(refused(config.admin_listen))?;
+        .map_err(refused(config.admin_listen.to_string()))?;
     let (client, link) = bus::connect(&config.nats_url, "tabularium-geo-receiver").await?;
     let jetstream = async_nats::jetstream::new(client);
 
@@ -136,8 +137,8 @@ async fn follow(
 
 impl Running {
     /// Where events are posted to.
-    pub fn http_address(&self) -> SocketAddr {
-        self.http
+    pub fn http_address(&self) -> &Address {
+        &self.http
     }
 
     /// Where metrics, liveness and readiness are.

@@ -3,7 +3,7 @@
 use std::{path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use tabularium_common::{lifecycle, program, telemetry};
+use tabularium_common::{lifecycle, program, telemetry, tls};
 use tabularium_node::{
     config::{Config, Surroundings},
     fetch_proxy, server,
@@ -54,6 +54,7 @@ async fn main() -> ExitCode {
 
 async fn run(config: Config, announce: Option<&Path>) -> anyhow::Result<()> {
     let _telemetry = telemetry::start(PROGRAM, &config.telemetry)?;
+    tls::install(&config.tls);
     let mut running = server::start(config, Surroundings::of_this_process()?).await?;
     if let Some(path) = announce {
         running.announcement().write(path)?;

@@ -11,6 +11,7 @@ use tabularium_common::{
     ids::SiteName,
     program::ServiceConfig,
     telemetry::TelemetryConfig,
+    tls::TlsConfig,
 };
 
 /// Most workers of one class in one process.
@@ -53,6 +54,9 @@ pub struct ReplicatorConfig {
     /// How long running work may go on after the signal to stop, in seconds; the rest goes back to the bus.
     #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
+    /// Certificates, keys, and whom to believe.
+    #[serde(default)]
+    pub tls: TlsConfig,
     /// Logs and traces.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
@@ -168,6 +172,10 @@ impl ServiceConfig for ReplicatorConfig {
         &self.telemetry
     }
 
+    fn tls(&self) -> &TlsConfig {
+        &self.tls
+    }
+
     fn check_secrets(&self) -> Result<(), ConfigError> {
         self.read_secrets().map(drop)
     }
@@ -176,6 +184,7 @@ impl ServiceConfig for ReplicatorConfig {
 impl Validate for ReplicatorConfig {
     fn faults(&self) -> Vec<Fault> {
         let mut faults = self.telemetry.faults();
+        faults.extend(self.tls.faults([]));
         if self.coordinators.is_empty() {
             faults.push(Fault::new(
                 "coordinators",

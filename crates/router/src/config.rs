@@ -5,8 +5,9 @@ use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 use serde::Deserialize;
 use tabularium_common::{
     config::{ConfigDuration, Fault, SecretFile, Validate},
-    grpc::{Address, ListenAddress},
+    grpc::{Address, ListenAddresses},
     telemetry::TelemetryConfig,
+    tls::TlsConfig,
 };
 
 use crate::routes::WithoutRecords;
@@ -22,14 +23,19 @@ const HEDGE_AFTER: RangeInclusive<Duration> = Duration::from_millis(1)..=Duratio
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where clients connect: `address:port` (port 0: any free one) or `unix:/path`.
-    pub listen: ListenAddress,
+    /// Where clients connect, one address or a list of them: `address:port` (port 0: any free one), `tls://address:port`,
+    /// `unix:/path`.
+    pub listen: ListenAddresses,
     /// Metrics, liveness and readiness, `address:port`.
     pub admin_listen: SocketAddr,
-    /// Every coordinator, `tcp://host:port` or `unix:/path`. The first that answers is used.
+    /// Every coordinator: `tcp://host:port`, `tls://host:port`, `dns:host:port`, `unix:/path`. The first that answers is used.
     pub coordinators: Vec<Address>,
     /// File with the secret that clients' tokens are signed with. Absent: clients are not asked for a token.
     pub token_file: Option<SecretFile>,
+    /// Whether clients without a good token are let in all the same, and only counted: while the secret is introduced or
+    /// changed.
+    #[serde(default)]
+    pub token_transitioning: bool,
     /// File with the secret of the storage nodes. Absent: they get no token.
     pub node_token_file: Option<SecretFile>,
     /// File with the secret of the coordinators. Absent: they get no token.
@@ -51,6 +57,9 @@ pub struct Config {
     /// Gitaly's do not: `serve` by the route that was known last, or `refuse`.
     #[serde(default = "default_without_database")]
     pub without_database: WithoutRecords,
+    /// Certificates, keys, and whom to believe.
+    #[serde(default)]
+    pub tls: TlsConfig,
     /// Logs and traces.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
@@ -85,6 +94,7 @@ impl Config {
 impl Validate for Config {
     fn faults(&self) -> Vec<Fault> {
         let mut faults = self.telemetry.faults();
+        faults.extend(self.tls.faults(self.listen.iter()));
         if self.coordinators.is_empty() {
             faults.push(Fault::new("coordinators", "[]", "at least one tcp://host:port or unix:/path"));
         }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use tabularium_common::{lifecycle, program, telemetry};
+use tabularium_common::{lifecycle, program, telemetry, tls};
 use tabularium_router::{Config, RunError, run};
 
 const PROGRAM: &str = "tabularium-router";
@@ -31,6 +31,7 @@ async fn main() -> ExitCode {
         Ok(guard) => guard,
         Err(error) => return program::exit(PROGRAM, program::FAILED, &error),
     };
+    tls::install(&config.tls);
     match run(config, service.announce, lifecycle::stop_signal()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ RunError::Config(_)) => program::exit(PROGRAM, program::BAD_CONFIG, &error),

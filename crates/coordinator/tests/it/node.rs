@@ -283,7 +283,7 @@ impl Node {
             .add_service(InternalGitalyServer::new(played.clone()))
             .add_service(RefServiceServer::new(played.clone()));
         let serving = Tasks::new().spawn("node", async move {
-            router.serve_with_incoming(listener).await.unwrap();
+            router.serve_with_incoming(listener.connections()).await.unwrap();
         });
         Self { address, played, serving }
     }

@@ -50,7 +50,7 @@ async fn a_body_beyond_the_bound_is_refused() {
     let world = World::ready().await;
     check(&world.post(&[], &" ".repeat(5000)).await, 413, "4096");
     // One that does not say how long it is.
-    let mut stream = TcpStream::connect(world.receiver.http_address()).await.unwrap();
+    let mut stream = TcpStream::connect(world.host()).await.unwrap();
     let head = "POST /api/v4/geo/receive_events HTTP/1.1\r\nhost: x\r\nx-gitlab-token: rome-secret\r\n\
                 content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -75,7 +75,7 @@ async fn a_path_that_cannot_be_is_refused() {
 #[tokio::test]
 async fn other_places_and_methods_are_not_found() {
     let world = World::ready().await;
-    let mut stream = TcpStream::connect(world.receiver.http_address()).await.unwrap();
+    let mut stream = TcpStream::connect(world.host()).await.unwrap();
     stream.write_all(b"GET /api/v4/geo/receive_events HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let mut answer = [0_u8; 12];
     stream.read_exact(&mut answer).await.unwrap();
@@ -87,7 +87,7 @@ async fn more_requests_than_fit_are_sent_away() {
     let world = World::ready().await;
     let mut slow = Vec::new();
     for _ in 0..2 {
-        let mut stream = TcpStream::connect(world.receiver.http_address()).await.unwrap();
+        let mut stream = TcpStream::connect(world.host()).await.unwrap();
         let head = "POST /api/v4/geo/receive_events HTTP/1.1\r\nhost: x\r\nx-gitlab-token: rome-secret\r\n\
                     content-type: application/json\r\ncontent-length: 100\r\n\r\n{";
         stream.write_all(head.as_bytes()).await.unwrap();

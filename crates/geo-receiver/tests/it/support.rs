@@ -11,6 +11,7 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tabularium_common::{
     config::parse,
     duties::{Class, SyncMessage, read_body},
+    grpc::Address,
 };
 use tabularium_geo_receiver::{Running, config::GeoReceiverConfig, start};
 use tabularium_testkit::nats::Nats;
@@ -77,8 +78,16 @@ impl World {
         get(&format!("http://{}{path}", self.receiver.admin_address())).await
     }
 
+    /// `host:port`.
+    pub(crate) fn host(&self) -> &str {
+        match self.receiver.http_address() {
+            Address::Tcp(host) => host,
+            other => panic!("{other}"),
+        }
+    }
+
     pub(crate) fn url(&self) -> String {
-        format!("http://{}/api/v4/geo/receive_events", self.receiver.http_address())
+        format!("http://{}/api/v4/geo/receive_events", self.host())
     }
 
     /// Posts as GitLab does, with these headers beside or instead of the usual ones; an empty value leaves one out.

@@ -110,7 +110,7 @@ impl World {
 
 /// A metric's line, or the endpoint's answer, from the admin listener.
 pub(crate) async fn admin(running: &Running, path: &str) -> (u16, String) {
-    crate::site::get_text(&format!("http://{}{path}", running.admin_address())).await
+    crate::site::get_text(&format!("http://{}{path}", running.admin_address().unwrap())).await
 }
 
 /// Serves stand-ins until the test ends; answers the address.
@@ -119,7 +119,7 @@ pub(crate) async fn serve_coordinator(
 ) -> String {
     let listener = Listener::bind(&listen_address()).await.unwrap();
     let address = listener.address().unwrap().to_string();
-    let serving = server().add_service(DutyServiceServer::new(service)).serve_with_incoming(listener);
+    let serving = server().add_service(DutyServiceServer::new(service)).serve_with_incoming(listener.connections());
     tabularium_common::lifecycle::Tasks::new().spawn("coordinator", serving);
     address
 }
@@ -136,7 +136,7 @@ where
     let serving = server()
         .add_service(RepositoryServiceServer::new(node.clone()))
         .add_service(RefServiceServer::new(node))
-        .serve_with_incoming(listener);
+        .serve_with_incoming(listener.connections());
     tabularium_common::lifecycle::Tasks::new().spawn("node", serving);
     address
 }
