@@ -7,11 +7,13 @@ use tabularium_common::{
     auth::SendToken,
     config::SecretFile,
     grpc::{Address, channel},
+    tls::{self, TlsConfig},
 };
 use tabularium_proto::{
     coordinator::{
-        operator_service_client::OperatorServiceClient, rebuild_service_client::RebuildServiceClient,
-        repair_service_client::RepairServiceClient, storage_service_client::StorageServiceClient,
+        import_service_client::ImportServiceClient, operator_service_client::OperatorServiceClient,
+        rebuild_service_client::RebuildServiceClient, repair_service_client::RepairServiceClient,
+        storage_service_client::StorageServiceClient,
     },
     gitaly::repository_service_client::RepositoryServiceClient,
 };
@@ -51,6 +53,7 @@ impl Target {
         let record = ClusterRecord::read(&global.state_dir).map_err(|error| {
             Failure::Internal(format!("cannot read cluster.json in {}: {error}", global.state_dir.display()))
         })?;
+        trust(global, record.as_ref());
         let site = match &record {
             Some(record) => Some(record.site(&global.site).cloned().ok_or_else(|| {
                 let names: Vec<_> = record.sites.iter().map(|site| site.name.as_str()).collect();
@@ -96,6 +99,12 @@ impl Target {
     pub(crate) async fn repair(&self) -> Result<(RepairServiceClient<Signed>, String), Failure> {
         let (signed, whom) = self.coordinator().await?;
         Ok((RepairServiceClient::new(signed), whom))
+    }
+
+    /// As [`Self::operator`], for what Praefect has recorded.
+    pub(crate) async fn imports(&self) -> Result<(ImportServiceClient<Signed>, String), Failure> {
+        let (signed, whom) = self.coordinator().await?;
+        Ok((ImportServiceClient::new(signed), whom))
     }
 
     /// As [`Self::operator`], for a lost database.
@@ -144,6 +153,21 @@ impl Target {
         } else {
             format!("no {what} answers at {}; is the cluster running?", tried.join(", "))
         }))
+    }
+}
+
+/// Whom this process believes at `tls://` addresses: what the command line names, else what the local cluster needs.
+fn trust(global: &Global, record: Option<&ClusterRecord>) {
+    let given = TlsConfig {
+        certificate_path: global.tls_certificate.clone(),
+        key_path: global.tls_key.clone(),
+        client_ca_path: None,
+        ca_path: global.tls_ca.clone(),
+    };
+    let cluster = record.and_then(|record| record.tls.as_ref());
+    match cluster {
+        Some(files) if given == TlsConfig::NONE => tls::install(&files.config()),
+        _ => tls::install(&given),
     }
 }
 

@@ -8,6 +8,7 @@
 use std::{
     collections::HashMap,
     io::{IsTerminal as _, Write as _},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -18,7 +19,7 @@ use tabularium_common::lifecycle::stop_signal;
 use tokio::time::Instant;
 
 use crate::{
-    arguments::{Global, Up},
+    arguments::{Global, Over, Up},
     failure::Failure,
     local::{
         LocalError,
@@ -26,6 +27,7 @@ use crate::{
         ports::Ports,
         record::{ClusterRecord, SiteRecord},
         service::{Kind, State},
+        transport::{TlsFiles, Transport},
     },
 };
 
@@ -94,7 +96,26 @@ fn print_event(event: &serde_json::Value) -> Result<(), Failure> {
         .map_err(|error| Failure::Internal(format!("cannot write: {error}")))
 }
 
-fn options(global: &Global, up: &Up) -> ClusterOptions {
+fn transport(global: &Global, up: &Up) -> Result<Transport, Failure> {
+    match up.over {
+        Over::Tcp => Ok(Transport::Tcp),
+        Over::Sockets => Ok(Transport::Sockets),
+        Over::Tls => {
+            let absolute =
+                |file: &Option<PathBuf>| file.as_ref().and_then(|file| std::path::absolute(file).ok());
+            match (absolute(&global.tls_certificate), absolute(&global.tls_key), absolute(&global.tls_ca)) {
+                (Some(certificate_path), Some(key_path), Some(ca_path)) => {
+                    Ok(Transport::Tls(TlsFiles { certificate_path, key_path, ca_path, mutual: false }))
+                }
+                _ => Err(Failure::Usage(
+                    "--over tls wants --tls-certificate, --tls-key and --tls-ca".to_owned(),
+                )),
+            }
+        }
+    }
+}
+
+fn options(global: &Global, up: &Up) -> Result<ClusterOptions, Failure> {
     let mut options = ClusterOptions::new(&global.state_dir);
     options.home = SiteSize {
         nodes: up.nodes,
@@ -111,16 +132,18 @@ fn options(global: &Global, up: &Up) -> ClusterOptions {
         Some(base) => Ports::From(base),
     };
     options.log_filter.clone_from(&up.log_filter);
-    options
+    options.transport = transport(global, up)?;
+    Ok(options)
 }
 
 pub(crate) async fn run(global: &Global, up: &Up) -> Result<ExitCode, Failure> {
+    let options = options(global, up)?;
     let live = Live::new();
     let started = Instant::now();
     let start = |name: &str| live.now(&format!("starting {name}"));
     // Dropping the start, half done or not, ends every process it started.
     let cluster = tokio::select! {
-        cluster = Cluster::start(options(global, up), &start) => cluster,
+        cluster = Cluster::start(options, &start) => cluster,
         signal = stop_signal() => {
             live.finish();
             signal.map_err(|error| signals(&error))?;

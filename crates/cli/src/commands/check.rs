@@ -108,14 +108,16 @@ async fn routers(target: &Target) -> Vec<CheckView> {
     .await
 }
 
+fn without_path(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |at| at + "://".len());
+    url[host..].find('/').map_or(url, |length| &url[..host + length])
+}
+
 /// Any HTTP answer will do: the gateway decides itself who may see what.
 async fn gateway(url: &str) -> CheckView {
-    let result = match url.strip_prefix("http://") {
-        Some(address) => match http::get(address.split('/').next().unwrap_or(address), "/").await {
-            Ok(_) => Ok("answers".to_owned()),
-            Err(error) => Err(error.to_string()),
-        },
-        None => Err("only http:// can be checked".to_owned()),
+    let result = match http::get(without_path(url), "/").await {
+        Ok(_) => Ok("answers".to_owned()),
+        Err(error) => Err(error.to_string()),
     };
     CheckView::new(format!("gateway {url}"), result, "is it running, and does --gateway name it?")
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::future::{join_all, try_join_all};
-use tabularium_common::ids::SiteName;
+use tabularium_common::{ids::SiteName, tls};
 
 use super::{
     LocalError, io_error, is_program,
@@ -21,6 +21,7 @@ use super::{
     record::{self, ClusterRecord, ProcessRecord, SiteRecord},
     service::{Kind, Service, State},
     tokens::SiteTokens,
+    transport::{Transport, base_url},
 };
 
 /// Name of the site that takes pushes.
@@ -140,6 +141,8 @@ pub struct ClusterOptions {
     pub faults: bool,
     /// Of services and of Postgres.
     pub environment: Option<Environment>,
+    /// What services speak over.
+    pub transport: Transport,
 }
 
 impl ClusterOptions {
@@ -157,6 +160,7 @@ impl ClusterOptions {
             detour: None,
             faults: false,
             environment: None,
+            transport: Transport::Tcp,
         }
     }
 }
@@ -202,6 +206,9 @@ impl Cluster {
         let state = options.state.clone();
         make_state_directory(&state)?;
         let lock = lock(&state)?;
+        if let Some(files) = options.transport.tls() {
+            tls::install(&files.config());
+        }
         progress("postgres");
         let environment = variables(&options, "postgres");
         let postgres =
@@ -240,7 +247,13 @@ impl Cluster {
 
     async fn add_site(&mut self, name: &str, size: SiteSize, number: u16) -> Result<(), LocalError> {
         let throw_away = self.options.durability == Durability::ThrowAway;
-        let nats = NatsServer::start(&self.options.state.join(name).join("nats"), None, throw_away).await?;
+        let nats = NatsServer::start_with(
+            &self.options.state.join(name).join("nats"),
+            None,
+            throw_away,
+            self.options.transport.tls(),
+        )
+        .await?;
         let database = format!("tabularium_{name}");
         self.postgres.create_database(&database).await?;
         let database_url = self.postgres.url(&database);
@@ -286,21 +299,28 @@ impl Cluster {
     fn facts(&self, site: usize) -> SiteFacts<'_> {
         let log_filter = &self.options.log_filter;
         let Site { name, nats, database_url, tokens, .. } = &self.sites[site];
-        SiteFacts { name: name.as_str(), database_url, nats_url: nats.url(), tokens, log_filter }
+        let tls = self.options.transport.tls();
+        SiteFacts { name: name.as_str(), database_url, nats_url: nats.url(), tokens, log_filter, tls }
     }
 
-    fn port(&mut self, site: usize, purpose: Purpose, index: u16) -> u16 {
-        self.ports.port(self.sites[site].number, purpose, index)
+    /// Where a service is to listen for gRPC or, when that is all it has, for HTTP.
+    fn listen(&mut self, site: usize, kind: Kind, index: u16) -> String {
+        let port = self.ports.port(self.sites[site].number, Purpose::Main(kind), index);
+        let directory = self.options.state.join(self.service_name(site, kind, index));
+        match kind {
+            Kind::Gateway | Kind::GeoReceiver => self.options.transport.http(port),
+            _ => self.options.transport.grpc(port, &directory),
+        }
     }
 
     fn nodes(&mut self, site: usize) -> Result<Vec<Service>, LocalError> {
         let mut services = Vec::new();
         for index in 0..self.sites[site].size.nodes {
-            let port = self.port(site, Purpose::Main(Kind::Node), index);
+            let listen = self.listen(site, Kind::Node, index);
             let storage = storage_name(index);
             let path = self.storage_path(site, index);
             private_directory(&path).map_err(io_error(format!("cannot create {}", path.display())))?;
-            let config = recipe::node(&self.facts(site), &storage, &path, port);
+            let config = recipe::node(&self.facts(site), &storage, &path, &listen);
             services.push(self.service(site, Kind::Node, index, config));
         }
         Ok(services)
@@ -316,15 +336,16 @@ impl Cluster {
         let home = home.as_deref().map(|url| HomeSite { name: HOME, url });
         (0..self.sites[site].size.coordinators)
             .map(|index| {
-                let grpc = self.port(site, Purpose::Main(Kind::Coordinator), index);
-                let http = self.port(site, Purpose::CoordinatorHttp, index);
+                let grpc = self.listen(site, Kind::Coordinator, index);
+                let http = self.ports.port(self.sites[site].number, Purpose::CoordinatorHttp, index);
+                let http = self.options.transport.http(http);
                 let name = self.service_name(site, Kind::Coordinator, index);
                 let nodes = self.addresses(site, &name, Kind::Node, Service::grpc);
                 let storages: Vec<_> = (0..).map(storage_name).zip(nodes).collect();
                 let facts = self.facts(site);
                 let timing = &self.options.timing;
                 let config =
-                    recipe::coordinator(&facts, (grpc, http), &storages, subscriber, home.as_ref(), timing);
+                    recipe::coordinator(&facts, (&grpc, &http), &storages, subscriber, home.as_ref(), timing);
                 self.service(site, Kind::Coordinator, index, config)
             })
             .collect()
@@ -335,10 +356,10 @@ impl Cluster {
             .map(|index| {
                 let name = self.service_name(site, Kind::Router, index);
                 let coordinators = self.addresses(site, &name, Kind::Coordinator, Service::grpc);
-                let port = self.port(site, Purpose::Main(Kind::Router), index);
+                let listen = self.listen(site, Kind::Router, index);
                 // Each prefers another coordinator, so that both are in use.
                 let coordinators = rotated(&coordinators, index);
-                let config = recipe::router(&self.facts(site), port, &coordinators);
+                let config = recipe::router(&self.facts(site), &listen, &coordinators);
                 self.service(site, Kind::Router, index, config)
             })
             .collect()
@@ -358,8 +379,8 @@ impl Cluster {
                 if self.options.gateways == Gateways::PerRouter {
                     routers = vec![routers.swap_remove(usize::from(index))];
                 }
-                let port = self.port(site, Purpose::Main(Kind::Gateway), index);
-                let config = recipe::gateway(&self.facts(site), port, &routers, &coordinators);
+                let listen = self.listen(site, Kind::Gateway, index);
+                let config = recipe::gateway(&self.facts(site), &listen, &routers, &coordinators);
                 self.service(site, Kind::Gateway, index, config)
             })
             .collect()
@@ -367,7 +388,7 @@ impl Cluster {
 
     fn replicators(&mut self, site: usize) -> Vec<Service> {
         let gateway = self.listening(site, Kind::Gateway, Service::http).into_iter().next();
-        let external_url = gateway.map(|address| format!("http://{address}"));
+        let external_url = gateway.map(|address| base_url(&address));
         let receiver = self.listening(1, Kind::GeoReceiver, Service::http).into_iter().next();
         let subscriber = receiver.as_deref().filter(|_| site == 0).map(|receiver| Subscriber {
             name: MIRROR,
@@ -398,15 +419,15 @@ impl Cluster {
     }
 
     fn geo_receiver(&mut self, site: usize) -> Service {
-        let port = self.port(site, Purpose::Main(Kind::GeoReceiver), 0);
-        let config = recipe::geo_receiver(&self.facts(site), port, HOME);
+        let listen = self.listen(site, Kind::GeoReceiver, 0);
+        let config = recipe::geo_receiver(&self.facts(site), &listen, HOME);
         self.service(site, Kind::GeoReceiver, 0, config)
     }
 
     /// Where a mirror site fetches from; `None` for the home site itself.
     fn home_url(&self, site: usize) -> Option<String> {
         let gateway = self.listening(0, Kind::Gateway, Service::http).into_iter().next();
-        gateway.filter(|_| site > 0).map(|address| format!("http://{address}"))
+        gateway.filter(|_| site > 0).map(|address| base_url(&address))
     }
 
     /// Where the services of one kind listen.
@@ -443,7 +464,11 @@ impl Cluster {
     /// Where everything is. Addresses stay what they are over restarts of processes.
     pub fn record(&self) -> ClusterRecord {
         let sites = self.sites.iter().map(|site| self.site_record(site)).collect();
-        ClusterRecord { supervisor_pid: std::process::id(), sites }
+        ClusterRecord {
+            supervisor_pid: std::process::id(),
+            sites,
+            tls: self.options.transport.tls().cloned(),
+        }
     }
 
     fn site_record(&self, site: &Site) -> SiteRecord {

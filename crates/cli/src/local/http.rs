@@ -2,21 +2,23 @@
 
 use std::{io, time::Duration};
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
+use tabularium_common::grpc::Address;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// How long an answer may take.
 const DEADLINE: Duration = Duration::from_secs(2);
 /// Largest answer read.
 const MAX_ANSWER_BYTES: u64 = 64 * 1024;
 
-/// Status and body of `GET path` at `host:port`.
+/// Status and body of `GET path` at `host:port`, also with `http://` or `https://` before it.
 pub(crate) async fn get(address: &str, path: &str) -> io::Result<(u16, String)> {
     let exchange = async {
-        let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+        let (host, to): (_, fn(String) -> Address) = match address.strip_prefix("https://") {
+            Some(host) => (host, Address::Tls),
+            None => (address.strip_prefix("http://").unwrap_or(address), Address::Tcp),
+        };
+        let mut stream = to(host.to_owned()).connect_http().await?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut bytes = Vec::new();
         stream.take(MAX_ANSWER_BYTES).read_to_end(&mut bytes).await?;

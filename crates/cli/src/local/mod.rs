@@ -14,6 +14,7 @@ pub mod recipe;
 pub mod record;
 pub mod service;
 mod tokens;
+pub mod transport;
 
 use std::{
     io,

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use super::{
     LocalError, find_on_path, io_error,
     process::{Guarded, Launch, describe, private_directory, tail},
+    transport::TlsFiles,
 };
 
 /// How long the server may take to listen.
@@ -32,6 +33,7 @@ pub struct NatsServer {
     program: PathBuf,
     directory: PathBuf,
     port: u16,
+    tls: Option<TlsFiles>,
     remove: Option<PathBuf>,
     process: Option<Guarded>,
 }
@@ -40,6 +42,16 @@ impl NatsServer {
     /// Starts a server with its data, log and port file below `directory`. Without a `port` the kernel chooses one.
     /// `throw_away`: the directory goes too if this process is killed.
     pub async fn start(directory: &Path, port: Option<u16>, throw_away: bool) -> Result<Self, LocalError> {
+        Self::start_with(directory, port, throw_away, None).await
+    }
+
+    /// As [`NatsServer::start`], with TLS when there are files for it.
+    pub async fn start_with(
+        directory: &Path,
+        port: Option<u16>,
+        throw_away: bool,
+        tls: Option<&TlsFiles>,
+    ) -> Result<Self, LocalError> {
         let program = find_on_path("nats-server").ok_or_else(|| LocalError::MissingProgram {
             program: "nats-server".into(),
             hint: "install it: apt-get install nats-server".into(),
@@ -49,6 +61,7 @@ impl NatsServer {
             program,
             directory: directory.to_owned(),
             port: port.unwrap_or(0),
+            tls: tls.cloned(),
             remove: throw_away.then(|| directory.to_owned()),
             process: None,
         };
@@ -56,9 +69,10 @@ impl NatsServer {
         Ok(server)
     }
 
-    /// `nats://127.0.0.1:port`.
+    /// `nats://127.0.0.1:port`, or the same with `tls://`.
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        let scheme = if self.tls.is_some() { "tls" } else { "nats" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
     /// Its log.
@@ -120,6 +134,11 @@ impl NatsServer {
             .arg(&data)
             .arg("--ports_file_dir")
             .arg(&self.directory);
+        if let Some(files) = &self.tls {
+            launch = launch.arg("--tls");
+            launch = launch.arg("--tlscert").arg(&files.certificate_path);
+            launch = launch.arg("--tlskey").arg(&files.key_path);
+        }
         launch.remove.clone_from(&self.remove);
         let process = launch.start().map_err(io_error("cannot start nats-server"))?;
         let ports_file = self.directory.join(format!("nats-server_{}.ports", process.pid()));

@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::tokens::SiteTokens;
+use super::{
+    tokens::SiteTokens,
+    transport::{TlsFiles, base_url},
+};
 
 /// The one virtual storage of a local cluster.
 pub const VIRTUAL_STORAGE: &str = "default";
@@ -14,6 +17,7 @@ pub(crate) struct SiteFacts<'a> {
     pub(crate) nats_url: String,
     pub(crate) tokens: &'a SiteTokens,
     pub(crate) log_filter: &'a str,
+    pub(crate) tls: Option<&'a TlsFiles>,
 }
 
 /// A site that is mirrored here.
@@ -26,7 +30,7 @@ pub(crate) struct HomeSite<'a> {
 /// A site that mirrors this one.
 pub(crate) struct Subscriber<'a> {
     pub(crate) name: &'a str,
-    /// `host:port` of its geo-receiver.
+    /// Where its geo-receiver is, as announced.
     pub(crate) receiver: &'a str,
     /// File with the secret sent there.
     pub(crate) hook_token: &'a std::path::Path,
@@ -35,7 +39,24 @@ pub(crate) struct Subscriber<'a> {
 /// Turns JSON, which is convenient to write here, into TOML.
 fn table(mut value: Value, facts: &SiteFacts<'_>) -> toml::Table {
     value["telemetry"] = json!({ "log_filter": facts.log_filter });
+    if let Some(files) = facts.tls {
+        value["tls"] = json!({
+            "certificate_path": files.certificate_path,
+            "key_path": files.key_path,
+            "ca_path": files.ca_path,
+        });
+    }
     toml_table(&value)
+}
+
+/// As [`table`], for services whose clients are ours: they have certificates.
+fn guarded_table(value: Value, facts: &SiteFacts<'_>) -> toml::Table {
+    let mut table = table(value, facts);
+    let mutual = facts.tls.filter(|files| files.mutual);
+    if let (Some(files), Some(toml::Value::Table(tls))) = (mutual, table.get_mut("tls")) {
+        tls.insert("client_ca_path".to_owned(), files.ca_path.display().to_string().into());
+    }
+    table
 }
 
 fn toml_table(value: &Value) -> toml::Table {
@@ -43,25 +64,29 @@ fn toml_table(value: &Value) -> toml::Table {
     toml::Table::try_from(value).expect("an object without nulls")
 }
 
-fn loopback(port: u16) -> String {
-    format!("127.0.0.1:{port}")
-}
+/// Of the kernel's choice.
+const ANY_PORT: &str = "127.0.0.1:0";
 
-pub(crate) fn node(facts: &SiteFacts<'_>, storage: &str, path: &std::path::Path, port: u16) -> toml::Table {
+pub(crate) fn node(
+    facts: &SiteFacts<'_>,
+    storage: &str,
+    path: &std::path::Path,
+    listen: &str,
+) -> toml::Table {
     let config = json!({
-        "listen": loopback(port),
-        "admin_listen": loopback(0),
+        "listen": listen,
+        "admin_listen": ANY_PORT,
         "token_file": facts.tokens.node,
         "storage": [{ "name": storage, "path": path }],
         // The disk is somebody's own machine's.
         "kept": { "minimum_free_mebibytes": 256 },
     });
-    table(config, facts)
+    guarded_table(config, facts)
 }
 
 pub(crate) fn coordinator(
     facts: &SiteFacts<'_>,
-    ports: (u16, u16),
+    (listen, http_listen): (&str, &str),
     storages: &[(String, String)],
     subscriber: Option<&str>,
     home_site: Option<&HomeSite<'_>>,
@@ -71,8 +96,8 @@ pub(crate) fn coordinator(
         storages.iter().map(|(name, address)| json!({ "name": name, "address": address })).collect();
     let mut config = json!({
         "site": facts.name,
-        "listen": loopback(ports.0),
-        "http_listen": loopback(ports.1),
+        "listen": listen,
+        "http_listen": http_listen,
         "token_file": facts.tokens.coordinator,
         "database_url": facts.database_url,
         "nats_url": facts.nats_url,
@@ -88,30 +113,30 @@ pub(crate) fn coordinator(
     if !timing.is_empty() {
         config["timing"] = timing.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
     }
-    table(config, facts)
+    guarded_table(config, facts)
 }
 
-pub(crate) fn router(facts: &SiteFacts<'_>, port: u16, coordinators: &[String]) -> toml::Table {
+pub(crate) fn router(facts: &SiteFacts<'_>, listen: &str, coordinators: &[String]) -> toml::Table {
     let config = json!({
-        "listen": loopback(port),
-        "admin_listen": loopback(0),
+        "listen": listen,
+        "admin_listen": ANY_PORT,
         "coordinators": coordinators,
         "token_file": facts.tokens.router,
         "node_token_file": facts.tokens.node,
         "coordinator_token_file": facts.tokens.coordinator,
     });
-    table(config, facts)
+    guarded_table(config, facts)
 }
 
 pub(crate) fn gateway(
     facts: &SiteFacts<'_>,
-    port: u16,
+    listen: &str,
     routers: &[String],
     coordinators: &[String],
 ) -> toml::Table {
     let config = json!({
-        "listen": loopback(port),
-        "admin_listen": loopback(0),
+        "listen": listen,
+        "admin_listen": ANY_PORT,
         "routers": routers,
         "router_token_file": facts.tokens.router,
         "coordinators": coordinators,
@@ -133,7 +158,7 @@ pub(crate) struct Peers<'a> {
 
 pub(crate) fn replicator(facts: &SiteFacts<'_>, peers: &Peers<'_>) -> toml::Table {
     let mut config = json!({
-        "admin_listen": loopback(0),
+        "admin_listen": ANY_PORT,
         "coordinators": peers.coordinators,
         "coordinator_token_file": facts.tokens.coordinator,
         "nats_url": facts.nats_url,
@@ -147,7 +172,7 @@ pub(crate) fn replicator(facts: &SiteFacts<'_>, peers: &Peers<'_>) -> toml::Tabl
     if let Some(subscriber) = peers.subscriber {
         config["subscriber"] = json!([{
             "name": subscriber.name,
-            "hook_url": format!("http://{}/api/v4/geo/receive_events", subscriber.receiver),
+            "hook_url": format!("{}/api/v4/geo/receive_events", base_url(subscriber.receiver)),
             "hook_token_file": subscriber.hook_token,
         }]);
     }
@@ -157,10 +182,10 @@ pub(crate) fn replicator(facts: &SiteFacts<'_>, peers: &Peers<'_>) -> toml::Tabl
     table(config, facts)
 }
 
-pub(crate) fn geo_receiver(facts: &SiteFacts<'_>, port: u16, home_site: &str) -> toml::Table {
+pub(crate) fn geo_receiver(facts: &SiteFacts<'_>, listen: &str, home_site: &str) -> toml::Table {
     let config = json!({
-        "listen": loopback(port),
-        "admin_listen": loopback(0),
+        "listen": listen,
+        "admin_listen": ANY_PORT,
         "nats_url": facts.nats_url,
         "virtual_storage": VIRTUAL_STORAGE,
         "home_site": [{ "name": home_site, "hook_token_file": facts.tokens.hook }],

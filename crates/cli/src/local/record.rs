@@ -7,7 +7,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::service::Kind;
+use super::{
+    service::Kind,
+    transport::{TlsFiles, base_url},
+};
 
 /// The file's name in the state directory.
 pub const FILE_NAME: &str = "cluster.json";
@@ -19,6 +22,9 @@ pub struct ClusterRecord {
     pub supervisor_pid: u32,
     /// The home site first.
     pub sites: Vec<SiteRecord>,
+    /// What its clients need, when it speaks TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFiles>,
 }
 
 /// One site of it.
@@ -49,11 +55,11 @@ pub struct ProcessRecord {
     pub kind: Kind,
     /// Process id.
     pub pid: u32,
-    /// `tcp://host:port`.
+    /// `tcp://host:port`, `tls://host:port` or `unix:/path`.
     pub grpc: Option<String>,
-    /// `host:port`.
+    /// `host:port` or `https://host:port`.
     pub http: Option<String>,
-    /// `host:port` of `/metrics`, `/live` and `/ready`.
+    /// Where `/metrics`, `/live` and `/ready` are: `host:port` or, at a coordinator, as `http`.
     pub admin: Option<String>,
     /// The program file.
     pub program: PathBuf,
@@ -99,10 +105,8 @@ impl SiteRecord {
         self.of(kind).filter_map(|process| process.grpc.clone()).collect()
     }
 
-    /// `http://host:port` of one kind, in order.
+    /// `http://host:port` or `https://host:port` of one kind, in order.
     pub fn urls(&self, kind: Kind) -> Vec<String> {
-        self.of(kind)
-            .filter_map(|process| process.http.as_ref().map(|http| format!("http://{http}")))
-            .collect()
+        self.of(kind).filter_map(|process| process.http.as_deref().map(base_url)).collect()
     }
 }

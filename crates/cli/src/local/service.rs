@@ -156,17 +156,17 @@ impl Service {
         self.process.as_ref().map(Guarded::pid)
     }
 
-    /// `tcp://host:port`, once it has been started.
+    /// `tcp://host:port`, `tls://host:port` or `unix:/path`, once it has been started.
     pub(crate) fn grpc(&self) -> Option<&str> {
         self.announcement.grpc.as_deref()
     }
 
-    /// `host:port`, once it has been started.
+    /// `host:port` or `https://host:port`, once it has been started.
     pub(crate) fn http(&self) -> Option<&str> {
         self.announcement.http.as_deref()
     }
 
-    /// `host:port` where `/ready` is answered.
+    /// Where `/ready` is answered, `host:port` or `https://host:port`.
     pub(crate) fn admin(&self) -> Option<&str> {
         self.announcement.admin.as_deref().or(self.announcement.http.as_deref())
     }
@@ -272,14 +272,14 @@ impl Service {
 
     /// The kernel's choices become the configuration, so that others find a restarted process where it was.
     fn keep_addresses(&mut self) {
-        let main = self.announcement.grpc.as_deref().map(|address| address.trim_start_matches("tcp://"));
-        let http = self.announcement.http.as_deref();
-        let admin = self.announcement.admin.as_deref();
+        let main = self.announcement.grpc.clone();
+        let http = self.announcement.http.as_ref().map(|address| address.replace("https://", "tls://"));
+        let admin = self.announcement.admin.clone();
         let values = match self.kind {
             Kind::Node | Kind::Router => [("listen", main), ("admin_listen", admin)],
             Kind::Coordinator => [("listen", main), ("http_listen", http.or(admin))],
             Kind::Gateway | Kind::GeoReceiver => [("listen", http), ("admin_listen", admin)],
-            Kind::Replicator => [("admin_listen", admin), ("admin_listen", admin)],
+            Kind::Replicator => [("admin_listen", admin), ("admin_listen", None)],
         };
         for (key, value) in values {
             if let Some(value) = value {
