@@ -39,8 +39,10 @@ use crate::{
     routing::judgement::refuses_token,
 };
 
+/// The way to one coordinator.
+pub(crate) type Link = InterceptedService<Channel, SendToken>;
 /// A client of one coordinator.
-pub(crate) type Client = RoutingServiceClient<InterceptedService<Channel, SendToken>>;
+pub(crate) type Client = RoutingServiceClient<Link>;
 
 /// The coordinators of the configuration.
 #[derive(Clone)]
@@ -50,8 +52,9 @@ pub(crate) struct Coordinators {
 }
 
 struct Coordinator {
+    link: Link,
     client: Client,
-    health: HealthClient<InterceptedService<Channel, SendToken>>,
+    health: HealthClient<Link>,
     /// It did not answer when it was last asked.
     silent: watch::Sender<bool>,
 }
@@ -63,10 +66,11 @@ impl Coordinators {
     /// Dials nobody yet. Call it inside the runtime that is to own the connections.
     pub(crate) fn new(addresses: &[Address], token: &SendToken) -> Self {
         let all = addresses.iter().map(|address| {
-            let channel = watched_channel(address);
+            let link = InterceptedService::new(watched_channel(address), token.clone());
             Coordinator {
-                client: RoutingServiceClient::with_interceptor(channel.clone(), token.clone()),
-                health: HealthClient::with_interceptor(channel, token.clone()),
+                client: RoutingServiceClient::new(link.clone()),
+                health: HealthClient::new(link.clone()),
+                link,
                 silent: watch::Sender::new(false),
             }
         });
@@ -81,6 +85,11 @@ impl Coordinators {
     /// The client of one of them.
     pub(crate) fn client(&self, index: usize) -> Client {
         self.all[index % self.all.len()].client.clone()
+    }
+
+    /// The way to the one that is asked first.
+    pub(crate) fn preferred_link(&self) -> Link {
+        self.all[self.preferred.load(Ordering::Relaxed) % self.all.len()].link.clone()
     }
 
     /// Makes one the first that is asked: the one that holds the session, so that it can vouch for what it answers.
@@ -138,8 +147,38 @@ impl Coordinators {
         &self,
         correlation: Correlation<'_>,
         timeout: Duration,
-        mut message: impl FnMut() -> Q,
+        message: impl FnMut() -> Q,
         rpc: impl Fn(Client, Request<Q>) -> F,
+    ) -> Result<A, Status>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        self.each(correlation, timeout, message, |index, request| rpc(self.client(index), request)).await
+    }
+
+    /// As [`Coordinators::call`], to another service of theirs than that for routers.
+    pub(crate) async fn call_other<Q, A, F>(
+        &self,
+        correlation: Correlation<'_>,
+        timeout: Duration,
+        message: Q,
+        rpc: impl Fn(Link, Request<Q>) -> F,
+    ) -> Result<A, Status>
+    where
+        Q: Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let message = || message.clone();
+        self.each(correlation, timeout, message, |index, request| rpc(self.all[index].link.clone(), request))
+            .await
+    }
+
+    async fn each<Q, A, F>(
+        &self,
+        correlation: Correlation<'_>,
+        timeout: Duration,
+        mut message: impl FnMut() -> Q,
+        rpc: impl Fn(usize, Request<Q>) -> F,
     ) -> Result<A, Status>
     where
         F: Future<Output = Result<Response<A>, Status>>,
@@ -157,7 +196,7 @@ impl Coordinators {
             }
             let called = tokio::select! {
                 biased;
-                called = tokio::time::timeout(timeout, rpc(self.client(index), request)) => called.ok(),
+                called = tokio::time::timeout(timeout, rpc(index, request)) => called.ok(),
                 () = self.falls_silent(index) => None,
             };
             last = match called {
@@ -185,7 +224,7 @@ fn order(preferred: usize, silent: &[bool]) -> Vec<usize> {
 }
 
 /// Whether a coordinator is there. What it says of its health does not matter here: it refuses what it cannot do.
-async fn answers(mut health: HealthClient<InterceptedService<Channel, SendToken>>) -> bool {
+async fn answers(mut health: HealthClient<Link>) -> bool {
     match timeout(COORDINATOR_PROBE_TIMEOUT, health.check(HealthCheckRequest::default())).await {
         Err(_) => false,
         Ok(answer) => answer.err().is_none_or(|status| status.source().is_none()),

@@ -51,7 +51,12 @@ mod votes;
 mod wire;
 mod writes;
 
-use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use prometheus_client::registry::Registry;
 use tabularium_common::{
@@ -63,6 +68,7 @@ use tabularium_common::{
     lifecycle::{Readiness, Tasks},
 };
 use tabularium_proto::gitaly::{
+    internal_gitaly_server::InternalGitalyServer, object_pool_service_server::ObjectPoolServiceServer,
     praefect_info_service_server::PraefectInfoServiceServer, ref_transaction_server::RefTransactionServer,
     server_service_server::ServerServiceServer,
 };
@@ -73,7 +79,10 @@ pub use config::Config;
 pub use routes::WithoutRecords;
 
 use crate::{
-    answers::{praefect::PraefectInfo, server::Server},
+    answers::{
+        object_pool::ObjectPools, praefect::PraefectInfo, repositories::Repositories, server::Server,
+        transaction::NoTransactions,
+    },
     coordinator::Coordinators,
     metrics::Metrics,
     nodes::Nodes,
@@ -161,7 +170,7 @@ pub async fn run(
         node_token.clone(),
         config.without_database,
     );
-    let (health, typed) = typed_services(&nodes, &routes, &node_token)?;
+    let (health, typed) = typed_services(&nodes, &routes, &coordinators, &node_token)?;
     health.set_service_status("", ServingStatus::NotServing).await;
     let shared = Arc::new(Shared {
         table,
@@ -236,6 +245,7 @@ fn until_stopped(tasks: &Tasks, name: &'static str, work: impl Future<Output = (
 fn typed_services(
     nodes: &Arc<Nodes>,
     routes: &Arc<Routes>,
+    coordinators: &Coordinators,
     token: &SendToken,
 ) -> Result<(HealthReporter, TypedServices), tonic_reflection::server::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -245,13 +255,28 @@ fn typed_services(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let server = Server { nodes: Arc::clone(nodes), routes: Arc::clone(routes), token: token.clone() };
-    let praefect =
-        PraefectInfo { nodes: Arc::clone(nodes), routes: Arc::clone(routes), token: token.clone() };
+    let praefect = PraefectInfo {
+        nodes: Arc::clone(nodes),
+        routes: Arc::clone(routes),
+        coordinators: coordinators.clone(),
+        token: token.clone(),
+    };
+    let pools = ObjectPools {
+        nodes: Arc::clone(nodes),
+        routes: Arc::clone(routes),
+        coordinators: coordinators.clone(),
+        token: token.clone(),
+        spread: AtomicUsize::default(),
+    };
+    let repositories = Repositories { coordinators: coordinators.clone() };
     let services = TypedServices::new(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(ServerServiceServer::new(server))
         .add_service(PraefectInfoServiceServer::new(praefect))
+        .add_service(ObjectPoolServiceServer::new(pools))
+        .add_service(InternalGitalyServer::new(repositories))
+        .add_service(RefTransactionServer::new(NoTransactions))
         .prepare();
     Ok((reporter, services))
 }

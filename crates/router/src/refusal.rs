@@ -6,7 +6,8 @@ use tonic::{Code, Status};
 
 use crate::{first_message::FirstMessageError, timeout::MalformedTimeout, wire::WireError};
 
-/// Why an RPC is refused. Texts are those of the wire reference, sections h.2 and h.3.
+/// Why an RPC is refused. Texts are those of the wire reference, sections h.2 and h.3, or Praefect's own where it says
+/// something else than that.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error(transparent)]
@@ -21,8 +22,6 @@ pub(crate) enum Refusal {
     DeadlineExceeded,
     #[error("full method name not found: {0}")]
     UnknownMethod(String),
-    #[error("unknown service {0}")]
-    UnknownService(String),
     #[error("{0} is not supported by this router")]
     NotBuilt(String),
     #[error("repository not set")]
@@ -35,12 +34,15 @@ pub(crate) enum Refusal {
     TargetStorage,
     #[error("virtual storage does not exist")]
     VirtualStorage,
+    /// The same, said of the storage of a repository.
+    #[error("storage name not found")]
+    StorageNotFound,
     #[error("{0}")]
     Path(ParseIdError),
     #[error("resolving additional repository on different storage than target repository is not supported")]
     AdditionalElsewhere,
-    #[error("{prefix}repository not found")]
-    RepositoryNotFound { prefix: &'static str },
+    #[error("repository not found")]
+    RepositoryNotFound,
     #[error("repository does not exist")]
     NothingToRemove,
     #[error("{0} must be a whole number")]
@@ -84,7 +86,7 @@ impl Refusal {
     /// The gRPC status code.
     pub(crate) fn code(&self) -> Code {
         match self {
-            Self::Auth(error) => Status::from(*error).code(),
+            Self::Auth(error) => Status::from(error.clone()).code(),
             Self::FirstMessage(error) => match error {
                 FirstMessageError::Missing | FirstMessageError::Flag(_) => Code::InvalidArgument,
                 FirstMessageError::Cancelled => Code::Cancelled,
@@ -93,7 +95,7 @@ impl Refusal {
                 FirstMessageError::Late => Code::DeadlineExceeded,
             },
             Self::DeadlineExceeded => Code::DeadlineExceeded,
-            Self::UnknownService(_) | Self::NotBuilt(_) => Code::Unimplemented,
+            Self::NotBuilt(_) => Code::Unimplemented,
             Self::Behind { .. } => Code::FailedPrecondition,
             Self::Wire(_)
             | Self::NotANumber(_)
@@ -102,9 +104,10 @@ impl Refusal {
             | Self::StorageNotSet
             | Self::TargetStorage
             | Self::VirtualStorage
+            | Self::StorageNotFound
             | Self::Path(_)
             | Self::AdditionalElsewhere => Code::InvalidArgument,
-            Self::RepositoryNotFound { .. } | Self::NothingToRemove => Code::NotFound,
+            Self::RepositoryNotFound | Self::NothingToRemove => Code::NotFound,
             Self::Timeout(_)
             | Self::UnknownMethod(_)
             | Self::NoHealthyNodes
@@ -176,11 +179,8 @@ mod tests {
                 Code::Internal,
                 "full method name not found: /gitaly.X/Y",
             ),
-            (
-                Refusal::RepositoryNotFound { prefix: "accessor call: route repository accessor: " },
-                Code::NotFound,
-                "accessor call: route repository accessor: repository not found",
-            ),
+            (Refusal::StorageNotFound, Code::InvalidArgument, "storage name not found"),
+            (Refusal::RepositoryNotFound, Code::NotFound, "repository not found"),
             (Refusal::NothingToRemove, Code::NotFound, "repository does not exist"),
             (
                 Refusal::Path(ParseIdError::Escapes),

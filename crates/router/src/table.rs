@@ -98,8 +98,8 @@ fn action(method: &Method) -> Action {
         ("/gitaly.ObjectPoolService/DeleteObjectPool", _, Scope::Repository { target, .. }) => {
             Action::RemoveRepository { target: target.clone(), must_exist: false }
         }
-        // The node's answer names the pool by replica path, and nothing here translates it back.
-        ("/gitaly.ObjectPoolService/GetObjectPool", ..) => Action::NotBuilt,
+        // Nodes know repositories by their replica paths, which mean nothing to clients.
+        ("/gitaly.ObjectPoolService/GetObjectPool" | "/gitaly.InternalGitaly/WalkRepos", ..) => Action::Typed,
         (_, Operation::Intercepted, _) if is_typed(&method.service) => Action::Typed,
         (_, Operation::Accessor, Scope::Repository { target, .. }) => Action::Read {
             target: target.clone(),
@@ -127,7 +127,7 @@ fn action(method: &Method) -> Action {
 }
 
 fn is_typed(service: &str) -> bool {
-    matches!(service, "gitaly.ServerService" | "gitaly.PraefectInfoService")
+    matches!(service, "gitaly.ServerService" | "gitaly.PraefectInfoService" | "gitaly.RefTransaction")
 }
 
 fn write_kind(method: &Method) -> WriteKind {
@@ -171,16 +171,46 @@ mod tests {
                 "RemoveRepository { target: [1, 1], must_exist: false }",
             ),
             ("/gitaly.RepositoryService/OptimizeRepository", "Maintain { target: [1] }"),
-            ("/gitaly.InternalGitaly/WalkRepos", "ReadStorage { within: [], name: 1 }"),
+            ("/gitaly.InternalGitaly/WalkRepos", "Typed"),
+            ("/gitaly.ObjectPoolService/GetObjectPool", "Typed"),
             ("/gitaly.RemoteService/FindRemoteRepository", "ReadStorage { within: [], name: 2 }"),
             ("/gitaly.PartitionService/BackupPartition", "ReadStorage { within: [], name: 1 }"),
             ("/gitaly.RepositoryService/RemoveAll", "NotBuilt"),
             ("/gitaly.RaftService/GetClusterInfo", "NotBuilt"),
             ("/gitaly.ServerService/ServerInfo", "Typed"),
-            ("/gitaly.RefTransaction/VoteTransaction", "NotBuilt"),
+            ("/gitaly.RefTransaction/VoteTransaction", "Typed"),
             ("/tabularium.node.v1.UploadPackService/UploadPack", "Read { target: [1], reader: Any }"),
         ] {
             assert_eq!(check(path), expected, "{path}");
         }
+    }
+
+    /// What operators read says what is done.
+    #[test]
+    fn the_page_about_the_api_is_right_about_the_router() {
+        let page = include_str!("../../../docs/gitaly-api.md");
+        let table = Table::read().unwrap();
+        let (mut service, mut seen) = (String::new(), 0);
+        for line in page.lines() {
+            if let Some(name) = line.strip_prefix("## ") {
+                service = if name.contains('.') { name.to_owned() } else { format!("gitaly.{name}") };
+            }
+            let Some((name, cells)) = line.strip_prefix("| `").and_then(|line| line.split_once("` | "))
+            else {
+                continue;
+            };
+            let status = cells.split(" | ").next().unwrap();
+            let path = format!("/{service}/{name}");
+            let expected = match table.get(&path).unwrap().action {
+                Action::Typed | Action::RepositoryExists | Action::RemoveRepository { .. } => {
+                    status == "answered by the router"
+                }
+                Action::NotBuilt => status == "refused by the router",
+                _ => matches!(status, "served" | "partly" | "relayed only"),
+            };
+            assert!(expected, "{path}: {status}");
+            seen += 1;
+        }
+        assert_eq!(seen, table.entries.len());
     }
 }

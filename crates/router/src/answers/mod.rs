@@ -1,8 +1,12 @@
 //! What the router answers itself, as Praefect does.
 
+mod clock;
+pub(crate) mod object_pool;
 pub(crate) mod praefect;
+pub(crate) mod repositories;
 pub(crate) mod repository;
 pub(crate) mod server;
+pub(crate) mod transaction;
 
 use std::future::Future;
 

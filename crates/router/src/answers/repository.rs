@@ -22,7 +22,7 @@ fn check_virtual_storage(shared: &Shared, virtual_storage: &str) -> Result<(), R
     let directory = shared.nodes.directory();
     match directory.storages(virtual_storage) {
         Some(_) => Ok(()),
-        None if directory.known() => Err(Refusal::VirtualStorage),
+        None if directory.known() => Err(Refusal::StorageNotFound),
         None => Err(Refusal::NoTopology),
     }
 }

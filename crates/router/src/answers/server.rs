@@ -1,24 +1,27 @@
 //! `gitaly.ServerService`: what the nodes say of themselves, put together as one server's answer.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use tabularium_common::{VERSION, auth::SendToken};
 use tabularium_proto::gitaly::{
-    DiskStatisticsRequest, DiskStatisticsResponse, ReadinessCheckRequest, ReadinessCheckResponse,
-    ServerInfoRequest, ServerInfoResponse, ServerSignatureRequest, ServerSignatureResponse,
+    ClockSyncedRequest, ClockSyncedResponse, DiskStatisticsRequest, DiskStatisticsResponse,
+    ReadinessCheckRequest, ReadinessCheckResponse, ServerInfoRequest, ServerInfoResponse,
+    ServerSignatureRequest, ServerSignatureResponse,
     readiness_check_response::{Failure, Ok as Ready, Result as Readiness, failure},
     server_info_response::StorageStatus,
     server_service_client::ServerServiceClient,
     server_service_server::ServerService,
 };
+use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 use uuid::{Uuid, uuid};
 
-use super::asked;
+use super::{asked, clock};
 use crate::{
     nodes::{Node, Nodes, Storages},
     refusal::Refusal,
+    relay::QUESTION,
     routes::Routes,
 };
 
@@ -161,6 +164,8 @@ impl ServerService for Server {
                 fail("gitaly node connectivity", format!("{name}: not healthy: {}", dead.join(", ")));
             }
         }
+        failed_checks
+            .sort_by(|one, other| (&one.name, &one.error_message).cmp(&(&other.name, &other.error_message)));
         let result = if failed_checks.is_empty() {
             Readiness::OkResponse(Ready {})
         } else {
@@ -169,19 +174,50 @@ impl ServerService for Server {
         Ok(Response::new(ReadinessCheckResponse { result: Some(result) }))
     }
 
+    async fn clock_synced(
+        &self,
+        request: Request<ClockSyncedRequest>,
+    ) -> Result<Response<ClockSyncedResponse>, Status> {
+        let ClockSyncedRequest { ntp_host, drift_threshold } = request.into_inner();
+        let threshold = drift_threshold.ok_or_else(|| Status::invalid_argument("invalid nil Duration"))?;
+        let threshold = Duration::try_from(threshold)
+            .map_err(|error| Status::invalid_argument(format!("invalid duration: {error}")))?;
+        if ntp_host.is_empty() {
+            return Err(Status::invalid_argument("no time server is named"));
+        }
+        let drift = match timeout(QUESTION, clock::drift(&ntp_host)).await {
+            Ok(drift) => drift.map_err(|error| Status::internal(error.to_string()))?,
+            Err(_) => return Err(Status::internal(format!("{ntp_host} did not answer in time"))),
+        };
+        Ok(Response::new(ClockSyncedResponse { synced: drift <= threshold }))
+    }
+
     async fn server_signature(
         &self,
         _: Request<ServerSignatureRequest>,
     ) -> Result<Response<ServerSignatureResponse>, Status> {
         let directory = self.nodes.directory();
-        let mut last = Refusal::NoHealthyNodes.status();
-        for node in directory.iter().flat_map(|(_, storages)| storages).filter(|node| node.healthy()) {
+        let healthy = directory.iter().flat_map(|(_, storages)| storages).filter(|node| node.healthy());
+        let answers = join_all(healthy.map(|node| async move {
             let mut client = self.client(node);
-            match asked(client.server_signature(ServerSignatureRequest {})).await {
-                Ok(answer) => return Ok(Response::new(answer)),
-                Err(status) => last = status,
+            (&*node.storage, asked(client.server_signature(ServerSignatureRequest {})).await)
+        }));
+        let mut first: Option<ServerSignatureResponse> = None;
+        let mut failure = Refusal::NoHealthyNodes.status();
+        for (storage, answer) in answers.await {
+            match (answer, &first) {
+                (Ok(answer), None) => first = Some(answer),
+                // Whoever checks a signature must not depend on which node made it.
+                (Ok(answer), Some(known)) if answer != *known => {
+                    return Err(Status::internal(format!("signature mismatch with storage {storage:?}")));
+                }
+                (Ok(_), Some(_)) => {}
+                (Err(status), _) => {
+                    tracing::warn!(storage, error = status.message(), "ServerSignature");
+                    failure = status;
+                }
             }
         }
-        Err(last)
+        first.map(Response::new).ok_or(failure)
     }
 }

@@ -18,23 +18,25 @@ use crate::{
     limits::MAINTENANCE_ANSWER_BYTES,
     nodes::{Node, is_healthy, named},
     refusal::{Refusal, code_of},
-    routes::is_unknown,
+    routes::not_found,
     routing,
 };
 
 impl Relay {
     pub(super) async fn maintain(
         &self,
-        call: &Call,
+        mut call: Call,
         target: &[u32],
         body: Incoming,
         account: &mut Account,
     ) -> Result<Outcome, Refusal> {
-        let (message, rest) = request::first(body, call).await?;
+        let (message, rest) = request::first(body, &call).await?;
         if !rest.whole() {
             return Err(Refusal::NotBuilt("a maintenance RPC with a request stream".to_owned()));
         }
         let repository = request::repository(&message, target)?;
+        call.say_virtual_storage(repository.virtual_storage);
+        let call = &call;
         let directory = self.shared.nodes.directory();
         let storages = Self::storages(&directory, repository.virtual_storage)?;
         let route = self
@@ -42,13 +44,7 @@ impl Relay {
             .routes
             .resolve(repository.virtual_storage, repository.relative_path, Some(&call.correlation))
             .await
-            .map_err(|refusal| {
-                if is_unknown(&refusal) {
-                    Refusal::RepositoryNotFound { prefix: "maintenance call: " }
-                } else {
-                    refusal
-                }
-            })?;
+            .map_err(not_found)?;
         account.route = Some(Arc::clone(&route));
         let chosen = routing::maintained(&route, |storage| is_healthy(storages, storage))?;
         let mut asked = Vec::with_capacity(chosen.len());

@@ -171,9 +171,11 @@ impl Relay {
     ) -> Result<Outcome, Refusal> {
         let Some(entry) = entry else {
             account.correlate_by(request.headers());
-            return match unknown(request.uri().path()) {
-                None => Ok(Outcome::Whole(self.typed(request).await)),
-                Some(refusal) => Err(refusal),
+            let path = request.uri().path();
+            return if OTHER_TYPED.contains(&path) {
+                Ok(Outcome::Whole(self.typed(request).await))
+            } else {
+                Err(Refusal::UnknownMethod(path.to_owned()))
             };
         };
         if matches!(entry.action, Action::Typed) {
@@ -185,14 +187,14 @@ impl Relay {
         account.correlate(call.correlation.clone());
         match &entry.action {
             Action::Read { target, reader } => {
-                self.read(&call, &entry, (target.as_slice(), *reader), body, account).await
+                self.read(call, &entry, (target.as_slice(), *reader), body, account).await
             }
             Action::ReadStorage { within, name } => {
                 self.read_storage(&call, within, *name, body, account).await
             }
             // Boxed, so that a read does not carry the size of a write.
             Action::Write { .. } => Box::pin(self.write(call, &entry, body, account)).await,
-            Action::Maintain { target } => Box::pin(self.maintain(&call, target, body, account)).await,
+            Action::Maintain { target } => Box::pin(self.maintain(call, target, body, account)).await,
             Action::RepositoryExists => {
                 Box::pin(answers::repository::exists(&self.shared, &call.correlation, body))
                     .await
@@ -220,24 +222,20 @@ impl Relay {
     ) -> Result<&'d Storages, Refusal> {
         match directory.storages(virtual_storage) {
             Some(storages) => Ok(storages),
-            None if directory.known() => Err(Refusal::VirtualStorage),
+            None if directory.known() => Err(Refusal::StorageNotFound),
             None => Err(Refusal::NoTopology),
         }
     }
 }
 
-/// Why a path that is not in the table is refused; `None`: one of the typed services knows it.
-fn unknown(path: &str) -> Option<Refusal> {
-    if path.starts_with("/grpc.health.v1.Health/") || path.starts_with("/grpc.reflection.") {
-        return None;
-    }
-    let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    if service.starts_with("gitaly.") {
-        Some(Refusal::UnknownMethod(path.to_owned()))
-    } else {
-        Some(Refusal::UnknownService(service.to_owned()))
-    }
-}
+/// What is answered message by message without being Gitaly's. All else that the table does not have is a method that
+/// nobody has heard of, whatever its service.
+const OTHER_TYPED: [&str; 4] = [
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
 
 fn finish(
     outcome: Result<Outcome, Refusal>,

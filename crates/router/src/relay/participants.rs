@@ -5,7 +5,7 @@ use std::{future::poll_fn, pin::Pin, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, response::Parts};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, response::Parts};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -13,15 +13,12 @@ use tonic::Code;
 
 use super::{
     fan_out::Branch,
-    request::{Call, NodeToken},
+    request::{Call, NodeToken, TRANSACTION},
 };
 use crate::{
     nodes::{Node, OutgoingWrite, SendError},
     refusal::{Refusal, code_of},
 };
-
-/// Tells a node that it takes part in a transaction (wire reference, section f).
-const TRANSACTION: HeaderName = HeaderName::from_static("gitaly-reference-transaction");
 
 /// The transaction of a write, as one node is told of it.
 pub(super) fn introduction(id: u64, storage: &str, primary: bool) -> Result<HeaderValue, Refusal> {
@@ -38,8 +35,6 @@ pub(super) fn request(
     branch: Branch,
 ) -> Result<OutgoingWrite, Refusal> {
     let mut request = call.request(token, branch.boxed_unsync())?;
-    // A client's own word on it is nobody's business.
-    request.headers_mut().remove(&TRANSACTION);
     if let Some(introduction) = introduction {
         request.headers_mut().insert(TRANSACTION, introduction);
     }

@@ -30,7 +30,7 @@ use crate::{
     nodes::{Node, Storages, is_healthy, named},
     refusal::Refusal,
     replay::Replay,
-    routes::is_unknown,
+    routes::not_found,
     routing::{self, Reader},
     suspicions::Suspicion,
     table::Entry,
@@ -129,14 +129,16 @@ impl Search<'_> {
 impl Relay {
     pub(super) async fn read(
         &self,
-        call: &Call,
+        mut call: Call,
         entry: &Entry,
         (target, reader): (&[u32], Reader),
         body: Incoming,
         account: &mut Account,
     ) -> Result<Outcome, Refusal> {
-        let (message, rest) = request::first(body, call).await?;
+        let (message, rest) = request::first(body, &call).await?;
         let repository = request::repository(&message, target)?;
+        call.say_virtual_storage(repository.virtual_storage);
+        let call = &call;
         let directory = self.shared.nodes.directory();
         let storages = Self::storages(&directory, repository.virtual_storage)?;
         let (name, correlation) =
@@ -146,9 +148,9 @@ impl Relay {
         } else {
             self.shared.confirmations.route(name.0, name.1, correlation).await
         };
-        let route = route.map_err(unknown_to_accessor)?;
+        let route = route.map_err(not_found)?;
         let reader = if call.primary_only { Reader::Primary } else { reader };
-        let route = self.fresh_enough(route, call, repository, reader).await.map_err(unknown_to_accessor)?;
+        let route = self.fresh_enough(route, call, repository, reader).await.map_err(not_found)?;
         account.route = Some(Arc::clone(&route));
         let search = Search {
             call,
@@ -290,7 +292,10 @@ impl Relay {
             return Err(Refusal::TargetStorage);
         }
         let directory = self.shared.nodes.directory();
-        let storages = Self::storages(&directory, virtual_storage)?;
+        let storages = Self::storages(&directory, virtual_storage).map_err(|refusal| match refusal {
+            Refusal::StorageNotFound => Refusal::VirtualStorage,
+            other => other,
+        })?;
         let replay = rest.into_replay();
         let spread = self.spread();
         let mut usable: Vec<bool> = storages.iter().map(|node| node.healthy()).collect();
@@ -332,14 +337,5 @@ async fn unless_down(
             }
             Err(_) => {}
         }
-    }
-}
-
-/// The texts of section h.3 stand in front of what a coordinator says of a repository it does not know.
-fn unknown_to_accessor(refusal: Refusal) -> Refusal {
-    if is_unknown(&refusal) {
-        Refusal::RepositoryNotFound { prefix: "accessor call: route repository accessor: " }
-    } else {
-        refusal
     }
 }

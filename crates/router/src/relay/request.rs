@@ -15,9 +15,11 @@ use hyper::body::Incoming;
 use prost::Message as _;
 use tabularium_common::{
     auth::{SendToken, unix_now},
+    methods::Method,
     records::EXPECTED_REPLICA,
     telemetry::{CORRELATION_ID, CorrelationId},
 };
+use tabularium_proto::coordinator::RepositoryName;
 
 use super::freshness::Asked;
 use crate::{
@@ -32,6 +34,12 @@ use crate::{
 
 /// The site that a mirror's write comes from; for the coordinator, not for nodes.
 const SYNC_FROM_SITE: HeaderName = HeaderName::from_static("tabularium-sync-from-site");
+/// Tells a node that it takes part in a transaction (wire reference, section f).
+pub(super) const TRANSACTION: HeaderName = HeaderName::from_static("gitaly-reference-transaction");
+/// The virtual storage that a client named, for the logs of nodes.
+const VIRTUAL_STORAGE: HeaderName = HeaderName::from_static("virtual_storage");
+/// The repository beside which nodes that group repositories are to put a new one.
+const PARTITIONING_HINT: HeaderName = HeaderName::from_static("gitaly-partitioning-hint");
 const ACCESSOR_POLICY: HeaderName = HeaderName::from_static("gitaly-route-repository-accessor-policy");
 const CORRELATION: HeaderName = HeaderName::from_static(CORRELATION_ID);
 
@@ -80,8 +88,9 @@ impl Call {
         headers.remove(header::AUTHORIZATION);
         headers.remove(header::CONTENT_LENGTH);
         headers.remove(header::HOST);
-        // What is known of a replica is ours to say.
+        // What is known of a replica, and who votes, is ours to say.
         headers.remove(EXPECTED_REPLICA);
+        headers.remove(TRANSACTION);
         let freshness = Asked::take(&mut headers);
         let site = headers.remove(SYNC_FROM_SITE);
         let id = CorrelationId::of(&headers);
@@ -108,6 +117,25 @@ impl Call {
             } else {
                 Traffic::Unary
             },
+        }
+    }
+
+    /// Tells nodes which virtual storage the client named.
+    pub(super) fn say_virtual_storage(&mut self, name: &str) {
+        if let Ok(value) = HeaderValue::from_str(name) {
+            self.headers.insert(VIRTUAL_STORAGE, value);
+        }
+    }
+
+    /// The relative path that a client gave as a hint; it means nothing to a node.
+    pub(super) fn take_partitioning_hint(&mut self) -> Option<HeaderValue> {
+        self.headers.remove(PARTITIONING_HINT)
+    }
+
+    /// Gives nodes the hint in a form that they know.
+    pub(super) fn hint_partition(&mut self, replica_path: &str) {
+        if let Ok(value) = HeaderValue::from_str(replica_path) {
+            self.headers.insert(PARTITIONING_HINT, value);
         }
     }
 
@@ -235,6 +263,30 @@ pub(super) fn additional<'m>(
     } else {
         Err(Refusal::AdditionalElsewhere)
     }
+}
+
+/// The repository on the same virtual storage beside which the target is to be, though nothing of it in the message is
+/// rewritten: the one that the client hints at, else the one that it is a fork of.
+pub(super) fn beside(
+    message: &[u8],
+    method: &Method,
+    hint: Option<HeaderValue>,
+    target: Named<'_>,
+) -> Result<Option<RepositoryName>, Refusal> {
+    if method.uploads_before_it_votes() {
+        return Ok(None);
+    }
+    if let Some(hint) = hint.as_ref().and_then(|hint| hint.to_str().ok()).filter(|hint| !hint.is_empty()) {
+        return super::write::name(Named { relative_path: hint, ..target }).map(Some);
+    }
+    let Some(path) = method.placed_beside() else { return Ok(None) };
+    let Some(source) = wire::message_at(message, path)? else { return Ok(None) };
+    let source = Named {
+        virtual_storage: wire::text(source, STORAGE_NAME)?,
+        relative_path: wire::text(source, RELATIVE_PATH)?,
+    };
+    let here = source.virtual_storage == target.virtual_storage && !source.relative_path.is_empty();
+    here.then(|| super::write::name(source)).transpose()
 }
 
 /// Room for a message behind its prefix.

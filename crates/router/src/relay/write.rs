@@ -31,6 +31,7 @@ use crate::{
     limits::{WRITE_BACKOFF, WRITE_PATIENCE},
     nodes::{Node, Storages, is_healthy, named},
     refusal::Refusal,
+    routes::not_found,
     routing::{current, unreachable_storages},
     table::{Action, Entry},
     turns::Turn,
@@ -40,7 +41,7 @@ use crate::{
 impl Relay {
     pub(super) async fn write(
         &self,
-        call: Call,
+        mut call: Call,
         entry: &Arc<Entry>,
         body: Incoming,
         account: &mut Account,
@@ -50,8 +51,15 @@ impl Relay {
         let (target, kind) = aim(entry)?;
         let repository = request::repository(&message, target.target)?;
         let additional = request::additional(&message, target.additional, repository)?;
+        let beside = match additional {
+            Some(_) => None,
+            None => request::beside(&message, &entry.method, call.take_partitioning_hint(), repository)?,
+        };
         Self::storages(&self.shared.nodes.directory(), repository.virtual_storage).map_err(not_begun)?;
-        let (name, additional) = (name(repository)?, additional.map(name).transpose()?);
+        call.say_virtual_storage(repository.virtual_storage);
+        let hinted = beside.is_some();
+        let additional = additional.map(name).transpose()?.or(beside);
+        let name = name(repository)?;
 
         let notes = Notes::default();
         account.notes = Some(notes.clone());
@@ -66,6 +74,7 @@ impl Relay {
             kind,
             name,
             additional,
+            hinted,
             message,
             upload: Upload::new(leftover, rest),
             client,
@@ -86,7 +95,7 @@ fn aim(entry: &Entry) -> Result<(Target<'_>, WriteKind), Refusal> {
     }
 }
 
-fn name(named: Named<'_>) -> Result<RepositoryName, Refusal> {
+pub(super) fn name(named: Named<'_>) -> Result<RepositoryName, Refusal> {
     let path: RelativePath = named.relative_path.parse().map_err(Refusal::Path)?;
     Ok(RepositoryName { virtual_storage: named.virtual_storage.to_owned(), relative_path: path.into() })
 }
@@ -134,6 +143,8 @@ pub(super) struct Story {
     pub(super) kind: WriteKind,
     name: RepositoryName,
     additional: Option<RepositoryName>,
+    /// Nodes hear of it beside the message, not in it.
+    hinted: bool,
     message: Bytes,
     pub(super) upload: Upload,
     pub(super) client: Client,
@@ -186,6 +197,9 @@ impl Story {
         let (target, _) = aim(&self.entry)?;
         let additional = cast.held.as_ref().filter(|_| self.additional.is_some());
         let additional = additional.map(|held| held.write.additional_replica_path());
+        if let (true, Some(path)) = (self.hinted, additional) {
+            self.call.hint_partition(path);
+        }
         let head = |node: &Arc<Node>| {
             let path = &cast.route.replica_path;
             request::rewritten_twice(&self.message, target, &node.storage, path, additional)
@@ -220,7 +234,7 @@ impl Story {
         } else {
             routes.resolve_anew(virtual_storage, path, correlation).await
         };
-        let route = known.map_err(unknown_to_mutator)?;
+        let route = known.map_err(not_found)?;
         let primary = &route.primary;
         if usable(primary) && current(&route).any(|storage| storage == primary) {
             let others = current(&route).filter(|storage| *storage != primary && usable(storage));
@@ -276,7 +290,7 @@ impl Story {
                 Ok(write) => Ok(Held { write, turn }),
                 Err(refusal) => {
                     let again = refusal.code() == Code::Aborted;
-                    Err(Failed { again, ..unknown_to_mutator(refusal).into() })
+                    Err(Failed { again, ..refusal.into() })
                 }
             }
         };
@@ -308,16 +322,4 @@ fn not_begun(refusal: Refusal) -> Refusal {
     let mut status = refusal.status();
     status.metadata_mut().insert(NOT_BEGUN, MetadataValue::from_static("1"));
     Refusal::Status(status)
-}
-
-/// The texts of section h.3 stand in front of what a coordinator says of a repository it does not know.
-fn unknown_to_mutator(refusal: Refusal) -> Refusal {
-    match refusal {
-        Refusal::Status(status)
-            if status.code() == Code::NotFound && status.message() == "repository not found" =>
-        {
-            Refusal::RepositoryNotFound { prefix: "mutator call: route repository mutator: " }
-        }
-        other => other,
-    }
 }

@@ -267,6 +267,11 @@ fn is_outage(refusal: &Refusal) -> bool {
     matches!(refusal, Refusal::Status(status) if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded))
 }
 
+/// What clients hear of a repository that no coordinator knows.
+pub(crate) fn not_found(refusal: Refusal) -> Refusal {
+    if is_unknown(&refusal) { Refusal::RepositoryNotFound } else { refusal }
+}
+
 /// A repository that no coordinator knows.
 pub(crate) fn is_unknown(refusal: &Refusal) -> bool {
     matches!(refusal, Refusal::Status(status) if status.code() == Code::NotFound)

@@ -40,8 +40,8 @@ use transaction::Verdict;
 /// Why a vote is not counted. Texts and codes are Gitaly's (wire reference, section g.2).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum VoteError {
-    #[error("transaction not found")]
-    UnknownTransaction,
+    #[error("transaction not found: {0}")]
+    UnknownTransaction(u64),
     #[error("invalid node for transaction: {0:?}")]
     UnknownNode(String),
     #[error("node {0:?} already cast a vote")]
@@ -56,7 +56,7 @@ impl From<VoteError> for Status {
     fn from(error: VoteError) -> Self {
         let text = error.to_string();
         match error {
-            VoteError::UnknownTransaction => Self::not_found(text),
+            VoteError::UnknownTransaction(_) => Self::not_found(text),
             VoteError::UnknownNode(_) | VoteError::Duplicate(_) => Self::internal(text),
             VoteError::Length => Self::invalid_argument(text),
             VoteError::Cancelled => Self::cancelled(text),
@@ -126,15 +126,15 @@ impl Transactions {
     }
 
     async fn tell(&self, id: u64, what: Heard) -> Result<Arc<WriteRecord>, VoteError> {
-        let Open { sender, record } = self.map().get(&id).cloned().ok_or(VoteError::UnknownTransaction)?;
-        sender.send(what).await.map_err(|_| VoteError::UnknownTransaction)?;
+        let Open { sender, record } =
+            self.map().get(&id).cloned().ok_or(VoteError::UnknownTransaction(id))?;
+        sender.send(what).await.map_err(|_| VoteError::UnknownTransaction(id))?;
         Ok(record)
     }
 
     async fn vote(&self, request: VoteTransactionRequest) -> Result<(Verdict, Arc<WriteRecord>), VoteError> {
         let phase = phase(request.phase());
-        let value: [u8; BALLOT_BYTES] =
-            request.reference_updates_hash.as_slice().try_into().map_err(|_| VoteError::Length)?;
+        let value = ballot_value(&request.reference_updates_hash)?;
         let (answer, answered) = oneshot::channel();
         let vote = Heard::Vote { node: request.node, ballot: Ballot { phase, value }, answer };
         let record = self.tell(request.transaction_id, vote).await?;
@@ -165,6 +165,11 @@ impl Drop for Ears {
     fn drop(&mut self) {
         self.transactions.map().remove(&self.id);
     }
+}
+
+/// What a vote is for, if it is long enough to be one.
+pub(crate) fn ballot_value(hash: &[u8]) -> Result<[u8; BALLOT_BYTES], VoteError> {
+    hash.try_into().map_err(|_| VoteError::Length)
 }
 
 fn phase(phase: WirePhase) -> Phase {

@@ -1,17 +1,13 @@
 use tabularium_proto::gitaly::{
-    DiskStatisticsRequest, GetRepositoryMetadataRequest, ReadinessCheckRequest, RemoveRepositoryRequest,
-    RepositoryExistsRequest, RepositoryReplicasRequest, ServerInfoRequest, ServerSignatureRequest,
-    SetReplicationFactorRequest,
-    get_repository_metadata_request::{Path, Query},
-    praefect_info_service_client::PraefectInfoServiceClient,
-    readiness_check_response::Result as Readiness,
-    repository_service_client::RepositoryServiceClient,
+    ClockSyncedRequest, DiskStatisticsRequest, ReadinessCheckRequest, RemoveRepositoryRequest,
+    RepositoryExistsRequest, ServerInfoRequest, ServerSignatureRequest,
+    readiness_check_response::Result as Readiness, repository_service_client::RepositoryServiceClient,
     server_service_client::ServerServiceClient,
 };
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use crate::house::{House, REPOSITORY, named, repository};
+use crate::house::{House, REPOSITORY, named};
 
 #[tokio::test]
 async fn the_router_itself_is_healthy_and_describes_its_services() {
@@ -19,6 +15,9 @@ async fn the_router_itself_is_healthy_and_describes_its_services() {
     let mut health = HealthClient::new(house.channel.clone());
     let answer = health.check(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert_eq!(answer.status, 1);
+    // Neither Gitaly nor Praefect says anything of a single service.
+    let of_one = HealthCheckRequest { service: "gitaly.RefService".into() };
+    assert_eq!(health.check(of_one).await.unwrap_err().code(), Code::NotFound);
     use tonic_reflection::pb::v1::{
         ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
         server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
@@ -42,10 +41,7 @@ async fn existence_and_removal_are_the_coordinators_word() {
     assert!(client.repository_exists(exists(REPOSITORY)).await.unwrap().into_inner().exists);
     assert!(!client.repository_exists(exists("no.git")).await.unwrap().into_inner().exists);
     let nowhere = RepositoryExistsRequest { repository: named("nowhere", "a.git") };
-    assert_eq!(
-        client.repository_exists(nowhere).await.unwrap_err().message(),
-        "virtual storage does not exist"
-    );
+    assert_eq!(client.repository_exists(nowhere).await.unwrap_err().message(), "storage name not found");
 
     let remove = || RemoveRepositoryRequest { repository: named("default", REPOSITORY) };
     client.remove_repository(remove()).await.unwrap();
@@ -72,6 +68,37 @@ async fn server_answers_are_put_together_from_the_nodes() {
 
     let signature = client.server_signature(ServerSignatureRequest {}).await.unwrap().into_inner();
     assert_eq!(signature.public_key, b"key");
+    *house.nodes[1].0.signing_key.lock().unwrap() = b"other".to_vec();
+    let status = client.server_signature(ServerSignatureRequest {}).await.unwrap_err();
+    assert_eq!(status.code(), Code::Internal);
+    assert!(status.message().starts_with("signature mismatch with storage"), "{}", status.message());
+}
+
+#[tokio::test]
+async fn the_clock_is_compared_with_a_server_that_is_named() {
+    let house = House::new().await;
+    let mut client = ServerServiceClient::new(house.channel.clone());
+    let threshold = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    for (host, drift_threshold) in [("127.0.0.1", None), ("", threshold(1))] {
+        let request = ClockSyncedRequest { ntp_host: host.into(), drift_threshold };
+        assert_eq!(client.clock_synced(request).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+    // A server whose clock stands still in 1900.
+    let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let ntp_host = server.local_addr().unwrap().to_string();
+    let request = ClockSyncedRequest { ntp_host, drift_threshold: threshold(1) };
+    let serve = async {
+        let mut packet = [0; 48];
+        let (_, from) = server.recv_from(&mut packet).await.unwrap();
+        let asked = packet[40..48].to_vec();
+        packet = [0; 48];
+        packet[0] = 0b0010_0100;
+        packet[24..32].copy_from_slice(&asked);
+        packet[47] = 1;
+        server.send_to(&packet, from).await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(client.clock_synced(request), serve);
+    assert!(!answer.unwrap().into_inner().synced);
 }
 
 #[tokio::test]
@@ -88,32 +115,4 @@ async fn readiness_names_what_is_wrong() {
         matches!(answer.result, Some(Readiness::FailureResponse(failure)) if failure.failed_checks[0].name == "coordinator")
     })
     .await;
-}
-
-#[tokio::test]
-async fn replicas_and_metadata_are_shown() {
-    let house = House::with("", |coordinator| {
-        coordinator.change(REPOSITORY, |route| route.replicas[1].generation = -1);
-    })
-    .await;
-    let mut client = PraefectInfoServiceClient::new(house.channel.clone());
-    let request = RepositoryReplicasRequest { repository: repository() };
-    let answer = client.repository_replicas(request).await.unwrap().into_inner();
-    let primary = answer.primary.unwrap();
-    assert_eq!((primary.repository, &primary.checksum[..]), (named("node-1", REPOSITORY), "abc"));
-    assert_eq!(answer.replicas.len(), 1);
-    assert_eq!(answer.replicas[0].repository, named("node-3", REPOSITORY));
-
-    let path = Path { virtual_storage: "default".into(), relative_path: REPOSITORY.into() };
-    let request = GetRepositoryMetadataRequest { query: Some(Query::Path(path)) };
-    let answer = client.get_repository_metadata(request).await.unwrap().into_inner();
-    assert_eq!((answer.repository_id, answer.generation), (1, 5));
-    assert_eq!(answer.replica_path, "@cluster/repositories/aa/bb/1");
-    assert_eq!(answer.replicas[1].generation, -1);
-    assert!(answer.replicas[0].valid_primary && !answer.replicas[1].valid_primary);
-
-    let by_id = GetRepositoryMetadataRequest { query: Some(Query::RepositoryId(1)) };
-    assert_eq!(client.get_repository_metadata(by_id).await.unwrap_err().code(), Code::Unimplemented);
-    let status = client.set_replication_factor(SetReplicationFactorRequest::default()).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
 }

@@ -20,6 +20,8 @@ use tabularium_proto::coordinator::{
     RenewWritesResponse, Replica, ReportReplicaRequest, ReportReplicaResponse, RepositoryName,
     ResolveRepositoryRequest, ResolveRepositoryResponse, RevokeRoute, Route, SessionRenewed, SessionRequest,
     SessionResponse, SessionWelcome, Storage, Topology, VirtualStorage,
+    operator_service_server::OperatorServiceServer,
+    repair_service_server::RepairServiceServer,
     routing_service_server::{RoutingService, RoutingServiceServer},
     session_request, session_response,
 };
@@ -58,6 +60,8 @@ pub(crate) struct State {
     pub(crate) sessions: Vec<mpsc::Sender<Result<SessionResponse, Status>>>,
     pub(crate) correlation_ids: Vec<String>,
     pub(crate) reports: Vec<ReportReplicaRequest>,
+    /// What operators had done.
+    pub(crate) operators: Vec<String>,
 }
 
 struct Inner {
@@ -107,6 +111,7 @@ impl Coordinator {
                 sessions: Vec::new(),
                 correlation_ids: Vec::new(),
                 reports: Vec::new(),
+                operators: Vec::new(),
             }),
             commits_allowed: Semaphore::new(PLENTY),
             resolves_allowed: Semaphore::new(PLENTY),
@@ -116,7 +121,9 @@ impl Coordinator {
         }));
         let address = ListenAddress::Unix(directory.join(name));
         let listener = Listener::bind(&address).await.unwrap();
-        let routes = tonic::service::Routes::new(RoutingServiceServer::new(coordinator.clone()));
+        let routes = tonic::service::Routes::new(RoutingServiceServer::new(coordinator.clone()))
+            .add_service(RepairServiceServer::new(coordinator.clone()))
+            .add_service(OperatorServiceServer::new(coordinator.clone()));
         let service = TowerToHyperService::new(routes.prepare());
         let (stop, owner) = (coordinator.0.stop.clone(), tasks.clone());
         let silence = coordinator.0.silence.clone();
@@ -128,6 +135,7 @@ impl Coordinator {
                 };
                 let (stop, silence, service) = (stop.clone(), silence.clone(), service.clone());
                 owner.spawn("fake coordinator connection", async move {
+                    let Ok(connection) = connection.secure().await else { return };
                     let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                     let served = builder.serve_connection(TokioIo::new(connection), service);
                     let mut served = std::pin::pin!(served);

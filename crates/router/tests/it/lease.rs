@@ -149,7 +149,7 @@ async fn a_changed_topology_is_taken_over() {
     house.coordinator.tell(Message::Topology(Topology::default())).await;
     until("the virtual storage is gone", async || {
         let answer = house.read().await;
-        answer.is_err_and(|status| status.message() == "virtual storage does not exist")
+        answer.is_err_and(|status| status.message() == "storage name not found")
     })
     .await;
 }

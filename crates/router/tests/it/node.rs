@@ -27,8 +27,9 @@ use tabularium_common::{
 };
 use tabularium_proto::{
     gitaly::{
-        CalculateChecksumResponse, DiskStatisticsResponse, GetBlobResponse, RefExistsResponse,
-        ServerInfoResponse, WalkReposResponse, disk_statistics_response, server_info_response,
+        CalculateChecksumResponse, DiskStatisticsResponse, GetBlobResponse, GetObjectPoolResponse,
+        ObjectPool, RefExistsResponse, Repository, ServerInfoResponse, ServerSignatureResponse,
+        disk_statistics_response, server_info_response,
     },
     node::ReadRecordResponse,
 };
@@ -72,6 +73,9 @@ pub(crate) struct Inner {
     pub(crate) play: Mutex<Play>,
     /// What it keeps beside its replicas.
     pub(crate) record: Mutex<ReadRecordResponse>,
+    /// Where the pool is that all its replicas share; empty: they have none.
+    pub(crate) pool: Mutex<String>,
+    pub(crate) signing_key: Mutex<Vec<u8>>,
     /// What it was told when it voted.
     pub(crate) told: Mutex<Vec<Told>>,
     tasks: Tasks,
@@ -98,6 +102,8 @@ impl Node {
             back: Mutex::default(),
             play: Mutex::default(),
             record: Mutex::default(),
+            pool: Mutex::default(),
+            signing_key: Mutex::new(b"key".to_vec()),
             told: Mutex::default(),
             tasks: tasks.clone(),
             life: Mutex::default(),
@@ -223,11 +229,6 @@ impl Node {
         }
         match path.as_str() {
             "/gitaly.BlobService/GetBlob" => self.stream(mode.as_deref().unwrap_or("three")),
-            "/gitaly.InternalGitaly/WalkRepos" => {
-                let repository =
-                    WalkReposResponse { relative_path: self.0.storage.clone(), ..Default::default() };
-                unary(&repository.encode_to_vec())
-            }
             "/gitaly.RepositoryService/CalculateChecksum" => {
                 unary(&CalculateChecksumResponse { checksum: "abc".into() }.encode_to_vec())
             }
@@ -236,7 +237,11 @@ impl Node {
                 unary(&record)
             }
             "/gitaly.ServerService/ServerInfo" => unary(&self.info().encode_to_vec()),
-            "/gitaly.ServerService/ServerSignature" => unary(b"\x0a\x03key"),
+            "/gitaly.ServerService/ServerSignature" => {
+                let public_key = self.0.signing_key.lock().unwrap().clone();
+                unary(&ServerSignatureResponse { public_key }.encode_to_vec())
+            }
+            "/gitaly.ObjectPoolService/GetObjectPool" => unary(&self.pool().encode_to_vec()),
             "/gitaly.ServerService/DiskStatistics" => unary(&self.disk().encode_to_vec()),
             _ => unary(&RefExistsResponse { value: true }.encode_to_vec()),
         }
@@ -256,6 +261,15 @@ impl Node {
             git_version: "2.47.3".into(),
             storage_statuses: vec![status("another", "y"), status(&self.0.storage, "x")],
         }
+    }
+
+    fn pool(&self) -> GetObjectPoolResponse {
+        let relative_path = self.0.pool.lock().unwrap().clone();
+        let repository =
+            Repository { storage_name: self.0.storage.clone(), relative_path, ..Repository::default() };
+        let pool = ObjectPool { repository: Some(repository) };
+        let there = pool.repository.as_ref().is_some_and(|repository| !repository.relative_path.is_empty());
+        GetObjectPoolResponse { object_pool: there.then_some(pool) }
     }
 
     fn disk(&self) -> DiskStatisticsResponse {

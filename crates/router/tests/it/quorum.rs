@@ -346,7 +346,10 @@ async fn votes_that_belong_to_nothing_are_refused() {
             Told::Refused(Code::Internal, "invalid node for transaction: \"nobody\"".into())
         );
         let mut seat = crate::voter::Seat::at(77, "node-1", back.clone());
-        assert_eq!(seat.cast(phase, 1).await, Told::Refused(Code::NotFound, "transaction not found".into()));
+        assert_eq!(
+            seat.cast(phase, 1).await,
+            Told::Refused(Code::NotFound, "transaction not found: 77".into())
+        );
         let seat = || crate::voter::Seat::at(1, "node-2", back.clone());
         let cast = async |mut seat: crate::voter::Seat| seat.cast(phase, 2).await;
         let (first, second) = (Box::pin(cast(seat())), Box::pin(cast(seat())));

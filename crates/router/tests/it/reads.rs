@@ -2,8 +2,8 @@ use std::collections::BTreeSet;
 
 use prost::Message as _;
 use tabularium_proto::gitaly::{
-    RefExistsRequest, RepositorySizeRequest, WalkReposRequest, internal_gitaly_client::InternalGitalyClient,
-    repository_service_client::RepositoryServiceClient,
+    FindRemoteRepositoryRequest, RefExistsRequest, RepositorySizeRequest,
+    remote_service_client::RemoteServiceClient, repository_service_client::RepositoryServiceClient,
 };
 use tonic::{Code, Request};
 
@@ -128,21 +128,17 @@ async fn a_node_that_is_unavailable_is_tried_elsewhere_and_its_word_counts_if_no
 #[tokio::test]
 async fn storage_scope_goes_to_any_storage_under_its_own_name() {
     let house = House::new().await;
-    let mut client = InternalGitalyClient::new(house.channel.clone());
-    let mut storages = BTreeSet::new();
+    let mut client = RemoteServiceClient::new(house.channel.clone());
     for _ in 0..3 {
-        let mut walk = client
-            .walk_repos(WalkReposRequest { storage_name: "default".into() })
-            .await
-            .unwrap()
-            .into_inner();
-        storages.insert(walk.message().await.unwrap().unwrap().relative_path);
+        let request =
+            FindRemoteRepositoryRequest { remote: "https://x".into(), storage_name: "default".into() };
+        client.find_remote_repository(request).await.unwrap();
     }
-    assert_eq!(storages.len(), 3, "spread");
     for node in &house.nodes {
-        let seen = node.seen("WalkRepos");
-        let request = WalkReposRequest::decode(&seen[0].message[..]).unwrap();
-        assert_eq!(request.storage_name, node.0.storage);
+        let seen = node.seen("FindRemoteRepository");
+        assert_eq!(seen.len(), 1, "spread");
+        let request = FindRemoteRepositoryRequest::decode(&seen[0].message[..]).unwrap();
+        assert_eq!((&request.remote[..], &request.storage_name), ("https://x", &node.0.storage));
     }
 }
 

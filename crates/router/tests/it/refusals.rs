@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use prost::Message as _;
 use tabularium_proto::gitaly::{
-    RefExistsRequest, RefExistsResponse, WalkReposRequest, ref_service_client::RefServiceClient,
+    FindRemoteRepositoryRequest, RefExistsRequest, RefExistsResponse, ref_service_client::RefServiceClient,
 };
 use tonic::{Code, Request, Status};
 
@@ -23,13 +23,9 @@ async fn every_target_that_cannot_be_found_has_gitalys_error() {
         ("", "", refused(Code::InvalidArgument, "repository not set")),
         ("", "a.git", refused(Code::InvalidArgument, "storage name not set")),
         ("default", "", refused(Code::InvalidArgument, "repository path not set")),
-        ("nowhere", "a.git", refused(Code::InvalidArgument, "virtual storage does not exist")),
+        ("nowhere", "a.git", refused(Code::InvalidArgument, "storage name not found")),
         ("default", "../a.git", refused(Code::InvalidArgument, "relative path escapes root directory")),
-        (
-            "default",
-            "none.git",
-            refused(Code::NotFound, "accessor call: route repository accessor: repository not found"),
-        ),
+        ("default", "none.git", refused(Code::NotFound, "repository not found")),
     ] {
         let request = RefExistsRequest { repository: named(storage, path), ..Default::default() };
         assert_eq!(said(house.ref_exists(Request::new(request)).await), expected, "{storage}:{path}");
@@ -39,8 +35,9 @@ async fn every_target_that_cannot_be_found_has_gitalys_error() {
     for (name, text) in
         [("", "storage scoped: target storage is invalid"), ("nowhere", "virtual storage does not exist")]
     {
-        let request = WalkReposRequest { storage_name: name.into() }.encode_to_vec();
-        let answer = house.raw("/gitaly.InternalGitaly/WalkRepos", &request).await;
+        let request =
+            FindRemoteRepositoryRequest { storage_name: name.into(), ..Default::default() }.encode_to_vec();
+        let answer = house.raw("/gitaly.RemoteService/FindRemoteRepository", &request).await;
         assert_eq!(said(answer), refused(Code::InvalidArgument, text));
     }
 }
@@ -48,22 +45,18 @@ async fn every_target_that_cannot_be_found_has_gitalys_error() {
 #[tokio::test]
 async fn methods_that_are_not_relayed_are_told_apart() {
     let house = House::new().await;
-    for (path, code, text) in [
-        (
-            "/gitaly.RefService/Nonsense",
-            Code::Internal,
-            "full method name not found: /gitaly.RefService/Nonsense",
-        ),
-        ("/gitaly.Nonsense/X", Code::Internal, "full method name not found: /gitaly.Nonsense/X"),
-        ("/other.Service/X", Code::Unimplemented, "unknown service other.Service"),
-        (
-            "/gitaly.RefTransaction/VoteTransaction",
-            Code::Unimplemented,
-            "/gitaly.RefTransaction/VoteTransaction is not supported by this router",
-        ),
+    for path in [
+        "/gitaly.RefService/Nonsense",
+        "/gitaly.Nonsense/X",
+        "/other.Service/X",
+        "/grpc.health.v1.Health/Nonsense",
     ] {
-        assert_eq!(said(house.raw(path, b"").await), refused(code, text));
+        let expected = refused(Code::Internal, &format!("full method name not found: {path}"));
+        assert_eq!(said(house.raw(path, b"").await), expected);
     }
+    let path = "/gitaly.RaftService/GetClusterInfo";
+    let expected = refused(Code::Unimplemented, &format!("{path} is not supported by this router"));
+    assert_eq!(said(house.raw(path, b"").await), expected);
 }
 
 #[tokio::test]
@@ -140,7 +133,7 @@ async fn every_service_wants_the_token_and_nodes_get_their_own() {
     let answer: RefExistsResponse = right.ref_exists(exists()).await.unwrap().into_inner();
     assert!(answer.value);
     let seen: Vec<_> = house.nodes.iter().flat_map(|node| node.seen("RefExists")).collect();
-    RequireToken(Some("node secret".to_owned().into())).check(&seen[0].headers).unwrap();
+    RequireToken::new(Some("node secret".to_owned().into())).check(&seen[0].headers).unwrap();
     assert_eq!(seen[0].headers.get_all("authorization").iter().count(), 1);
 }
 

@@ -269,15 +269,12 @@ async fn a_pool_and_its_origin_are_rewritten_for_one_storage() {
 }
 
 #[tokio::test]
-async fn a_write_to_what_does_not_exist_has_praefects_prefix() {
+async fn a_write_to_what_does_not_exist_is_refused() {
     let house = House::new().await;
     let request =
         Request::new(WriteRefRequest { repository: named("default", "no.git"), ..Default::default() });
     let status = write(&house, request).await.unwrap_err();
-    assert_eq!(
-        (status.code(), status.message()),
-        (Code::NotFound, "mutator call: route repository mutator: repository not found")
-    );
+    assert_eq!((status.code(), status.message()), (Code::NotFound, "repository not found"));
 }
 
 #[tokio::test]

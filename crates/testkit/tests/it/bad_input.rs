@@ -30,8 +30,6 @@ const RECEIVE_PACK: &str = "/gitaly.SmartHTTPService/PostReceivePack";
 const CREATE: &str = "/gitaly.RepositoryService/CreateRepository";
 const SIZE: &str = "/gitaly.RepositoryService/RepositorySize";
 
-const READ: &str = "accessor call: route repository accessor: ";
-const WRITE: &str = "mutator call: route repository mutator: ";
 
 fn refused(code: Code, text: &str) -> (Code, String) {
     (code, text.to_owned())
@@ -70,16 +68,16 @@ async fn names_and_messages_that_mean_nothing() {
         (WRITE_REF, vec![], refused(Code::InvalidArgument, "repository not set")),
         (LIST_REFS, target("", "a/b.git"), refused(Code::InvalidArgument, "storage name not set")),
         (LIST_REFS, target("default", ""), refused(Code::InvalidArgument, "repository path not set")),
-        (LIST_REFS, target("default", "a/none.git"), (Code::NotFound, format!("{READ}repository not found"))),
+        (LIST_REFS, target("default", "a/none.git"), refused(Code::NotFound, "repository not found")),
         (
             WRITE_REF,
             target("default", "a/none.git"),
-            (Code::NotFound, format!("{WRITE}repository not found")),
+            refused(Code::NotFound, "repository not found"),
         ),
         (
             RECEIVE_PACK,
             target("default", "a/none.git"),
-            (Code::NotFound, format!("{WRITE}repository not found")),
+            refused(Code::NotFound, "repository not found"),
         ),
         (
             CREATE,
@@ -102,7 +100,7 @@ async fn names_and_messages_that_mean_nothing() {
         (
             "/other.Service/Method",
             target("default", "a/b.git"),
-            refused(Code::Unimplemented, "unknown service other.Service"),
+            refused(Code::Internal, "full method name not found: /other.Service/Method"),
         ),
         (
             LIST_REFS,
@@ -121,7 +119,7 @@ async fn names_and_messages_that_mean_nothing() {
         ),
     ];
     for method in [LIST_REFS, WRITE_REF, RECEIVE_PACK, CREATE] {
-        let unknown = refused(Code::InvalidArgument, "virtual storage does not exist");
+        let unknown = refused(Code::InvalidArgument, "storage name not found");
         cases.push((method, target("nowhere", "a/b.git"), unknown));
         cases.push((method, target("default", "../../etc"), refused(Code::InvalidArgument, escapes)));
         cases.push((method, target("default", "a/../../b.git"), refused(Code::InvalidArgument, escapes)));
