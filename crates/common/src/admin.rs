@@ -36,15 +36,19 @@ pub async fn serve(
 ) -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind(listen).await?;
     let address = listener.local_addr()?;
+    serve_on(listener, routes(registry, readiness), tasks);
+    Ok(address)
+}
+
+/// Serves routes until the tasks stop.
+pub fn serve_on(listener: TcpListener, app: Router, tasks: &Tasks) {
     let stopping = tasks.stopping();
-    let app = routes(registry, readiness);
     tasks.spawn("admin", async move {
         let served = axum::serve(listener, app).with_graceful_shutdown(stopping.cancelled_owned()).await;
         if let Err(error) = served {
             tracing::error!(%error, "admin listener failed");
         }
     });
-    Ok(address)
 }
 
 async fn metrics(State(shared): State<Shared>) -> axum::response::Response {

@@ -3,17 +3,18 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
+use secrecy::SecretString;
 use tabularium_common::{
     admin,
     announce::Announcement,
     auth::{RequireToken, SendToken},
-    bus::{self, Link},
+    bus::{Bus, Link},
     config::{ConfigError, SecretFile},
     grpc::{self, Address, Listener},
     lifecycle::{DrainError, Readiness, Tasks},
+    tls::Application,
 };
 use tokio::{
-    net::TcpListener,
     sync::{Notify, Semaphore, watch},
     time::Instant,
 };
@@ -21,7 +22,7 @@ use tonic::Status;
 
 use crate::{
     config::Config,
-    db::{self, DatabaseSettings, Db, DbError, geo_log, storages},
+    db::{self, DatabaseSettings, Db, DbError, geo_log, migrations::Migration, storages},
     health::Health,
     http,
     inspection::Inspector,
@@ -128,7 +129,24 @@ pub struct Coordinator {
     shared: Arc<Shared>,
     readiness: Readiness,
     grpc: Address,
-    http: SocketAddr,
+    http: Option<Address>,
+}
+
+/// The secrets of a configuration, as its files hold them.
+#[derive(Clone, Default)]
+pub struct Secrets {
+    /// What callers must prove to know.
+    pub token: Option<SecretString>,
+    /// What storage nodes want from us.
+    pub node_token: Option<SecretString>,
+}
+
+impl Secrets {
+    /// Reads every file that a configuration names.
+    pub fn read(config: &Config) -> Result<Self, ConfigError> {
+        let read = |file: &Option<SecretFile>| file.as_ref().map(SecretFile::read).transpose();
+        Ok(Self { token: read(&config.token_file)?, node_token: read(&config.node_token_file)? })
+    }
 }
 
 /// The database settings of a configuration.
@@ -136,6 +154,7 @@ pub(crate) fn database(config: &Config) -> Result<DatabaseSettings, ConfigError>
     Ok(DatabaseSettings {
         url: config.database_url.secret(),
         password: config.database_password_file.as_ref().map(SecretFile::read).transpose()?,
+        tls: config.database_tls.clone(),
         schema: config.database_schema.clone(),
         max_connections: config.max_database_connections,
     })
@@ -154,13 +173,34 @@ pub async fn ping(config: &Config) -> Result<(), RunError> {
     }
 }
 
-/// What others are to dial when the configuration does not say: the bound address, or this machine by its host name when
+fn told(error: DbError) -> RunError {
+    match error {
+        error @ DbError::Unavailable(_) => RunError::Unreachable(error.to_string()),
+        error => RunError::Database(error.to_string()),
+    }
+}
+
+/// Which migrations the database has, and which it lacks.
+pub async fn migrations(config: &Config) -> Result<Vec<Migration>, RunError> {
+    db::migrations::migration_list(&database(config)?, PING_DEADLINE).await.map_err(told)
+}
+
+/// Checks that the database can be written to.
+pub async fn read_write(config: &Config) -> Result<(), RunError> {
+    db::migrations::write_and_undo(&database(config)?, PING_DEADLINE).await.map_err(told)
+}
+
+/// What others are to dial: the address that the configuration has, or else the bound one, or this machine by its host name when
 /// that is all of its addresses.
 fn reachable(bound: &Address, host: &str) -> Address {
-    let Address::Tcp(text) = bound else { return bound.clone() };
+    let (text, make): (_, fn(String) -> Address) = match bound {
+        Address::Tcp(text) => (text, Address::Tcp),
+        Address::Tls(text) => (text, Address::Tls),
+        _ => return bound.clone(),
+    };
     match text.parse::<SocketAddr>() {
         Ok(socket) if socket.ip().is_unspecified() && !host.is_empty() => {
-            Address::Tcp(format!("{host}:{}", socket.port()))
+            make(format!("{host}:{}", socket.port()))
         }
         _ => bound.clone(),
     }
@@ -191,15 +231,37 @@ pub async fn migrate(config: &Config) -> Result<(), RunError> {
 impl Coordinator {
     /// Binds, waits for Postgres, brings it up to date, asks the nodes how they are, and serves.
     pub async fn start(config: Config) -> Result<Self, RunError> {
-        let require = RequireToken(config.token_file.as_ref().map(SecretFile::read).transpose()?);
-        let send = SendToken(require.0.clone());
-        let to_nodes = SendToken(config.node_token_file.as_ref().map(SecretFile::read).transpose()?);
-        let listener = Listener::bind(&config.listen)
+        let secrets = Secrets::read(&config)?;
+        let http_listen = config.http_listen.to_string();
+        let failed = |source| RunError::Listen { address: http_listen.clone(), source };
+        let listener =
+            Listener::bind_all(&config.http_listen, &config.tls, Application::Http1).await.map_err(failed)?;
+        let address = listener.address().map_err(failed)?;
+        let bus = Bus::connect(&config.nats_url, "tabularium-coordinator")
+            .await
+            .map_err(|error| RunError::Bus(error.to_string()))?;
+        let mut registry = Registry::default();
+        let mut coordinator = Self::start_with(config, secrets, &bus, &mut registry).await?;
+        let admin = admin::routes(Arc::new(registry), coordinator.readiness());
+        http::serve(&coordinator.shared.tasks, listener, coordinator.routes().merge(admin));
+        coordinator.http = Some(address);
+        Ok(coordinator)
+    }
+
+    /// As [`Self::start`], for a process that has more in it than a coordinator: with secrets, a bus and a registry of
+    /// metrics of its own, and without HTTP. `nats_url`, `http_listen` and the files of secrets are not looked at.
+    pub async fn start_with(
+        config: Config,
+        secrets: Secrets,
+        bus: &Bus,
+        registry: &mut Registry,
+    ) -> Result<Self, RunError> {
+        let require = RequireToken::new(secrets.token).counted(registry, "coordinator");
+        let send = require.to_send();
+        let to_nodes = SendToken(secrets.node_token);
+        let listener = Listener::bind_all(&config.listen, &config.tls, Application::Grpc)
             .await
             .map_err(|source| RunError::Listen { address: config.listen.to_string(), source })?;
-        let failed = |source| RunError::Listen { address: config.http_listen.to_string(), source };
-        let http_listener = TcpListener::bind(config.http_listen).await.map_err(failed)?;
-        let http = http_listener.local_addr().map_err(failed)?;
         let grpc = listener
             .address()
             .map_err(|source| RunError::Listen { address: config.listen.to_string(), source })?;
@@ -208,20 +270,21 @@ impl Coordinator {
         let db = Db::open(&database(&config)?).map_err(|error| RunError::Database(error.to_string()))?;
         let stored =
             store_topology(&config, &db).await.map_err(|error| RunError::Database(error.to_string()))?;
-        let (client, link) = bus::connect(&config.nats_url, "tabularium-coordinator")
-            .await
-            .map_err(|error| RunError::Bus(error.to_string()))?;
-
-        let mut registry = Registry::default();
-        let metrics = Metrics::new(&mut registry);
+        let metrics = Metrics::new(registry);
         let sessions = Sessions::new(config.timing.router_lease.0);
         let identity = Identity::default();
-        let (revoker, done_rows) =
-            Revoker::new(db.clone(), sessions.clone(), identity.clone(), send, &config.timing, metrics.clone());
+        let (revoker, done_rows) = Revoker::new(
+            db.clone(),
+            sessions.clone(),
+            identity.clone(),
+            send,
+            &config.timing,
+            metrics.clone(),
+        );
         let topology = Topology::new(Snapshot::new(&config, &stored));
         let host = rustix::system::uname();
         let host = host.nodename().to_string_lossy();
-        let advertised = config.advertise.clone().unwrap_or_else(|| reachable(&grpc, &host));
+        let advertised = reachable(config.advertise.as_ref().unwrap_or(&grpc), &host);
         let shared = Arc::new(Shared {
             config,
             db,
@@ -237,7 +300,7 @@ impl Coordinator {
             checks: Arc::new(Semaphore::new(service::CHECKS_AT_ONCE)),
             repository_ids: RepositoryIds::default(),
             queues: Queues::default(),
-            link,
+            link: bus.link(),
             tasks: Tasks::new(),
         });
         shared.health.dial_all(&shared.topology.get()).await;
@@ -245,11 +308,9 @@ impl Coordinator {
         let readiness = Readiness::new();
         shared.sessions.start(&shared.tasks);
         tasks::heartbeat::start(&shared, &advertised, readiness.clone()).await;
-        tasks::start(&shared, client, done_rows);
-        let routes = http::routes(&shared).merge(admin::routes(Arc::new(registry), readiness.clone()));
-        http::serve(&shared.tasks, http_listener, routes);
+        tasks::start(&shared, bus, done_rows);
         serve_grpc(&shared, listener, &require)?;
-        Ok(Self { shared, readiness, grpc, http })
+        Ok(Self { shared, readiness, grpc, http: None })
     }
 
     /// Where gRPC is served.
@@ -257,16 +318,26 @@ impl Coordinator {
         &self.grpc
     }
 
-    /// Where HTTP is served.
-    pub fn http_address(&self) -> SocketAddr {
-        self.http
+    /// Where HTTP is served, if it is.
+    pub fn http_address(&self) -> Option<&Address> {
+        self.http.as_ref()
+    }
+
+    /// Status over HTTP.
+    pub fn routes(&self) -> axum::Router {
+        http::routes(&self.shared)
+    }
+
+    /// Whether it takes work.
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
     }
 
     /// Writes the addresses to a file.
     pub fn announce(&self, path: &Path) -> Result<(), RunError> {
         let mut announcement = Announcement::of_this_process();
         announcement.grpc = Some(self.grpc.to_string());
-        announcement.http = Some(self.http.to_string());
+        announcement.http = self.http.as_ref().map(Announcement::http_at);
         announcement
             .write(path)
             .map_err(|source| RunError::Announce { path: path.display().to_string(), source })
@@ -308,7 +379,9 @@ fn serve_grpc(shared: &Arc<Shared>, listener: Listener, require: &RequireToken) 
     let router = service::add(grpc::server(), shared, require)?;
     let stopping = shared.tasks.stopping();
     shared.tasks.spawn("grpc", async move {
-        if let Err(error) = router.serve_with_incoming_shutdown(listener, stopping.cancelled_owned()).await {
+        if let Err(error) =
+            router.serve_with_incoming_shutdown(listener.connections(), stopping.cancelled_owned()).await
+        {
             tracing::error!(%error, "gRPC listener failed");
         }
     });
@@ -325,6 +398,7 @@ mod tests {
         assert_eq!(advertised("tcp://0.0.0.0:2306"), "tcp://pod-7:2306");
         assert_eq!(advertised("tcp://[::]:2306"), "tcp://pod-7:2306");
         assert_eq!(advertised("tcp://127.0.0.1:2306"), "tcp://127.0.0.1:2306");
+        assert_eq!(advertised("tls://0.0.0.0:2306"), "tls://pod-7:2306");
         assert_eq!(advertised("unix:/run/c.sock"), "unix:/run/c.sock");
     }
 }

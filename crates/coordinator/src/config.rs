@@ -6,9 +6,10 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use tabularium_common::{
     config::{ConfigDuration, Fault, SecretFile, Validate},
-    grpc::{Address, ListenAddress},
+    grpc::{Address, ListenAddress, ListenAddresses},
     ids::{SiteName, StorageName, VirtualStorageName},
     telemetry::TelemetryConfig,
+    tls::TlsConfig,
 };
 
 use crate::{database_tls::DatabaseTls, fsck_config::FsckConfig, quorum::QuorumPolicy, repair_config::RepairConfig};
@@ -22,12 +23,12 @@ pub(crate) const MAX_WRITE_LEASE: Duration = Duration::from_secs(60);
 pub struct Config {
     /// Name of this site. Mirrors of its repositories elsewhere know it by this name.
     pub site: SiteName,
-    /// Where gRPC is served.
+    /// Where gRPC is served: one address or a list of them.
     #[serde(default = "default_listen")]
-    pub listen: ListenAddress,
-    /// Where status, metrics, liveness and readiness are served over HTTP.
+    pub listen: ListenAddresses,
+    /// Where status, metrics, liveness and readiness are served over HTTP: one address or a list of them.
     #[serde(default = "default_http_listen")]
-    pub http_listen: SocketAddr,
+    pub http_listen: ListenAddresses,
     /// The address that routers and other coordinators dial. Absent: the bound address, with the machine's host name
     /// when that is all interfaces.
     #[serde(default)]
@@ -40,6 +41,9 @@ pub struct Config {
     /// Password of the database's user. Absent: what the URL or the environment of libpq says.
     #[serde(default)]
     pub database_password_file: Option<SecretFile>,
+    /// How the connection to Postgres is secured.
+    #[serde(default)]
+    pub database_tls: DatabaseTls,
     /// Schema that holds all tables; a plain lower-case identifier. It is made when it is missing.
     #[serde(default = "default_schema")]
     pub database_schema: String,
@@ -72,6 +76,9 @@ pub struct Config {
     /// How long a stop may wait for what is running, in seconds.
     #[serde(default = "default_drain")]
     pub drain_seconds: u64,
+    /// Certificates, keys, and whom to believe.
+    #[serde(default)]
+    pub tls: TlsConfig,
     /// Logs and traces.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
@@ -243,16 +250,16 @@ impl Timing {
             .filter(|(_, length)| *length < shortest)
             .map(|(key, length)| Fault::new(format!("timing.{key}"), length, "10ms or more"))
             .collect();
+        if self.write_lease.0 > MAX_WRITE_LEASE {
+            let longest = format!("{} s at most", MAX_WRITE_LEASE.as_secs());
+            faults.push(Fault::new("timing.write_lease", self.write_lease, longest));
+        }
         if self.coordinator_lease.0 < self.router_lease.0 * 2 {
             faults.push(Fault::new(
                 "timing.coordinator_lease",
                 self.coordinator_lease,
                 "at least twice timing.router_lease, or leases of routers would outlive it",
             ));
-        }
-        if self.write_lease.0 > MAX_WRITE_LEASE {
-            let longest = format!("{} s at most", MAX_WRITE_LEASE.as_secs());
-            faults.push(Fault::new("timing.write_lease", self.write_lease, longest));
         }
         if self.parked_after == 0 {
             faults.push(Fault::new("timing.parked_after", self.parked_after, "1 or more"));
@@ -283,12 +290,12 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-fn default_listen() -> ListenAddress {
-    ListenAddress::Tcp(([127, 0, 0, 1], 2306).into())
+fn default_listen() -> ListenAddresses {
+    ListenAddress::Tcp(([127, 0, 0, 1], 2306).into()).into()
 }
 
-fn default_http_listen() -> SocketAddr {
-    ([127, 0, 0, 1], 8090).into()
+fn default_http_listen() -> ListenAddresses {
+    ListenAddress::Tcp(([127, 0, 0, 1], 8090).into()).into()
 }
 
 fn default_schema() -> String {
@@ -320,6 +327,8 @@ fn repeated<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 impl Validate for Config {
     fn faults(&self) -> Vec<Fault> {
         let mut faults = self.telemetry.faults();
+        faults.extend(self.tls.faults(self.listen.iter().chain(self.http_listen.iter())));
+        faults.extend(self.database_tls.faults());
         faults.extend(self.timing.faults());
         faults.extend(self.repair.faults());
         faults.extend(self.fsck.faults());

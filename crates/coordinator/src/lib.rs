@@ -16,6 +16,7 @@
 //!   meanwhile, if need be while nobody writes: [`repair`], decided by the pure [`duties`].
 //! * What nodes keep beside their replicas where no vote tells them: [`records`]. A lost database is made anew from that:
 //!   [`rebuild`] (pure), `service::rebuild`.
+//! * What Praefect has recorded is taken over: [`import`] (pure), `service::import`.
 //! * Replicas come and go: [`movement`] by the pure [`placement`]. They are compared, and their objects looked through, at
 //!   leisure or when that is asked for ([`tasks`], decided by the pure [`verification`] and [`soundness`]); what turns out
 //!   corrupt is taken out of reads and made again: [`expulsion`].
@@ -26,9 +27,9 @@
 
 mod app;
 mod config;
-mod db;
 mod database_clock;
 mod database_tls;
+mod db;
 mod duties;
 mod error;
 mod expulsion;
@@ -36,13 +37,14 @@ mod failover;
 mod fsck_config;
 mod health;
 mod http;
+mod import;
 mod inspection;
 mod leases;
 mod metrics;
 mod movement;
+mod peers;
 mod placement;
 mod queue;
-mod peers;
 mod quorum;
 mod rebuild;
 mod records;
@@ -62,10 +64,12 @@ mod writing;
 
 use std::path::Path;
 
-pub use app::{Coordinator, RunError, migrate, ping};
+pub use app::{Coordinator, RunError, Secrets, migrate, migrations, ping, read_write};
 pub use config::{
     Config, DatabaseUrl, HomeSiteConfig, StorageConfig, SubscriberConfig, Timing, VirtualStorageConfig,
 };
+pub use database_tls::{DatabaseTls, SslMode};
+pub use db::migrations::Migration;
 pub use fsck_config::FsckConfig;
 pub use quorum::{QuorumPolicy, UnknownPolicy};
 pub use repair_config::RepairConfig;

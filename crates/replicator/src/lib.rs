@@ -6,7 +6,7 @@
 //! there when it ends, and only then is the message acknowledged. A worker that dies, a bus that loses everything and a
 //! message that comes twice cost time and nothing else.
 //!
-//! A message enters in `worker`, which pulls one at a time into each of a class's slots; `workshop` takes it through
+//! A message enters in `worker`, which takes one at a time from `messages` into each of a class's slots; `workshop` takes it through
 //! start, work and finish, and answers how it is settled on the bus (`settlement`, pure). The work itself is a module
 //! for each class: `copying`, which goes in rounds (`replication`) for as long as its `lease` runs, `cleanup`, `geo_notify`
 //! (with the payloads in `hook`), and `geo_sync` (with what it asks of the home site in `home` and of the local router in
@@ -28,6 +28,7 @@ mod home;
 mod hook;
 mod http_client;
 mod lease;
+mod messages;
 mod metrics;
 mod mirror;
 mod nodes;
@@ -39,4 +40,4 @@ mod streams;
 mod worker;
 mod workshop;
 
-pub use server::{RunError, Running, run, start};
+pub use server::{RunError, Running, run, start, start_with};

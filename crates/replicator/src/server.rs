@@ -6,12 +6,12 @@ use prometheus_client::registry::Registry;
 use tabularium_common::{
     admin,
     announce::Announcement,
-    bus::{self, Link},
+    bus::{self, Bus, Link},
     config::ConfigError,
     duties::Class,
     lifecycle::{Readiness, Tasks},
 };
-use tokio::sync::watch;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -22,6 +22,7 @@ use crate::{
     geo_sync::Syncer,
     home::Home,
     http_client::{HttpClientError, http_client},
+    messages::Source,
     metrics::Metrics,
     mirror::LocalRouter,
     nodes::Nodes,
@@ -70,9 +71,9 @@ pub struct Running {
     tasks: Tasks,
     readiness: Readiness,
     abandon: CancellationToken,
-    bus: async_nats::Client,
+    bus: Bus,
     link: watch::Receiver<Link>,
-    admin: SocketAddr,
+    admin: Option<SocketAddr>,
     drain: Duration,
 }
 
@@ -85,7 +86,7 @@ pub async fn run(
     let mut running = start(config).await?;
     if let Some(path) = announce {
         let mut announcement = Announcement::of_this_process();
-        announcement.admin = Some(running.admin.to_string());
+        announcement.admin = running.admin.map(|address| address.to_string());
         announcement.write(path)?;
     }
     let ended = tokio::select! {
@@ -99,24 +100,40 @@ pub async fn run(
 /// Starts every worker. Neither bus nor coordinator need be there yet.
 pub async fn start(config: ReplicatorConfig) -> Result<Running, RunError> {
     let secrets = config.read_secrets()?;
+    let address = config.admin_listen;
+    let failed = |source| RunError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let admin = listener.local_addr().map_err(failed)?;
+    let bus = Bus::connect(&config.nats_url, "tabularium-replicator").await?;
+    let mut registry = Registry::default();
+    let mut running = start_with(&config, &secrets, bus, &mut registry)?;
+    let routes = admin::routes(Arc::new(registry), running.readiness.clone());
+    admin::serve_on(listener, routes, &running.tasks);
+    running.admin = Some(admin);
+    tracing::info!(%admin, "metrics are served");
+    Ok(running)
+}
+
+/// As [`start`], for a process that has more in it than a replicator: with secrets, a bus and a registry of metrics of its
+/// own. `nats_url`, `admin_listen` and the files of secrets are not looked at.
+pub fn start_with(
+    config: &ReplicatorConfig,
+    secrets: &Secrets,
+    bus: Bus,
+    registry: &mut Registry,
+) -> Result<Running, RunError> {
     let tasks = Tasks::new();
     let readiness = Readiness::new();
-    let mut registry = Registry::default();
-    let metrics = Metrics::new(&mut registry);
-    let address = config.admin_listen;
-    let admin = admin::serve(address, Arc::new(registry), readiness.clone(), &tasks)
-        .await
-        .map_err(|source| RunError::Listen { address, source })?;
-    let (client, link) = bus::connect(&config.nats_url, "tabularium-replicator").await?;
-    let jetstream = async_nats::jetstream::new(client.clone());
-    let workshop = Arc::new(workshop(&config, &secrets)?);
+    let metrics = Metrics::new(registry);
+    let link = bus.link();
+    let workshop = Arc::new(workshop(config, secrets)?);
     let abandon = CancellationToken::new();
 
     for class in Class::ALL {
         for _ in 0..config.workers(class) {
             let worker = Worker {
                 class,
-                bus: jetstream.clone(),
+                source: Source::new(&bus, class),
                 link: link.clone(),
                 workshop: Arc::clone(&workshop),
                 metrics: metrics.clone(),
@@ -127,9 +144,9 @@ pub async fn start(config: ReplicatorConfig) -> Result<Running, RunError> {
         }
     }
     tasks.spawn("readiness", follow(link.clone(), readiness.clone(), tasks.stopping()));
-    tracing::info!(%admin, worker_id = workshop.worker_id, "replicator started");
+    tracing::info!(worker_id = workshop.worker_id, "replicator started");
     let drain = Duration::from_secs(config.drain_seconds);
-    Ok(Running { tasks, readiness, abandon, bus: client, link, admin, drain })
+    Ok(Running { tasks, readiness, abandon, bus, link, admin: None, drain })
 }
 
 /// Ready while the bus is there.
@@ -180,8 +197,8 @@ fn workshop(config: &ReplicatorConfig, secrets: &Secrets) -> Result<Workshop, Ru
 }
 
 impl Running {
-    /// Where metrics, liveness and readiness are.
-    pub fn admin_address(&self) -> SocketAddr {
+    /// Where metrics, liveness and readiness are, if they are served.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin
     }
 
@@ -195,7 +212,9 @@ impl Running {
                 tracing::error!(%late, "stopping without them");
             }
         }
-        if !matches!(tokio::time::timeout(FLUSH_DEADLINE, self.bus.flush()).await, Ok(Ok(()))) {
+        if let Bus::Nats { client, .. } = &self.bus
+            && !matches!(tokio::time::timeout(FLUSH_DEADLINE, client.flush()).await, Ok(Ok(())))
+        {
             tracing::warn!("the bus did not take the last acknowledgements");
         }
     }

@@ -21,6 +21,9 @@
 //! * *maintenance* goes to every replica;
 //! * what Praefect answers itself, `answers` does.
 //!
+//! A client that begins with Gitaly's preamble has a multiplexed connection. What it fetches goes beside the RPC, from a
+//! stream of the node's connection to one of its own (`relay::beside`).
+//!
 //! `body` holds the wrappers that make a lost node a status, and bound the whole exchange by the client's deadline.
 //! Writes go over `nodes::multiplexed`, on which nodes ask back how the vote went; all else over plain pools. `routes::session` keeps the lease and takes revocations.
 //!
@@ -59,6 +62,7 @@ use std::{
 };
 
 use prometheus_client::registry::Registry;
+use secrecy::SecretString;
 use tabularium_common::{
     admin,
     announce::Announcement,
@@ -66,12 +70,14 @@ use tabularium_common::{
     config::{ConfigError, SecretFile},
     grpc::Listener,
     lifecycle::{Readiness, Tasks},
+    tls::Application,
 };
 use tabularium_proto::gitaly::{
     internal_gitaly_server::InternalGitalyServer, object_pool_service_server::ObjectPoolServiceServer,
     praefect_info_service_server::PraefectInfoServiceServer, ref_transaction_server::RefTransactionServer,
     server_service_server::ServerServiceServer,
 };
+use tokio::net::TcpListener;
 use tonic::service::Routes as TypedServices;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -126,8 +132,50 @@ fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> RunError {
     move |source| RunError::Io { what, source }
 }
 
-fn secret(file: Option<&SecretFile>) -> Result<Option<secrecy::SecretString>, ConfigError> {
-    file.map(SecretFile::read).transpose()
+/// The secrets of a configuration, as its files hold them.
+#[derive(Clone, Default)]
+pub struct Secrets {
+    /// Clients' tokens are signed with it.
+    pub clients: Option<SecretString>,
+    /// Of the storage nodes.
+    pub nodes: Option<SecretString>,
+    /// Of the coordinators.
+    pub coordinators: Option<SecretString>,
+}
+
+impl Secrets {
+    /// Reads every file that a configuration names.
+    pub fn read(config: &Config) -> Result<Self, ConfigError> {
+        let read = |file: &Option<SecretFile>| file.as_ref().map(SecretFile::read).transpose();
+        Ok(Self {
+            clients: read(&config.token_file)?,
+            nodes: read(&config.node_token_file)?,
+            coordinators: read(&config.coordinator_token_file)?,
+        })
+    }
+}
+
+/// What a router finds around it. In a process of its own it is made by [`run`].
+pub struct Surroundings<'a> {
+    /// In place of the files that the configuration names.
+    pub secrets: Secrets,
+    /// In place of `listen`.
+    pub listener: Listener,
+    /// Where the router's metrics are registered, in place of `admin_listen`.
+    pub registry: &'a mut Registry,
+    /// What operators and other coordinators ask of a coordinator is passed on to it: they know this router's address only.
+    pub passes_to_coordinator: bool,
+}
+
+/// A router that listens; [`Router::serve`] makes it answer.
+pub struct Router {
+    listener: Listener,
+    workers: Workers,
+    serving: Tasks,
+    background: Tasks,
+    readiness: Readiness,
+    health: HealthReporter,
+    drain: Duration,
 }
 
 /// Runs a router until `stop` is ready, then until what it serves is done, or `drain_seconds` have passed. Call it on a
@@ -137,99 +185,132 @@ pub async fn run(
     announce: Option<PathBuf>,
     stop: impl Future<Output = std::io::Result<()>>,
 ) -> Result<(), RunError> {
-    let require = RequireToken(secret(config.token_file.as_ref())?);
-    let node_token = SendToken(secret(config.node_token_file.as_ref())?);
-    let coordinator_token = SendToken(secret(config.coordinator_token_file.as_ref())?);
-    let table = Table::read()?;
-
-    let listener =
-        Listener::bind(&config.listen).await.map_err(io(format!("listening on {}", config.listen)))?;
-    let address = listener.address().map_err(io("the address of the listener"))?;
-
-    // What serves RPCs is drained first; what keeps leases and writes alive stops after it.
-    let serving = Tasks::new();
-    let background = Tasks::new();
-    let readiness = Readiness::new();
-    let mut registry = Registry::default();
-    let metrics = Arc::new(Metrics::new(&mut registry));
-    let admin = admin::serve(config.admin_listen, Arc::new(registry), readiness.clone(), &background)
+    let secrets = Secrets::read(&config)?;
+    let listener = Listener::bind_all(&config.listen, &config.tls, Application::Grpc)
         .await
-        .map_err(io(format!("listening on {}", config.admin_listen)))?;
-
-    let router_id = uuid::Uuid::new_v4().to_string();
-    let workers = config.worker_count();
-    let coordinators = Coordinators::new(&config.coordinators, &coordinator_token);
-    let transactions = Transactions::default();
-    let votes = TypedServices::new(RefTransactionServer::new(transactions.clone())).prepare();
-    let nodes = Arc::new(Nodes::new(workers, votes, background.clone(), Arc::clone(&metrics)));
-    let routes = Arc::new(Routes::new(coordinators.clone(), Arc::clone(&metrics)));
-    let writes = Writes::new(coordinators.clone(), router_id.clone(), serving.clone(), Arc::clone(&metrics));
-    let confirmations = Confirmations::new(
-        Arc::clone(&routes),
-        Arc::clone(&nodes),
-        node_token.clone(),
-        config.without_database,
-    );
-    let (health, typed) = typed_services(&nodes, &routes, &coordinators, &node_token)?;
-    health.set_service_status("", ServingStatus::NotServing).await;
-    let shared = Arc::new(Shared {
-        table,
-        require,
-        metrics,
-        nodes: Arc::clone(&nodes),
-        routes: Arc::clone(&routes),
-        confirmations,
-        writes: writes.clone(),
-        turns: Turns::default(),
-        transactions,
-        tasks: serving.clone(),
-        coordinators: coordinators.clone(),
-        suspicions: Suspicions::default(),
-        hedging: Hedging { after: config.hedge_after.0, percent: config.hedge_percent },
-        typed,
-    });
-    let relays = (0..workers)
-        .map(|worker| Relay::new(Arc::clone(&shared), worker, NodeToken::new(node_token.clone())))
-        .collect();
-    let workers = Workers::start(relays, &serving).map_err(io("starting workers"))?;
-
+        .map_err(io(format!("listening on {}", config.listen)))?;
+    let address = listener.address().map_err(io("the address of the listener"))?;
+    let on_admin = || io(format!("listening on {}", config.admin_listen));
+    let admin_listener = TcpListener::bind(config.admin_listen).await.map_err(on_admin())?;
+    let admin = admin_listener.local_addr().map_err(on_admin())?;
+    let mut registry = Registry::default();
+    let surroundings =
+        Surroundings { secrets, listener, registry: &mut registry, passes_to_coordinator: false };
+    let router = Router::start(&config, surroundings).await?;
+    let routes = admin::routes(Arc::new(registry), router.readiness());
+    admin::serve_on(admin_listener, routes, &router.background);
     if let Some(path) = announce {
         let mut announcement = Announcement::of_this_process();
         announcement.grpc = Some(address.to_string());
         announcement.admin = Some(admin.to_string());
         announcement.write(&path).map_err(io(format!("writing {}", path.display())))?;
     }
-    tracing::info!(%address, %admin, %router_id, "router is listening");
+    tracing::info!(%address, %admin, "router is listening");
+    router.serve(stop).await
+}
 
-    until_stopped(&background, "revoked routes", Arc::clone(&routes).learn_again());
-    until_stopped(&background, "coordinator probes", coordinators.clone().watch());
-    let sessions = Sessions {
-        coordinators,
-        routes,
-        nodes: Arc::clone(&nodes),
-        router_id,
-        readiness: readiness.clone(),
-        health: health.clone(),
-    };
-    until_stopped(&background, "session", sessions.run());
-    until_stopped(&background, "node probes", nodes.probe(node_token));
-    until_stopped(&background, "write renewal", writes.renew());
+impl Router {
+    /// Starts everything but the answering. Call it on the runtime that [`Router::serve`] is called on.
+    pub async fn start(config: &Config, surroundings: Surroundings<'_>) -> Result<Self, RunError> {
+        let Surroundings { secrets, listener, registry, passes_to_coordinator } = surroundings;
+        let require = RequireToken::new(secrets.clients)
+            .transitioning(config.token_transitioning)
+            .counted(registry, "router");
+        let node_token = SendToken(secrets.nodes);
+        let coordinator_token = SendToken(secrets.coordinators);
+        let table = Table::read()?;
 
-    let stopped = tokio::select! {
-        stopped = stop => stopped,
-        () = workers.accept(listener) => Ok(()),
-    };
-    readiness.set(false);
-    health.set_service_status("", ServingStatus::NotServing).await;
-    tracing::info!("router is stopping");
-    if let Err(error) = serving.drain(Duration::from_secs(config.drain_seconds)).await {
-        tracing::warn!(%error, "not everything was done in time");
+        // What serves RPCs is drained first; what keeps leases and writes alive stops after it.
+        let serving = Tasks::new();
+        let background = Tasks::new();
+        let readiness = Readiness::new();
+        let metrics = Arc::new(Metrics::new(registry));
+
+        let router_id = uuid::Uuid::new_v4().to_string();
+        let workers = config.worker_count();
+        let coordinators = Coordinators::new(&config.coordinators, &coordinator_token);
+        let transactions = Transactions::default();
+        let votes = TypedServices::new(RefTransactionServer::new(transactions.clone())).prepare();
+        let nodes = Arc::new(Nodes::new(workers, votes, background.clone(), Arc::clone(&metrics)));
+        let routes = Arc::new(Routes::new(coordinators.clone(), Arc::clone(&metrics)));
+        let writes =
+            Writes::new(coordinators.clone(), router_id.clone(), serving.clone(), Arc::clone(&metrics));
+        let confirmations = Confirmations::new(
+            Arc::clone(&routes),
+            Arc::clone(&nodes),
+            node_token.clone(),
+            config.without_database,
+        );
+        let (health, mut typed) = typed_services(&nodes, &routes, &coordinators, &node_token)?;
+        if passes_to_coordinator {
+            typed = answers::passage::add(typed, &coordinators);
+        }
+        let typed = typed.prepare();
+        health.set_service_status("", ServingStatus::NotServing).await;
+        let shared = Arc::new(Shared {
+            table,
+            require,
+            metrics,
+            nodes: Arc::clone(&nodes),
+            routes: Arc::clone(&routes),
+            confirmations,
+            writes: writes.clone(),
+            turns: Turns::default(),
+            transactions,
+            tasks: serving.clone(),
+            coordinators: coordinators.clone(),
+            suspicions: Suspicions::default(),
+            hedging: Hedging { after: config.hedge_after.0, percent: config.hedge_percent },
+            typed,
+            passes_to_coordinator,
+        });
+        let relays = (0..workers)
+            .map(|worker| Relay::new(Arc::clone(&shared), worker, NodeToken::new(node_token.clone())))
+            .collect();
+        let workers = Workers::start(relays, &serving, &background).map_err(io("starting workers"))?;
+
+        until_stopped(&background, "revoked routes", Arc::clone(&routes).learn_again());
+        until_stopped(&background, "coordinator probes", coordinators.clone().watch());
+        let sessions = Sessions {
+            coordinators,
+            routes,
+            nodes: Arc::clone(&nodes),
+            router_id,
+            readiness: readiness.clone(),
+            health: health.clone(),
+        };
+        until_stopped(&background, "session", sessions.run());
+        until_stopped(&background, "node probes", nodes.probe(node_token));
+        until_stopped(&background, "write renewal", writes.renew());
+
+        let drain = Duration::from_secs(config.drain_seconds);
+        Ok(Self { listener, workers, serving, background, readiness, health, drain })
     }
-    if let Err(error) = background.drain(BACKGROUND_DRAIN).await {
-        tracing::debug!(%error, "background tasks");
+
+    /// Whether it takes work.
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
     }
-    workers.join();
-    stopped.map_err(io("waiting for the signal to stop"))
+
+    /// Answers until `stop` is ready, then until what it serves is done, or `drain_seconds` have passed.
+    pub async fn serve(self, stop: impl Future<Output = std::io::Result<()>>) -> Result<(), RunError> {
+        let Self { listener, workers, serving, background, readiness, health, drain } = self;
+        let stopped = tokio::select! {
+            stopped = stop => stopped,
+            () = workers.accept(listener) => Ok(()),
+        };
+        readiness.set(false);
+        health.set_service_status("", ServingStatus::NotServing).await;
+        tracing::info!("router is stopping");
+        if let Err(error) = serving.drain(drain).await {
+            tracing::warn!(%error, "not everything was done in time");
+        }
+        if let Err(error) = background.drain(BACKGROUND_DRAIN).await {
+            tracing::debug!(%error, "background tasks");
+        }
+        workers.join();
+        stopped.map_err(io("waiting for the signal to stop"))
+    }
 }
 
 fn until_stopped(tasks: &Tasks, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
@@ -276,7 +357,6 @@ fn typed_services(
         .add_service(PraefectInfoServiceServer::new(praefect))
         .add_service(ObjectPoolServiceServer::new(pools))
         .add_service(InternalGitalyServer::new(repositories))
-        .add_service(RefTransactionServer::new(NoTransactions))
-        .prepare();
+        .add_service(RefTransactionServer::new(NoTransactions));
     Ok((reporter, services))
 }

@@ -22,8 +22,11 @@ pub(crate) mod ended_writes;
 pub(crate) mod geo_log;
 pub(crate) mod geo_registry;
 pub(crate) mod history;
+pub(crate) mod imports;
 pub(crate) mod losses;
+pub(crate) mod migrations;
 pub(crate) mod outbox;
+pub(crate) mod praefect;
 pub(crate) mod publications;
 pub(crate) mod rebuild;
 pub(crate) mod replicas;
@@ -43,12 +46,12 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-/// How long one statement may run.
-const STATEMENT_TIMEOUT: &str = "5s";
-/// How long a statement may wait for a lock.
 use crate::database_tls::DatabaseTls;
 use tabularium_common::ids::{StorageName, VirtualStorageName};
 
+/// How long one statement may run.
+const STATEMENT_TIMEOUT: &str = "5s";
+/// How long a statement may wait for a lock.
 const LOCK_TIMEOUT: &str = "2s";
 /// How long a transaction may sit idle before the server ends it: a coordinator that hangs must not hold locks.
 const IDLE_IN_TRANSACTION_TIMEOUT: &str = "10s";
@@ -68,6 +71,7 @@ const MIGRATION_LOCK: i32 = 0x7ab1;
 pub(crate) struct DatabaseSettings {
     pub(crate) url: SecretString,
     pub(crate) password: Option<SecretString>,
+    pub(crate) tls: DatabaseTls,
     pub(crate) schema: String,
     pub(crate) max_connections: u32,
 }
@@ -143,10 +147,6 @@ pub(crate) fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// The pool, and the only place where a transaction begins.
-#[derive(Clone)]
-pub(crate) struct Db {
-    pool: PgPool,
 /// Runs a statement about up to `limit` replicas of a storage, or of a whole virtual storage; answers how many it changed.
 async fn of_storage(
     pool: &PgPool,
@@ -164,6 +164,10 @@ async fn of_storage(
         .map(|done| done.rows_affected())
 }
 
+/// The pool, and the only place where a transaction begins.
+#[derive(Clone)]
+pub(crate) struct Db {
+    pool: PgPool,
 }
 
 impl Db {
@@ -260,7 +264,7 @@ fn options(settings: &DatabaseSettings) -> Result<PgConnectOptions, DbError> {
     if let Some(password) = &settings.password {
         options = options.password(password.expose_secret());
     }
-    Ok(options.application_name("tabularium-coordinator").options([
+    Ok(settings.tls.apply(options).application_name("tabularium-coordinator").options([
         ("search_path", settings.schema.as_str()),
         ("statement_timeout", STATEMENT_TIMEOUT),
         ("lock_timeout", LOCK_TIMEOUT),

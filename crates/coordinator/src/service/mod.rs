@@ -2,6 +2,7 @@
 
 mod corruption;
 mod duty;
+mod import;
 mod losses;
 mod operator;
 mod peer;
@@ -19,10 +20,10 @@ use tabularium_common::{
 use tabularium_proto::{
     DESCRIPTORS,
     coordinator::{
-        self as wire, duty_service_server::DutyServiceServer, operator_service_server::OperatorServiceServer,
-        peer_service_server::PeerServiceServer, rebuild_service_server::RebuildServiceServer,
-        repair_service_server::RepairServiceServer, routing_service_server::RoutingServiceServer,
-        storage_service_server::StorageServiceServer,
+        self as wire, duty_service_server::DutyServiceServer, import_service_server::ImportServiceServer,
+        operator_service_server::OperatorServiceServer, peer_service_server::PeerServiceServer,
+        rebuild_service_server::RebuildServiceServer, repair_service_server::RepairServiceServer,
+        routing_service_server::RoutingServiceServer, storage_service_server::StorageServiceServer,
     },
 };
 use tonic::{
@@ -65,6 +66,7 @@ pub(crate) fn add(
         ))
         .add_service(RepairServiceServer::with_interceptor(losses::Repair(Arc::clone(shared)), require()))
         .add_service(RebuildServiceServer::with_interceptor(rebuild::Rebuilds(Arc::clone(shared)), require()))
+        .add_service(ImportServiceServer::with_interceptor(import::Imports(Arc::clone(shared)), require()))
         .add_service(PeerServiceServer::with_interceptor(peer::Peer(Arc::clone(shared)), require())))
 }
 

@@ -1,6 +1,7 @@
 //! What a coordinator does unasked. Each task acts on stored state only, does a bounded piece at a time, and may be run
 //! by several coordinators at once.
 
+mod carrier;
 pub(crate) mod check;
 pub(crate) mod heartbeat;
 mod movement;
@@ -12,14 +13,15 @@ pub(crate) mod verify;
 
 use std::{sync::Arc, time::Duration};
 
+use tabularium_common::bus::Bus;
 use tokio::sync::mpsc;
 
 use crate::{app::Shared, db::revocations};
 
 /// Starts all of them but the heartbeat.
-pub(crate) fn start(shared: &Arc<Shared>, client: async_nats::Client, done_rows: mpsc::Receiver<Vec<i64>>) {
+pub(crate) fn start(shared: &Arc<Shared>, bus: &Bus, done_rows: mpsc::Receiver<Vec<i64>>) {
     probe::start(shared);
-    relay::start(shared, client);
+    relay::start(shared, bus);
     reconcile::start(shared);
     sweep::start(shared);
     movement::start(shared);

@@ -2,25 +2,17 @@
 //! mirrors that wait to be fetched; a message says only which row to look at. Without the bus everything stays in the
 //! outbox and nothing is lost.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use async_nats::{
-    Client, HeaderMap,
-    jetstream::{self, Context},
-};
 use tabularium_common::{
-    bus::Link,
+    bus::{Bus, Link},
     duties::{self as subjects, BODY_VERSION, Class, DutyMessage, SyncEvent, SyncMessage},
     ids::SiteName,
-    telemetry::CORRELATION_ID,
 };
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::carrier::{Carrier, CarrierError, Envelope};
 use crate::{
     app::Shared,
     db::{
@@ -34,8 +26,6 @@ use crate::{
 
 /// Duties published at once.
 const BATCH: u32 = 256;
-/// How long the bus may take to confirm a message.
-const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 /// Pauses after failures to publish: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -47,34 +37,25 @@ enum RelayError {
     #[error(transparent)]
     Database(#[from] DbError),
     #[error("message bus: {0}")]
-    Bus(String),
-}
-
-fn on_bus(error: impl std::fmt::Display) -> RelayError {
-    RelayError::Bus(error.to_string())
+    Bus(#[from] CarrierError),
 }
 
 struct Relay {
     shared: Arc<Shared>,
-    context: Context,
-    /// The streams are known to be there; checked again after every failure, and now and then.
-    streams: bool,
-    /// When each stream was made, as its server says: another time is another stream.
-    made: HashMap<Class, String>,
+    carrier: Carrier,
+    /// What carries messages is known to be ready; looked at again after every failure, and now and then.
+    ready: bool,
     /// What the bus may have forgotten, and is to be told again.
     lost: HashSet<Class>,
     stale_at: Instant,
 }
 
-pub(super) fn start(shared: &Arc<Shared>, client: Client) {
-    let mut context = jetstream::new(client);
-    context.set_timeout(PUBLISH_DEADLINE);
+pub(super) fn start(shared: &Arc<Shared>, bus: &Bus) {
     let stale_at = Instant::now() + STALE_INTERVAL;
     let mut relay = Relay {
         shared: Arc::clone(shared),
-        context,
-        streams: false,
-        made: HashMap::new(),
+        carrier: Carrier::new(bus),
+        ready: false,
         lost: HashSet::new(),
         stale_at,
     };
@@ -93,7 +74,7 @@ impl Relay {
             let up = *link.borrow_and_update() == Link::Up;
             if up && std::mem::take(&mut changed) && std::mem::replace(&mut was_up, true) {
                 // The server may be another one, or the same with an empty disk.
-                self.streams = false;
+                self.ready = false;
                 self.lost.extend(Class::ALL);
             }
             shared.metrics.bus_connected.set(i64::from(up));
@@ -106,7 +87,7 @@ impl Relay {
                 }
                 Err(error) => {
                     failures += 1;
-                    self.streams = false;
+                    self.ready = false;
                     tracing::warn!(%error, failures, "duties are not published");
                     let wait = back_off(failures, FIRST_PAUSE, LONGEST_PAUSE, &mut rand::rng());
                     // A bell does not shorten a pause after a failure.
@@ -126,21 +107,10 @@ impl Relay {
         }
     }
 
-    /// Makes the streams that are missing, and notes which are not those that were published to.
-    async fn check_streams(&mut self) -> Result<(), RelayError> {
-        for class in Class::ALL {
-            let stream = self.context.get_or_create_stream(class.stream_config()).await.map_err(on_bus)?;
-            let info = stream.cached_info();
-            let made = info.created.to_string();
-            let unused = info.state.last_sequence == 0;
-            match self.made.insert(class, made.clone()) {
-                Some(known) if known == made => {}
-                Some(_) => _ = self.lost.insert(class),
-                None if unused => _ = self.lost.insert(class),
-                None => {}
-            }
-        }
-        self.streams = true;
+    /// Makes ready what carries messages, and notes what it lost.
+    async fn prepare(&mut self) -> Result<(), RelayError> {
+        self.carrier.prepare(&mut self.lost).await?;
+        self.ready = true;
         Ok(())
     }
 
@@ -184,8 +154,8 @@ impl Relay {
 
     /// One round. True: there may be more to do at once.
     async fn turn(&mut self) -> Result<bool, RelayError> {
-        if !self.streams {
-            self.check_streams().await?;
+        if !self.ready {
+            self.prepare().await?;
         }
         if !self.lost.is_empty() {
             self.publish_lost().await?;
@@ -202,7 +172,7 @@ impl Relay {
         self.publish(due).await?;
         if Instant::now() >= self.stale_at {
             self.stale_at = Instant::now() + STALE_INTERVAL;
-            self.check_streams().await?;
+            self.prepare().await?;
             self.publish_again().await?;
         }
         Ok(full)
@@ -235,8 +205,13 @@ impl Relay {
                 relative_path: mirror.key.relative_path,
                 event: SyncEvent::Updated,
             };
-            let subject = subjects::sync_subject(&message.home_site, &message.relative_path);
-            self.send(subject, &message, &event_id.to_string(), "").await?.await.map_err(on_bus)?;
+            let envelope = Envelope {
+                class: Class::GeoSync,
+                subject: subjects::sync_subject(&message.home_site, &message.relative_path),
+                message_id: event_id.to_string(),
+                correlation_id: "",
+            };
+            self.carrier.send(envelope, &message).await?;
         }
         Ok(full)
     }
@@ -260,26 +235,17 @@ impl Relay {
     }
 
     async fn publish_one(&self, duty: &Duty) -> Result<(), RelayError> {
-        let subject = subject(duty).map_err(DbError::from)?;
-        let message = DutyMessage { version: BODY_VERSION, duty_id: duty.id };
-        let message_id = format!("{}:{}", duty.id, duty.publications);
-        self.send(subject, &message, &message_id, &duty.correlation_id).await?.await.map_err(on_bus)?;
-        Ok(())
-    }
-
-    async fn send(
-        &self,
-        subject: String,
-        body: &impl serde::Serialize,
-        message_id: &str,
-        correlation_id: &str,
-    ) -> Result<jetstream::context::PublishAckFuture, RelayError> {
-        let body = serde_json::to_vec(body).map_err(on_bus)?;
-        let mut headers = HeaderMap::new();
-        headers.insert("Nats-Msg-Id", message_id);
-        if !correlation_id.is_empty() {
-            headers.insert(CORRELATION_ID, correlation_id);
-        }
-        self.context.publish_with_headers(subject, headers, body.into()).await.map_err(on_bus)
+        let class = match duty.kind {
+            DutyKind::Replicate => Class::Replication,
+            DutyKind::Cleanup => Class::Cleanup,
+            DutyKind::Notify => Class::GeoNotify,
+        };
+        let envelope = Envelope {
+            class,
+            subject: subject(duty).map_err(DbError::from)?,
+            message_id: format!("{}:{}", duty.id, duty.publications),
+            correlation_id: &duty.correlation_id,
+        };
+        Ok(self.carrier.send(envelope, &DutyMessage { version: BODY_VERSION, duty_id: duty.id }).await?)
     }
 }

@@ -132,7 +132,7 @@ async fn while_postgres_is_away_calls_are_unavailable_and_then_they_work_again()
     create(&mut routing, "a.git").await;
     relay.shut();
     let ready = |code: u16| {
-        let address = coordinator.http_address();
+        let address = coordinator.http_address().unwrap();
         async move { (crate::operator::get(address, "/ready").await.0 == code).then_some(()) }
     };
     eventually("not ready", || ready(503)).await;

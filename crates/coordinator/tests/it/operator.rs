@@ -2,7 +2,11 @@
 
 use std::io::Write as _;
 
-use tabularium_common::{auth::SendToken, config::SecretFile, grpc};
+use tabularium_common::{
+    auth::SendToken,
+    config::SecretFile,
+    grpc::{self, Address},
+};
 use tabularium_proto::coordinator::{
     self as wire, duty_service_client::DutyServiceClient, operator_service_client::OperatorServiceClient,
     peer_service_client::PeerServiceClient, routing_service_client::RoutingServiceClient,
@@ -13,8 +17,8 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::support::*;
 
-pub(crate) async fn get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+pub(crate) async fn get(address: &Address, path: &str) -> (u16, String) {
+    let mut stream = address.connect_http().await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
@@ -106,7 +110,7 @@ async fn status_metrics_and_nodes_are_shown() {
         }
     })
     .await;
-    let (code, body) = get(coordinator.http_address(), "/api/v1/status").await;
+    let (code, body) = get(coordinator.http_address().unwrap(), "/api/v1/status").await;
     assert_eq!(code, 200);
     for expected in [
         "\"site\":\"here\"",
@@ -119,7 +123,7 @@ async fn status_metrics_and_nodes_are_shown() {
         assert!(body.contains(expected), "{expected}: {body}");
     }
     let metrics = eventually("the gauges are counted", || async {
-        let (code, metrics) = get(coordinator.http_address(), "/metrics").await;
+        let (code, metrics) = get(coordinator.http_address().unwrap(), "/metrics").await;
         assert_eq!(code, 200);
         metrics
             .contains("tabularium_coordinator_repositories{virtual_storage=\"default\"} 1")
@@ -133,7 +137,7 @@ async fn status_metrics_and_nodes_are_shown() {
     ] {
         assert!(metrics.contains(expected), "{expected}: {metrics}");
     }
-    assert_eq!(get(coordinator.http_address(), "/ready").await.0, 200);
+    assert_eq!(get(coordinator.http_address().unwrap(), "/ready").await.0, 200);
     site.nodes[2].kill();
     let nodes = eventually("one node is gone", || {
         let mut operator = operator.clone();

@@ -2,6 +2,7 @@
 
 mod clock;
 pub(crate) mod object_pool;
+pub(crate) mod passage;
 pub(crate) mod praefect;
 pub(crate) mod repositories;
 pub(crate) mod repository;

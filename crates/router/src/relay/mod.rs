@@ -3,6 +3,7 @@
 //! No message is decoded and nothing is spawned or boxed on the way of a read but its deadline's timer.
 
 mod attempt;
+mod beside;
 mod client;
 mod drive;
 mod fan_out;
@@ -82,6 +83,8 @@ pub(crate) struct Shared {
     pub(crate) hedging: Hedging,
     /// Services that are answered here, message by message.
     pub(crate) typed: TypedServices,
+    /// A coordinator's own services can be reached through here.
+    pub(crate) passes_to_coordinator: bool,
 }
 
 /// When a second node is asked for the same.
@@ -172,7 +175,8 @@ impl Relay {
         let Some(entry) = entry else {
             account.correlate_by(request.headers());
             let path = request.uri().path();
-            return if OTHER_TYPED.contains(&path) {
+            let passed = self.shared.passes_to_coordinator && answers::passage::is_passed(path);
+            return if passed || OTHER_TYPED.contains(&path) {
                 Ok(Outcome::Whole(self.typed(request).await))
             } else {
                 Err(Refusal::UnknownMethod(path.to_owned()))

@@ -2,9 +2,48 @@
 //!
 //! A service starts without the bus and goes on without it; the client dials again until it is back. What the
 //! connection is like at the moment is told through a watch, from which services set their readiness.
+//!
+//! Messages are hints and Postgres holds what is owed, so where coordinator and replicator are one process no server is
+//! needed between them: [`Exchange`] takes NATS' place.
+
+mod exchange;
 
 use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::watch;
+
+use crate::tls;
+
+pub use exchange::{Exchange, Full, Hint};
+
+/// What carries the messages of a service.
+#[derive(Clone)]
+pub enum Bus {
+    /// A NATS server.
+    Nats {
+        /// Keeps the connection.
+        client: Client,
+        /// How it is.
+        link: watch::Receiver<Link>,
+    },
+    /// This process.
+    InProcess(Exchange),
+}
+
+impl Bus {
+    /// Connects to `url` under the name `service`. Errors are those of the URL itself.
+    pub async fn connect(url: &str, service: &str) -> Result<Self, async_nats::ConnectError> {
+        let (client, link) = connect(url, service).await?;
+        Ok(Self::Nats { client, link })
+    }
+
+    /// How the connection is.
+    pub fn link(&self) -> watch::Receiver<Link> {
+        match self {
+            Self::Nats { link, .. } => link.clone(),
+            Self::InProcess(exchange) => exchange.link(),
+        }
+    }
+}
 
 /// How the connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +63,14 @@ pub async fn connect(
     service: &str,
 ) -> Result<(Client, watch::Receiver<Link>), async_nats::ConnectError> {
     let (sender, receiver) = watch::channel(Link::Down);
-    let client = ConnectOptions::new()
+    let options = match tls::dialer() {
+        Ok(dialer) => ConnectOptions::new().tls_client_config(dialer.settings()),
+        Err(error) => {
+            tracing::debug!(%error, "the message bus cannot be reached over TLS");
+            ConnectOptions::new()
+        }
+    };
+    let client = options
         .name(service)
         .retry_on_initial_connect()
         .max_reconnects(None)
