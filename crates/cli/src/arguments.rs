@@ -1,8 +1,8 @@
 //! What can be asked on the command line.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{ffi::OsString, path::PathBuf, str::FromStr};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tabularium_common::grpc::Address;
 
 /// Runs and looks after Tabularium clusters.
@@ -11,7 +11,8 @@ use tabularium_common::grpc::Address;
 /// 69 a service cannot be reached; 70 anything else.
 ///
 /// Global options can be set in the environment too: TABULARIUM_STATE_DIR, TABULARIUM_COORDINATOR, TABULARIUM_ROUTER,
-/// TABULARIUM_GATEWAY, and TABULARIUM_COORDINATOR_TOKEN_FILE and TABULARIUM_ROUTER_TOKEN_FILE.
+/// TABULARIUM_GATEWAY, TABULARIUM_COORDINATOR_TOKEN_FILE and TABULARIUM_ROUTER_TOKEN_FILE, and TABULARIUM_TLS_CA_PATH,
+/// TABULARIUM_TLS_CERTIFICATE_PATH and TABULARIUM_TLS_KEY_PATH.
 #[derive(Debug, Parser)]
 #[command(name = "tabularium", version, arg_required_else_help = true)]
 pub(crate) struct Arguments {
@@ -34,7 +35,7 @@ pub(crate) struct Global {
     /// Which site of that cluster.
     #[arg(long, global = true, value_name = "NAME", default_value = "home")]
     pub(crate) site: String,
-    /// Coordinator to ask: tcp://host:port or unix:/path
+    /// Coordinator to ask: tcp://host:port, tls://host:port, dns:host:port or unix:/path
     ///
     /// May be given several times; the first that answers is used.
     #[arg(
@@ -71,6 +72,29 @@ pub(crate) struct Global {
     /// Base URL of the gateway, for the URLs shown.
     #[arg(long, global = true, value_name = "URL", env = "TABULARIUM_GATEWAY", hide_env = true)]
     pub(crate) gateway: Option<String>,
+    /// Authorities (PEM) that are believed at tls:// addresses, beside the system's.
+    #[arg(long, global = true, value_name = "FILE", env = "TABULARIUM_TLS_CA_PATH", hide_env = true)]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Certificate (PEM) that is shown to services that ask for one.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "TABULARIUM_TLS_CERTIFICATE_PATH",
+        hide_env = true,
+        requires = "tls_key"
+    )]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "TABULARIUM_TLS_KEY_PATH",
+        hide_env = true,
+        requires = "tls_certificate"
+    )]
+    pub(crate) tls_key: Option<PathBuf>,
     /// Virtual storage of the repositories.
     #[arg(long, global = true, value_name = "NAME", default_value = "default")]
     pub(crate) virtual_storage: String,
@@ -120,6 +144,20 @@ pub(crate) enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 6 * 3600)]
         older_than: u32,
     },
+    /// Praefect's commands, with its configuration file: praefect -config FILE [COMMAND]
+    ///
+    /// Without a command it serves, in Praefect's place. `tabularium -config FILE [COMMAND]` is the same.
+    #[command(disable_help_flag = true)]
+    Praefect {
+        /// As for the praefect program.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+        arguments: Vec<OsString>,
+    },
+    /// Take over what Praefect's database says: repositories, replicas, assignments. Exit code 1 when one is left out.
+    ImportPraefect(ImportPraefect),
+    /// Track every repository on storages that is in no record, under the name that its path is. Exit code 1 when one is
+    /// left out.
+    TrackUntracked(TrackUntracked),
     /// Make a lost database anew from what nodes keep beside their replicas. Exit code 1 when something is to be looked at.
     Rebuild(Rebuild),
     /// Work that is owed: copies, removals, notifications.
@@ -157,9 +195,24 @@ pub(crate) struct Up {
     /// service (router 2305, gateway 8080, ...).
     #[arg(long, value_name = "PORT")]
     pub(crate) base_port: Option<u16>,
+    /// What services speak over. tls: with --tls-certificate, --tls-key and --tls-ca, which have to be good for 127.0.0.1.
+    #[arg(long, value_name = "TRANSPORT", value_enum, default_value_t)]
+    pub(crate) over: Over,
     /// What services log, in `tracing` filter syntax.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub(crate) log_filter: String,
+}
+
+/// What the services of `tabularium up` speak over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Over {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// TLS, HTTP too.
+    Tls,
+    /// Socket files; HTTP is TCP.
+    Sockets,
 }
 
 /// `tabularium demo`.
@@ -310,6 +363,36 @@ pub(crate) struct AcceptDataLoss {
     /// Do not ask.
     #[arg(long)]
     pub(crate) yes: bool,
+}
+
+/// `tabularium import-praefect`.
+#[derive(Debug, Args)]
+pub(crate) struct ImportPraefect {
+    /// Praefect's database: postgres://user:password@host:port/database, as the coordinator reaches it
+    ///
+    /// Absent: it is the coordinator's own.
+    #[arg(long, value_name = "URL", env = "TABULARIUM_PRAEFECT_DSN", hide_env_values = true)]
+    pub(crate) dsn: Option<String>,
+    /// Schema of Praefect's tables.
+    #[arg(long, value_name = "NAME", default_value = "public")]
+    pub(crate) schema: String,
+    /// Only look, and write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// `tabularium track-untracked`.
+#[derive(Debug, Args)]
+pub(crate) struct TrackUntracked {
+    /// Only what has not changed for so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 6 * 3600)]
+    pub(crate) older_than: u32,
+    /// Storage whose copy counts, of what several have.
+    #[arg(long, value_name = "STORAGE")]
+    pub(crate) authoritative_storage: Option<String>,
+    /// Only look, and write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// `tabularium rebuild`.

@@ -8,6 +8,7 @@
 pub(crate) mod corruption;
 pub(crate) mod placement;
 pub(crate) mod rebuild;
+pub(crate) mod takeover;
 
 use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;

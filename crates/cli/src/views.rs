@@ -3,6 +3,7 @@
 pub(crate) mod corruption;
 pub(crate) mod placement;
 pub(crate) mod rebuild;
+pub(crate) mod takeover;
 
 use serde::Serialize;
 use tabularium_proto::coordinator as wire;

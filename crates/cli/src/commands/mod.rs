@@ -8,6 +8,7 @@ mod rebuild;
 pub(crate) mod repository;
 mod sql;
 mod storage;
+pub(crate) mod takeover;
 
 use std::process::ExitCode;
 
@@ -44,6 +45,9 @@ pub(crate) async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> 
         Command::Kept(command) => corruption::kept(&global, command).await,
         Command::TrackRepository(options) => Losses::of(&global).await?.track(options).await,
         Command::ListUntracked { older_than } => Losses::of(&global).await?.list_untracked(older_than).await,
+        Command::Praefect { arguments } => Err(takeover::praefect(arguments)),
+        Command::ImportPraefect(options) => takeover::import(&global, options).await,
+        Command::TrackUntracked(options) => takeover::track_untracked(&global, options).await,
         Command::Rebuild(options) => rebuild::run(&global, &options).await,
         Command::Status => cluster::status(&Target::resolve(&global)?, global.json).await,
         Command::Duties(Duties::List { state, limit }) => {

@@ -35,6 +35,7 @@ fn dependencies_run_one_way() {
         ("gateway", &["common", "proto"]),
         ("node", &["common", "proto"]),
         ("cli", &["common", "proto"]),
+        ("praefect", &["common", "coordinator", "proto", "replicator", "router"]),
         ("testkit", &["cli", "common", "proto"]),
     ]);
     for entry in fs::read_dir(root().join("crates")).unwrap() {

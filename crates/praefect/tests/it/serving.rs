@@ -1,0 +1,141 @@
+//! How the process starts, stops and hands over.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use tabularium_proto::gitaly::{RepositoryExistsRequest, repository_service_client::RepositoryServiceClient};
+use tabularium_testkit::wait::wait_until;
+
+use crate::stage::{PATIENCE, Stage, repository};
+
+#[tokio::test]
+async fn it_serves_on_a_socket_file_and_stops_when_it_is_told_to() {
+    let mut stage = Stage::new(1, 0).await;
+    let with_migrations = stage.serve().await;
+    stage.create("@hashed/aa/bb/one.git").await;
+    assert!(stage.exists("@hashed/aa/bb/one.git").await.unwrap());
+    assert!(!stage.exists("@hashed/aa/bb/two.git").await.unwrap());
+    stage.signal(stage.pid(), Signal::TERM);
+    assert!(stage.ended().await.success());
+    let again = stage.serve().await;
+    // The limit is a second in a release build on a machine that is not busy.
+    println!("serving after {with_migrations:?} on an empty database, {again:?} on its own");
+    assert!(stage.exists("@hashed/aa/bb/one.git").await.unwrap());
+    stage.signal(stage.pid(), Signal::INT);
+    assert!(stage.ended().await.success());
+}
+
+#[tokio::test]
+async fn copies_are_made_without_a_message_bus() {
+    let mut stage = Stage::new(2, 1).await;
+    stage.serve().await;
+    stage.create("a.git").await;
+    let out = stage
+        .ok(&[
+            "set-replication-factor",
+            "-virtual-storage",
+            "default",
+            "-relative-path",
+            "a.git",
+            "-replication-factor",
+            "2",
+        ])
+        .await;
+    assert_eq!(out, "current assignments: gitaly-1, gitaly-2\n");
+    wait_until("both replicas are equal", PATIENCE, async || {
+        let text = stage.ok(&["metadata", "-virtual-storage", "default", "-relative-path", "a.git"]).await;
+        if text.matches("fully up to date").count() == 2 { Ok(()) } else { Err(text) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_process_that_takes_over_refuses_nobody_and_loses_no_read() {
+    let mut stage = Stage::new(1, 0).await;
+    stage.serve().await;
+    stage.create("a.git").await;
+    let before = stage.pid();
+    let (over, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    // Some keep their connection, and some make one for each read.
+    let readers: Vec<_> = (0..4)
+        .map(|index| {
+            let (over, reads) = (Arc::clone(&over), Arc::clone(&reads));
+            let socket = stage.path("praefect.sock");
+            let kept = stage.signed();
+            tokio::spawn(async move {
+                while !over.load(Ordering::Relaxed) {
+                    let connection = if index % 2 == 0 {
+                        kept.clone()
+                    } else {
+                        // Refused would be an error here.
+                        tokio::net::UnixStream::connect(&socket).await.unwrap();
+                        crate::stage::connect(&socket)
+                    };
+                    let request = RepositoryExistsRequest { repository: Some(repository("a.git")) };
+                    let answer = RepositoryServiceClient::new(connection).repository_exists(request).await;
+                    assert!(answer.unwrap().into_inner().exists);
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let enough = async |count: u32| {
+        let wanted = reads.load(Ordering::Relaxed) + count;
+        wait_until("reads go on", PATIENCE, async || {
+            let now = reads.load(Ordering::Relaxed);
+            if now >= wanted { Ok(()) } else { Err(format!("{now} of {wanted}")) }
+        })
+        .await;
+    };
+    enough(50).await;
+    stage.signal(before, Signal::HUP);
+    wait_until("another process serves", PATIENCE, async || {
+        if stage.pid() == before { Err("the same".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    assert!(stage.ended().await.success(), "the old process ends in order");
+    enough(50).await;
+    over.store(true, Ordering::Relaxed);
+    for reader in readers {
+        reader.await.expect("no read was lost");
+    }
+    // A file that cannot be used any more does not end what serves.
+    let now = stage.pid();
+    std::fs::write(stage.path("praefect.toml"), "nonsense").unwrap();
+    stage.signal(now, Signal::HUP);
+    wait_until("it is told in the log", PATIENCE, async || {
+        let log = std::fs::read_to_string(stage.path("praefect.log")).unwrap();
+        if log.contains("nobody has taken over") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    assert_eq!(stage.pid(), now);
+    assert!(stage.exists("a.git").await.unwrap());
+    stage.signal(now, Signal::TERM);
+    wait_until("it stops", Duration::from_secs(20), async || {
+        stage.health().await.map_or(Ok(()), |()| Err("serves".to_owned()))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn metrics_of_the_whole_process_are_at_praefects_address() {
+    let mut stage = Stage::new(1, 0).await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    stage.write_config(1, 0, &format!("prometheus_listen_addr = '{address}'"));
+    stage.serve().await;
+    let text = crate::stage::get(address, "/metrics").await;
+    for name in
+        ["tabularium_router_rpcs", "tabularium_coordinator_writes_open", "tabularium_replicator_in_flight"]
+    {
+        assert!(text.contains(name), "{name} in {text}");
+    }
+    assert!(crate::stage::get(address, "/ready").await.ends_with("ready\n"));
+}
