@@ -1,0 +1,296 @@
+//! Calls to GitLab's internal API (wire reference, section i.3): one connection each, never followed elsewhere, never
+//! repeated.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioIo},
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, de::DeserializeOwned};
+use tabularium_common::{VERSION, auth::unix_now, config::ConfigError};
+use tokio::{net::UnixStream, time::timeout};
+use tower::util::BoxCloneSyncService;
+
+use super::{token::token, trust};
+use crate::{
+    config::{GitlabConfig, Place},
+    metrics::{GitlabOutcome, Metrics},
+};
+
+/// What stands before every path.
+const API: &str = "/api/v4/internal";
+/// Carries the token.
+const TOKEN: HeaderName = HeaderName::from_static("gitlab-shell-api-request");
+/// Where the change comes from; GitLab checks addresses.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// Longest answer that is read.
+const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+
+/// Why GitLab cannot be called at all.
+#[derive(Debug, thiserror::Error)]
+pub enum GitlabError {
+    /// The secret cannot be read.
+    #[error(transparent)]
+    Secret(#[from] ConfigError),
+    /// Certificates cannot be used.
+    #[error(transparent)]
+    Trust(#[from] trust::TrustError),
+    /// The URL names no place; the configuration's check says so too.
+    #[error("gitlab.url names no place")]
+    Url,
+    /// User or password cannot be sent.
+    #[error("gitlab.http-settings: user and password cannot be sent in a header")]
+    Credentials,
+}
+
+/// Why a call has no usable answer. The texts are Gitaly's, and users see some of them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum CallError {
+    /// No answer, or none in time.
+    #[error("Internal API unreachable")]
+    Unreachable,
+    /// GitLab says no, and why.
+    #[error("{0}")]
+    Refused(String),
+    /// GitLab fails, and does not say why.
+    #[error("Internal API error ({0})")]
+    Failed(u16),
+    /// An answer of a kind that cannot be read.
+    #[error("{endpoint} endpoint respond with unsupported content type: {found}")]
+    ContentType {
+        /// What was called.
+        endpoint: &'static str,
+        /// What came.
+        found: String,
+    },
+    /// An answer that is not what it should be.
+    #[error("decoding response from {endpoint} endpoint: {problem}")]
+    Answer {
+        /// What was called.
+        endpoint: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Neither yes nor no.
+    #[error("{call}: {status}")]
+    Status {
+        /// In Gitaly's words.
+        call: &'static str,
+        /// Of HTTP.
+        status: u16,
+    },
+}
+
+/// What a call needs to know of the one it is made for.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Caller {
+    /// The address that the change comes from.
+    pub(crate) remote_ip: Option<HeaderValue>,
+    /// The request that the change is part of.
+    pub(crate) correlation_id: Option<HeaderValue>,
+}
+
+/// An answer that is neither a refusal nor a failure.
+pub(super) struct Answer {
+    endpoint: &'static str,
+    pub(super) status: StatusCode,
+    content_type: String,
+    body: Bytes,
+}
+
+impl Answer {
+    /// What the body says, which must be JSON.
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, CallError> {
+        let kind = self.content_type.split(';').next().unwrap_or_default().trim();
+        if !kind.eq_ignore_ascii_case("application/json") {
+            let found = if kind.is_empty() { "mime: no media type" } else { kind };
+            return Err(CallError::ContentType { endpoint: self.endpoint, found: found.to_owned() });
+        }
+        self.json_of_any_type()
+    }
+
+    /// The same, whatever the headers say.
+    pub(super) fn json_of_any_type<T: DeserializeOwned>(&self) -> Result<T, CallError> {
+        serde_json::from_slice(&self.body)
+            .map_err(|error| CallError::Answer { endpoint: self.endpoint, problem: error.to_string() })
+    }
+}
+
+type Connector = BoxCloneSyncService<Uri, TokioIo<UnixStream>, std::io::Error>;
+
+/// The two ways there.
+enum Transport {
+    Web(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
+    Unix(Client<Connector, Full<Bytes>>),
+}
+
+/// Where GitLab is, and with which secret it is called.
+pub(super) struct Http {
+    transport: Transport,
+    /// Before the path of every call.
+    base: String,
+    secret: SecretString,
+    credentials: Option<HeaderValue>,
+    patience: Duration,
+    metrics: Metrics,
+}
+
+impl Http {
+    pub(super) fn new(config: &GitlabConfig, metrics: Metrics) -> Result<Self, GitlabError> {
+        let secret = config.secret_file.read()?;
+        let (transport, base) = match config.place().ok_or(GitlabError::Url)? {
+            Place::Web(url) => (web(config, &url)?, url),
+            // The host is not looked at by anybody.
+            Place::Unix { socket, root } => (unix(socket), format!("http://unix{root}")),
+        };
+        let settings = &config.http_settings;
+        let credentials = match (settings.user.as_str(), settings.password.expose_secret()) {
+            ("", "") => None,
+            (user, password) => {
+                let encoded = STANDARD.encode(format!("{user}:{password}"));
+                let value = HeaderValue::try_from(format!("Basic {encoded}"));
+                let mut value = value.map_err(|_| GitlabError::Credentials)?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+        };
+        Ok(Self { transport, base, secret, credentials, patience: settings.patience(), metrics })
+    }
+
+    pub(super) async fn get(&self, endpoint: &'static str) -> Result<Answer, CallError> {
+        self.call(Method::GET, endpoint, Bytes::new(), &Caller::default()).await
+    }
+
+    pub(super) async fn post(
+        &self,
+        endpoint: &'static str,
+        body: &serde_json::Value,
+        caller: &Caller,
+    ) -> Result<Answer, CallError> {
+        self.call(Method::POST, endpoint, body.to_string().into(), caller).await
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        endpoint: &'static str,
+        body: Bytes,
+        caller: &Caller,
+    ) -> Result<Answer, CallError> {
+        let unreachable = |problem: &dyn std::fmt::Display| {
+            tracing::error!(endpoint, %problem, "Internal API unreachable");
+            CallError::Unreachable
+        };
+        let request = self.request(method, endpoint, body, caller).map_err(|error| unreachable(&error))?;
+        let began = Instant::now();
+        let called = timeout(self.patience, self.exchange(endpoint, request)).await;
+        let called = match called {
+            Ok(Ok(answer)) => refusal(&answer).map_or(Ok(answer), Err),
+            Ok(Err(problem)) => Err(unreachable(&problem)),
+            Err(_) => Err(unreachable(&format!("no answer within {} s", self.patience.as_secs()))),
+        };
+        let outcome = match &called {
+            Ok(_) => GitlabOutcome::Answered,
+            Err(CallError::Unreachable) => GitlabOutcome::Unreachable,
+            Err(_) => GitlabOutcome::Refused,
+        };
+        self.metrics.gitlab_called(endpoint, outcome, began.elapsed());
+        called
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        endpoint: &str,
+        body: Bytes,
+        caller: &Caller,
+    ) -> Result<Request<Full<Bytes>>, http::Error> {
+        let mut token = HeaderValue::try_from(token(&self.secret, unix_now()))?;
+        token.set_sensitive(true);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{API}{endpoint}", self.base))
+            .header(TOKEN, token)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::USER_AGENT, format!("gitaly/{VERSION}"))
+            .header(header::CONNECTION, "close");
+        let optional = [
+            (header::AUTHORIZATION, &self.credentials),
+            (FORWARDED_FOR, &caller.remote_ip),
+            (HeaderName::from_static("x-request-id"), &caller.correlation_id),
+        ];
+        for (name, value) in optional {
+            if let Some(value) = value {
+                request = request.header(name, value.clone());
+            }
+        }
+        request.body(Full::new(body))
+    }
+
+    /// One request and the whole of its answer.
+    async fn exchange(
+        &self,
+        endpoint: &'static str,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+        let response = match &self.transport {
+            Transport::Web(client) => client.request(request).await?,
+            Transport::Unix(client) => client.request(request).await?,
+        };
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await?.to_bytes();
+        let content_type = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        let content_type = String::from_utf8_lossy(content_type.unwrap_or_default()).into_owned();
+        Ok(Answer { endpoint, status: head.status, content_type, body })
+    }
+}
+
+/// What an answer outside of 200 to 399 says.
+fn refusal(answer: &Answer) -> Option<CallError> {
+    #[derive(Deserialize)]
+    struct Said {
+        #[serde(default)]
+        message: String,
+    }
+    let status = answer.status.as_u16();
+    if (200..400).contains(&status) {
+        return None;
+    }
+    Some(match answer.json_of_any_type::<Said>() {
+        Ok(Said { message }) => CallError::Refused(message),
+        Err(_) => CallError::Failed(status),
+    })
+}
+
+fn web(config: &GitlabConfig, url: &str) -> Result<Transport, GitlabError> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    let builder = HttpsConnectorBuilder::new();
+    let builder = if url.starts_with("https") {
+        builder.with_tls_config(trust::settings(&config.http_settings)?)
+    } else {
+        // Never used, so nobody needs to be trusted.
+        builder.with_tls_config(trust::nobody().map_err(trust::TrustError::from)?)
+    };
+    let connector = builder.https_or_http().enable_http1().wrap_connector(tcp);
+    Ok(Transport::Web(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector)))
+}
+
+fn unix(socket: PathBuf) -> Transport {
+    let connect = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    let connector = BoxCloneSyncService::new(connect);
+    Transport::Unix(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector))
+}
