@@ -41,6 +41,8 @@ pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// refused connection counts at once.
 pub(crate) const SLOW_PROBES: u8 = 3;
 
+/// How long a node may take to say why, when the bytes that went beside its RPC have stopped to move.
+pub(crate) const SIDECHANNEL_LAST_WORD: Duration = Duration::from_secs(2);
 /// How long the head of an answer is held for its first frame while the client has not said all: it may wait for the head.
 pub(crate) const STREAM_HEAD_HOLD: Duration = Duration::from_millis(250);
 /// How long a node that is believed to be down may take to begin its answer, when nobody else has answered.

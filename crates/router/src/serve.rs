@@ -13,14 +13,15 @@ use std::{
     thread::JoinHandle,
 };
 
-use hyper::server::conn::http2::Builder;
+use hyper::{body::Incoming, server::conn::http2::Builder};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tabularium_common::{
     grpc::{
-        CONNECTION_WINDOW_BYTES, Connection, KEEPALIVE_TIMEOUT, Listener, MAX_CONCURRENT_STREAMS,
+        Accepted, CONNECTION_WINDOW_BYTES, Detached, KEEPALIVE_TIMEOUT, Listener, MAX_CONCURRENT_STREAMS,
         MAX_HEADER_LIST_BYTES, MAX_PENDING_RESETS,
     },
     lifecycle::Tasks,
+    multiplex::identify,
 };
 use tokio::{io::BufReader, sync::mpsc};
 use tokio_util::sync::CancellationToken;
@@ -32,29 +33,6 @@ use crate::{
     },
     relay::Relay,
 };
-
-/// A connection between two runtimes.
-enum Detached {
-    Tcp(std::net::TcpStream),
-    Unix(std::os::unix::net::UnixStream),
-}
-
-impl Detached {
-    fn from(connection: Connection) -> io::Result<Self> {
-        match connection {
-            Connection::Tcp(stream) => stream.into_std().map(Self::Tcp),
-            Connection::Unix(stream) => stream.into_std().map(Self::Unix),
-        }
-    }
-
-    /// Inside the runtime that is to own it.
-    fn attach(self) -> io::Result<Connection> {
-        match self {
-            Self::Tcp(stream) => tokio::net::TcpStream::from_std(stream).map(Connection::Tcp),
-            Self::Unix(stream) => tokio::net::UnixStream::from_std(stream).map(Connection::Unix),
-        }
-    }
-}
 
 /// Where a worker takes its connections from.
 enum Inbox {
@@ -74,12 +52,14 @@ pub(crate) struct Workers {
     all: Vec<Worker>,
     threads: Vec<JoinHandle<()>>,
     tasks: Tasks,
+    sessions: Tasks,
     exit: CancellationToken,
 }
 
 impl Workers {
-    /// Starts a thread for every relay but the first. `tasks` owns the connections.
-    pub(crate) fn start(relays: Vec<Relay>, tasks: &Tasks) -> io::Result<Self> {
+    /// Starts a thread for every relay but the first. `tasks` owns the connections, `sessions` what lies below those that are
+    /// multiplexed: it has to outlive them.
+    pub(crate) fn start(relays: Vec<Relay>, tasks: &Tasks, sessions: &Tasks) -> io::Result<Self> {
         let exit = CancellationToken::new();
         let mut all = Vec::new();
         let mut threads = Vec::new();
@@ -91,13 +71,14 @@ impl Workers {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 let (sender, receiver) = mpsc::channel(HANDOFF_QUEUE);
                 inbox = Inbox::There(sender);
-                let life = work(receiver, Arc::clone(&relay), tasks.clone(), exit.clone());
+                let life =
+                    work(receiver, Arc::clone(&relay), (tasks.clone(), sessions.clone()), exit.clone());
                 let thread = std::thread::Builder::new().name(format!("relay-{number}"));
                 threads.push(thread.spawn(move || runtime.block_on(life))?);
             }
             all.push(Worker { relay, inbox, connections });
         }
-        Ok(Self { all, threads, tasks: tasks.clone(), exit })
+        Ok(Self { all, threads, tasks: tasks.clone(), sessions: sessions.clone(), exit })
     }
 
     /// Accepts until the tasks stop.
@@ -119,7 +100,7 @@ impl Workers {
         }
     }
 
-    async fn place(&self, connection: Connection) {
+    async fn place(&self, connection: Accepted) {
         let load = |worker: &&Worker| worker.connections.load(Ordering::Relaxed);
         let total: usize = self.all.iter().map(|worker| load(&worker)).sum();
         let Some(worker) = self.all.iter().min_by_key(load) else { return };
@@ -132,10 +113,16 @@ impl Workers {
             Inbox::Here => {
                 self.tasks.spawn(
                     "connection",
-                    serve(connection, Arc::clone(&worker.relay), self.tasks.stopping(), open),
+                    serve(
+                        connection,
+                        Arc::clone(&worker.relay),
+                        self.sessions.clone(),
+                        self.tasks.stopping(),
+                        open,
+                    ),
                 );
             }
-            Inbox::There(inbox) => match Detached::from(connection) {
+            Inbox::There(inbox) => match connection.detach() {
                 Ok(connection) => {
                     if inbox.send((connection, open)).await.is_err() {
                         tracing::error!("a worker is gone; a connection was closed");
@@ -160,7 +147,7 @@ impl Workers {
 async fn work(
     mut inbox: mpsc::Receiver<(Detached, Open)>,
     relay: Arc<Relay>,
-    tasks: Tasks,
+    (tasks, sessions): (Tasks, Tasks),
     exit: CancellationToken,
 ) {
     loop {
@@ -176,7 +163,8 @@ async fn work(
         match connection.attach() {
             Err(error) => tracing::warn!(%error, "a connection was not taken over"),
             Ok(connection) => {
-                tasks.spawn("connection", serve(connection, Arc::clone(&relay), tasks.stopping(), open));
+                let serving = serve(connection, Arc::clone(&relay), sessions.clone(), tasks.stopping(), open);
+                tasks.spawn("connection", serving);
             }
         }
     }
@@ -200,13 +188,32 @@ impl Drop for Open {
 
 /// Serves one connection until the client closes it, or, once the router is stopping, until its RPCs are done.
 ///
-/// HTTP/2 starts here with the first byte. This is also the one place where a connection could begin with something else,
-/// such as the preamble with which Gitaly's clients ask for a multiplexed connection.
-async fn serve(connection: Connection, relay: Arc<Relay>, stopping: CancellationToken, open: Open) {
+/// After the handshake of TLS, if there is one, the first bytes say what the connection is: HTTP/2, or one that is multiplexed,
+/// on whose first stream HTTP/2 begins.
+async fn serve(
+    accepted: Accepted,
+    relay: Arc<Relay>,
+    sessions: Tasks,
+    stopping: CancellationToken,
+    open: Open,
+) {
+    let identified = async { identify(accepted.secure().await?, &sessions).await };
+    let identified = tokio::select! {
+        identified = identified => identified,
+        () = stopping.cancelled() => return,
+    };
+    let connection = match identified {
+        Ok(connection) => connection,
+        Err(error) => return tracing::debug!(%error, "client connection came to nothing"),
+    };
     let metrics = Arc::clone(&relay.shared.metrics);
     metrics.connections.inc();
-    let service = hyper::service::service_fn(move |request| {
+    let back = connection.backchannel().cloned();
+    let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
         let relay = Arc::clone(&relay);
+        if let Some(back) = &back {
+            request.extensions_mut().insert(back.clone());
+        }
         async move { Ok::<_, std::convert::Infallible>(relay.serve(request).await) }
     });
     let io = TokioIo::new(BufReader::with_capacity(SOCKET_BUFFER_BYTES, connection));

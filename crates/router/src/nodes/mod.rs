@@ -22,6 +22,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tabularium_common::{
     grpc::{Address, channel},
     lifecycle::Tasks,
+    multiplex::sidechannel::Offer,
 };
 use tabularium_proto::coordinator::Topology;
 use tonic::{service::Routes, transport::Channel};
@@ -57,6 +58,8 @@ pub(crate) struct Node {
     pools: Box<[Pool]>,
     /// The same for writes.
     multiplexed: Box<[Multiplexed]>,
+    /// And for what has a sidechannel.
+    beside: Box<[Multiplexed]>,
     /// How it keeps up with others when it votes.
     pub(crate) punctuality: Punctuality,
     /// For what the router asks for itself.
@@ -121,7 +124,28 @@ impl Node {
         worker: usize,
         request: OutgoingWrite,
     ) -> Result<http::Response<Incoming>, SendError<OutgoingWrite>> {
-        let sent = self.multiplexed[worker].send(&self.address, request).await;
+        self.judged(self.multiplexed[worker].send(&self.address, request).await)
+    }
+
+    /// Offers this node a sidechannel, to be named in what is sent to it with [`Node::send_beside`] by the same worker.
+    /// `None`: too many are offered.
+    pub(crate) fn offer(&self, worker: usize) -> Option<Offer> {
+        self.beside[worker].offer()
+    }
+
+    /// Sends a read that has a sidechannel to this node. The same goes for its health as for a write.
+    pub(crate) async fn send_beside(
+        &self,
+        worker: usize,
+        request: OutgoingWrite,
+    ) -> Result<http::Response<Incoming>, SendError<OutgoingWrite>> {
+        self.judged(self.beside[worker].send(&self.address, request).await)
+    }
+
+    fn judged<R>(
+        &self,
+        sent: Result<http::Response<Incoming>, SendError<R>>,
+    ) -> Result<http::Response<Incoming>, SendError<R>> {
         match &sent {
             Err(SendError::Unsent { problem, .. }) => self.believe(false, problem),
             Err(SendError::Lost(error)) if pool::is_connection_lost(error) => {
@@ -240,6 +264,10 @@ impl Nodes {
         *self.directory.write().unwrap_or_else(PoisonError::into_inner) = directory;
     }
 
+    fn multiplexed(&self) -> Box<[Multiplexed]> {
+        (0..self.workers).map(|_| Multiplexed::new(self.votes.clone(), self.tasks.clone())).collect()
+    }
+
     fn node(&self, virtual_storage: &str, storage: String, address: Address) -> Node {
         let labels = StorageLabels { virtual_storage: virtual_storage.to_owned(), storage: storage.clone() };
         let gauge = self.metrics.node_healthy.get_or_create(&labels).clone();
@@ -256,9 +284,8 @@ impl Nodes {
             gauge,
             punctuality: Punctuality::default(),
             pools: (0..self.workers).map(|_| Pool::new(self.tasks.clone())).collect(),
-            multiplexed: (0..self.workers)
-                .map(|_| Multiplexed::new(self.votes.clone(), self.tasks.clone()))
-                .collect(),
+            multiplexed: self.multiplexed(),
+            beside: self.multiplexed(),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The multiplexed connection of one worker to one node: writes go out on it, the node's votes come back.
+//! A multiplexed connection of one worker to one node: writes go out on it, the node's votes come back. Reads that have a
+//! sidechannel go over another, so that no vote stands behind a pack.
 //!
 //! It is dialled when it is first needed and again when it was lost. That a node was killed is known at once, by the
 //! kernel's word, and fails every request that is under way on it.
@@ -6,7 +7,14 @@
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
-use tabularium_common::{grpc::Address, lifecycle::Tasks, multiplex};
+use tabularium_common::{
+    grpc::Address,
+    lifecycle::Tasks,
+    multiplex::{
+        self, Way,
+        sidechannel::{Offer, Sidechannels},
+    },
+};
 use tonic::service::Routes;
 
 use super::pool::{SendError, Slot};
@@ -18,14 +26,20 @@ pub(crate) type OutgoingWrite = http::Request<WriteBody>;
 
 pub(super) struct Multiplexed {
     slot: Slot<WriteBody>,
-    votes: Routes,
+    back: Way,
     tasks: Tasks,
 }
 
 impl Multiplexed {
     /// Nothing is dialled yet. `votes` is served to the node on the streams that it opens.
     pub(super) fn new(votes: Routes, tasks: Tasks) -> Self {
-        Self { slot: Slot::default(), votes, tasks }
+        let back = Way { services: Some(votes), sidechannels: Sidechannels::default() };
+        Self { slot: Slot::default(), back, tasks }
+    }
+
+    /// Offers the node a sidechannel, to be named in the request that is sent next. `None`: too many are offered.
+    pub(super) fn offer(&self) -> Option<Offer> {
+        self.back.sidechannels.offer()
     }
 
     /// See [`Slot::send`].
@@ -34,7 +48,7 @@ impl Multiplexed {
         address: &Address,
         request: OutgoingWrite,
     ) -> Result<http::Response<Incoming>, SendError<OutgoingWrite>> {
-        let dial = multiplex::dial(address, self.votes.clone(), &self.tasks);
+        let dial = multiplex::dial(address, self.back.clone(), &self.tasks);
         self.slot.send(&self.tasks, dial, request).await
     }
 }

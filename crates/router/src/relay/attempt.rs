@@ -5,9 +5,12 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
 use http_body::Frame;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use tabularium_common::records::EXPECTED_REPLICA;
+use tabularium_common::{
+    multiplex::sidechannel::{self, SidechannelId},
+    records::EXPECTED_REPLICA,
+};
 use tonic::{Code, Status};
 
 use super::{
@@ -80,21 +83,7 @@ impl Relay {
         if let Some(expected) = expected {
             request.headers_mut().insert(EXPECTED_REPLICA, expected);
         }
-        let response = match node.send(self.worker, call.traffic, request).await {
-            Ok(response) => response,
-            Err(SendError::Unsent { .. } | SendError::Refused) => {
-                return Err(Refusal::Unreachable(node.storage.to_string()));
-            }
-            Err(SendError::Lost(error)) => {
-                tracing::debug!(storage = %node.storage, %error, "no answer from a node");
-                return Err(Refusal::Lost(node.storage.to_string()));
-            }
-        };
-        if response.status() == http::StatusCode::OK {
-            Ok(Answer { response, first: None, tether, storage: Arc::clone(&node.storage) })
-        } else {
-            Err(Refusal::NotGrpc(node.storage.to_string()))
-        }
+        answered(node, node.send(self.worker, call.traffic, request).await, tether)
     }
 
     /// Asks a node, and judges how its answer begins.
@@ -106,24 +95,72 @@ impl Relay {
         replay: Option<&Replay<Incoming>>,
         expected: Option<HeaderValue>,
     ) -> Heard {
-        let mut answer = match self.attempt(call, node, head, replay, expected).await {
-            Ok(answer) => answer,
-            Err(refusal) => return Heard::refused(refusal),
+        weigh(self.attempt(call, node, head, replay, expected).await, replay).await
+    }
+
+    /// The same over a connection on which the node can open the sidechannel `id`.
+    pub(super) async fn hear_beside(
+        &self,
+        call: &Call,
+        node: &Node,
+        head: Bytes,
+        expected: Option<HeaderValue>,
+        id: SidechannelId,
+    ) -> Heard {
+        let body = Full::new(head).map_err(|never| match never {}).boxed_unsync();
+        let sent = async {
+            let mut request = call.request(&self.token, body)?;
+            request.headers_mut().insert(sidechannel::METADATA, id.header());
+            if let Some(expected) = expected {
+                request.headers_mut().insert(EXPECTED_REPLICA, expected);
+            }
+            answered(node, node.send_beside(self.worker, request).await, None)
         };
-        if let Err(refusal) = begin(&mut answer, replay).await {
-            return Heard::refused(refusal);
+        weigh(sent.await, None).await
+    }
+}
+
+fn answered<R>(
+    node: &Node,
+    sent: Result<Response<Incoming>, SendError<R>>,
+    tether: Option<Tether>,
+) -> Result<Answer, Refusal> {
+    let response = match sent {
+        Ok(response) => response,
+        Err(SendError::Unsent { .. } | SendError::Refused) => {
+            return Err(Refusal::Unreachable(node.storage.to_string()));
         }
-        let Some(status) = answer.status().and_then(Status::from_header_map) else {
-            return Heard::Answer(answer);
-        };
-        match judge(status.code(), status.message()) {
-            Judgement::Answered => Heard::Answer(answer),
-            Judgement::Unavailable => Heard::Elsewhere { word: Ok(answer), suspicion: None },
-            Judgement::Suspicious => Heard::Elsewhere {
-                word: Ok(answer),
-                suspicion: Some(format!("{}: {}", status.code(), status.message())),
-            },
+        Err(SendError::Lost(error)) => {
+            tracing::debug!(storage = %node.storage, %error, "no answer from a node");
+            return Err(Refusal::Lost(node.storage.to_string()));
         }
+    };
+    if response.status() == http::StatusCode::OK {
+        Ok(Answer { response, first: None, tether, storage: Arc::clone(&node.storage) })
+    } else {
+        Err(Refusal::NotGrpc(node.storage.to_string()))
+    }
+}
+
+/// Waits for the beginning of an answer, and judges it.
+async fn weigh(answer: Result<Answer, Refusal>, replay: Option<&Replay<Incoming>>) -> Heard {
+    let mut answer = match answer {
+        Ok(answer) => answer,
+        Err(refusal) => return Heard::refused(refusal),
+    };
+    if let Err(refusal) = begin(&mut answer, replay).await {
+        return Heard::refused(refusal);
+    }
+    let Some(status) = answer.status().and_then(Status::from_header_map) else {
+        return Heard::Answer(answer);
+    };
+    match judge(status.code(), status.message()) {
+        Judgement::Answered => Heard::Answer(answer),
+        Judgement::Unavailable => Heard::Elsewhere { word: Ok(answer), suspicion: None },
+        Judgement::Suspicious => Heard::Elsewhere {
+            word: Ok(answer),
+            suspicion: Some(format!("{}: {}", status.code(), status.message())),
+        },
     }
 }
 

@@ -38,12 +38,12 @@ use crate::{
 };
 
 /// A read on its way through the replicas.
-struct Search<'r> {
-    call: &'r Call,
-    message: Bytes,
-    target: &'r [u32],
+pub(super) struct Search<'r> {
+    pub(super) call: &'r Call,
+    pub(super) message: Bytes,
+    pub(super) target: &'r [u32],
     reader: Reader,
-    route: Arc<Route>,
+    pub(super) route: Arc<Route>,
     storages: &'r Storages,
     replay: Option<Replay<Incoming>>,
     spread: usize,
@@ -51,16 +51,16 @@ struct Search<'r> {
 
 /// What has been heard so far.
 #[derive(Default)]
-struct Sofar {
-    tried: Vec<String>,
+pub(super) struct Sofar {
+    pub(super) tried: Vec<String>,
     /// What the client is told if nobody does better, and whether that is the primary's word.
-    word: Option<(Result<Answer, Refusal>, bool)>,
+    pub(super) word: Option<(Result<Answer, Refusal>, bool)>,
     suspicions: Vec<Suspicion>,
 }
 
 impl Search<'_> {
     /// The next to ask. Nodes that were silent just now come after all others.
-    fn next(&self, sofar: &mut Sofar) -> Result<Arc<Node>, Refusal> {
+    pub(super) fn next(&self, sofar: &mut Sofar) -> Result<Arc<Node>, Refusal> {
         let among = |usable: &dyn Fn(&str) -> bool| {
             routing::reader(&self.route, self.reader, usable, &sofar.tried, self.spread)
         };
@@ -84,7 +84,7 @@ impl Search<'_> {
     }
 
     /// What the database knows of the replica there, for the node to see whether it still has that.
-    fn expected(&self, storage: &str) -> Option<HeaderValue> {
+    pub(super) fn expected(&self, storage: &str) -> Option<HeaderValue> {
         let value = expectation(&ExpectedReplica {
             storage_name: storage.to_owned(),
             relative_path: self.route.replica_path.clone(),
@@ -99,7 +99,7 @@ impl Search<'_> {
     }
 
     /// Takes note of what one node said; an answer for the client is handed back.
-    fn note(&self, sofar: &mut Sofar, node: &Node, heard: Heard) -> Option<Answer> {
+    pub(super) fn note(&self, sofar: &mut Sofar, node: &Node, heard: Heard) -> Option<Answer> {
         match heard {
             Heard::Answer(answer) => Some(answer),
             Heard::Elsewhere { word, suspicion } => {
@@ -162,6 +162,9 @@ impl Relay {
             replay: rest.into_replay(),
             spread: self.spread(),
         };
+        if entry.method.has_sidechannel() {
+            return Box::pin(self.read_beside(&search, entry, account)).await;
+        }
         self.allowance.earn();
         let mut sofar = Sofar::default();
         let refusal = loop {
@@ -191,7 +194,13 @@ impl Relay {
         sofar.word.map_or(Err(refusal), |(word, _)| word).map(Outcome::Node)
     }
 
-    fn found(&self, search: &Search<'_>, sofar: Sofar, answer: Answer, account: &mut Account) -> Outcome {
+    pub(super) fn found(
+        &self,
+        search: &Search<'_>,
+        sofar: Sofar,
+        answer: Answer,
+        account: &mut Account,
+    ) -> Outcome {
         account.storage = Some(Arc::clone(&answer.storage));
         if let Some(replay) = &search.replay {
             replay.settle();

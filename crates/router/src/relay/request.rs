@@ -16,6 +16,10 @@ use prost::Message as _;
 use tabularium_common::{
     auth::{SendToken, unix_now},
     methods::Method,
+    multiplex::{
+        Backchannel,
+        sidechannel::{OpenError, SidechannelId},
+    },
     records::EXPECTED_REPLICA,
     telemetry::{CORRELATION_ID, CorrelationId},
 };
@@ -80,10 +84,13 @@ pub(super) struct Call {
     pub(super) freshness: Asked,
     pub(super) client_streaming: bool,
     pub(super) traffic: Traffic,
+    /// The way back to the client, if it has one.
+    pub(super) back: Option<Backchannel>,
 }
 
 impl Call {
-    pub(super) fn new(parts: Parts, entry: &Entry) -> Self {
+    pub(super) fn new(mut parts: Parts, entry: &Entry) -> Self {
+        let back = parts.extensions.remove::<Backchannel>();
         let mut headers = parts.headers;
         headers.remove(header::AUTHORIZATION);
         headers.remove(header::CONTENT_LENGTH);
@@ -105,6 +112,7 @@ impl Call {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
         let method = &entry.method;
         Self {
+            back,
             primary_only: headers.get(&ACCESSOR_POLICY).is_some_and(|value| value == "primary-only"),
             sync_from_site: site.and_then(|value| value.to_str().map(str::to_owned).ok()).unwrap_or_default(),
             freshness,
@@ -137,6 +145,11 @@ impl Call {
         if let Ok(value) = HeaderValue::from_str(replica_path) {
             self.headers.insert(PARTITIONING_HINT, value);
         }
+    }
+
+    /// The sidechannel that the client offers.
+    pub(super) fn sidechannel(&self) -> Result<SidechannelId, OpenError> {
+        SidechannelId::offered(&self.headers)
     }
 
     /// The gRPC path.

@@ -16,6 +16,7 @@ mod records;
 mod refusals;
 mod repair;
 mod rules;
+mod sidechannels;
 mod silence;
 mod streams;
 mod voter;
