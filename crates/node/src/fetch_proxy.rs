@@ -1,8 +1,12 @@
 //! `tabularium-node fetch-proxy`: what git runs in the place of `ssh` to fetch from another node.
 //!
-//! Git talks to it over its standard input and output; it carries both over the source's `UploadPackService`. Where
-//! the source is, the token and which repository come through environment variables, so that the process list shows
-//! none of it.
+//! Git talks to it over its standard input and output; it carries both over a sidechannel of the source's
+//! `SSHUploadPackWithSidechannel`, which real Gitaly nodes have too, and routers. A node of ours that does not know that yet
+//! is asked for its `UploadPackService`. Where the source is, the token and which repository come through environment
+//! variables, so that the process list shows none of it.
+
+mod bands;
+mod pipes;
 
 use std::{env, ffi::OsString};
 
@@ -13,17 +17,25 @@ use secrecy::SecretString;
 use tabularium_common::{
     auth::SendToken,
     grpc::{self, Address},
+    lifecycle::Tasks,
+    multiplex::{
+        self,
+        sidechannel::{Client, METADATA, Sidechannels},
+    },
     telemetry::CORRELATION_ID,
+    tls::{self, TlsConfig},
 };
 use tabularium_proto::{
-    gitaly,
+    gitaly::{self, SshUploadPackWithSidechannelRequest, ssh_service_client::SshServiceClient},
     node::{
         UploadPackRequest, upload_pack_response::Output, upload_pack_service_client::UploadPackServiceClient,
     },
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_stream::StreamExt as _;
-use tonic::Request;
+use tonic::{Code, Request};
+
+use bands::{Bands, NotBanded};
 
 /// Address of the source node.
 pub(crate) const ADDRESS: &str = "TABULARIUM_FETCH_ADDRESS";
@@ -35,6 +47,8 @@ pub(crate) const REPOSITORY: &str = "TABULARIUM_FETCH_REPOSITORY";
 pub(crate) const REFS: &str = "TABULARIUM_FETCH_REFS";
 /// Correlation id of the call that caused the fetch.
 pub(crate) const CORRELATION: &str = "TABULARIUM_FETCH_CORRELATION_ID";
+/// `messages` to go through messages in any case.
+const TRANSPORT: &str = "TABULARIUM_FETCH_TRANSPORT";
 
 /// Pieces of standard input; the pipe rarely holds more.
 const INPUT_BYTES: usize = 64 * 1024;
@@ -62,6 +76,12 @@ enum ProxyError {
     Io(#[from] std::io::Error),
     #[error("standard input: {0}")]
     Input(String),
+    #[error("too many sidechannels")]
+    NoOffer,
+    #[error("the source ended without opening a sidechannel")]
+    NotOpened,
+    #[error(transparent)]
+    NotBanded(#[from] NotBanded),
 }
 
 /// Carries one fetch and answers the exit code, with which the process must end at once. What goes wrong is said on
@@ -81,37 +101,139 @@ fn variable(name: &'static str) -> Result<String, ProxyError> {
     env::var(name).map_err(|_| ProxyError::Missing(name))
 }
 
-fn first_request() -> Result<UploadPackRequest, ProxyError> {
-    let encoded = STANDARD.decode(variable(REPOSITORY)?).map_err(|_| ProxyError::Malformed(REPOSITORY))?;
-    let repository =
-        gitaly::Repository::decode(encoded.as_slice()).map_err(|_| ProxyError::Malformed(REPOSITORY))?;
-    let mut git_config_options = vec!["uploadpack.allowAnySHA1InWant=true".to_owned()];
-    if variable(REFS).is_ok_and(|refs| refs == "all") {
-        git_config_options.push("transfer.hideRefs=!refs".to_owned());
+/// What is fetched, and how.
+struct Source {
+    address: Address,
+    token: SendToken,
+    repository: gitaly::Repository,
+    git_config_options: Vec<String>,
+    correlation: Option<String>,
+}
+
+impl Source {
+    fn of_environment() -> Result<Self, ProxyError> {
+        let address = variable(ADDRESS)?.parse().map_err(|_| ProxyError::Malformed(ADDRESS))?;
+        let token = variable(TOKEN).ok().filter(|token| !token.is_empty()).map(SecretString::from);
+        let encoded =
+            STANDARD.decode(variable(REPOSITORY)?).map_err(|_| ProxyError::Malformed(REPOSITORY))?;
+        let repository =
+            gitaly::Repository::decode(encoded.as_slice()).map_err(|_| ProxyError::Malformed(REPOSITORY))?;
+        let mut git_config_options = vec!["uploadpack.allowAnySHA1InWant=true".to_owned()];
+        if variable(REFS).is_ok_and(|refs| refs == "all") {
+            git_config_options.push("transfer.hideRefs=!refs".to_owned());
+        }
+        let correlation = variable(CORRELATION).ok();
+        Ok(Self { address, token: SendToken(token), repository, git_config_options, correlation })
     }
-    Ok(UploadPackRequest {
-        repository: Some(repository),
-        git_protocol: "version=2".to_owned(),
-        git_config_options,
-        ..UploadPackRequest::default()
-    })
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(id) = self.correlation.as_ref().and_then(|id| id.parse().ok()) {
+            request.metadata_mut().insert(CORRELATION_ID, id);
+        }
+        request
+    }
 }
 
 async fn carry() -> Result<(), ProxyError> {
-    let address: Address = variable(ADDRESS)?.parse().map_err(|_| ProxyError::Malformed(ADDRESS))?;
-    let token = variable(TOKEN).ok().filter(|token| !token.is_empty()).map(SecretString::from);
-    let first = first_request()?;
+    let source = Source::of_environment()?;
+    tls::install(&TlsConfig::of_environment());
+    if !variable(TRANSPORT).is_ok_and(|transport| transport == "messages") {
+        match beside(&source).await {
+            // Nothing has been read from git so far.
+            Err(ProxyError::Source(status)) if status.code() == Code::Unimplemented => {}
+            carried => return carried,
+        }
+    }
+    through_messages(source).await
+}
+
+/// Over a sidechannel. What is asked comes from git only once that is open.
+async fn beside(source: &Source) -> Result<(), ProxyError> {
+    let (tasks, sidechannels) = (Tasks::new(), Sidechannels::default());
+    let channel = multiplex::channel(&source.address, sidechannels.clone(), &tasks);
+    let mut offer = sidechannels.offer().ok_or(ProxyError::NoOffer)?;
+    let mut request = source.request(SshUploadPackWithSidechannelRequest {
+        repository: Some(source.repository.clone()),
+        git_protocol: "version=2".to_owned(),
+        git_config_options: source.git_config_options.clone(),
+    });
+    request.metadata_mut().as_mut().insert(METADATA, offer.id().header());
+    let mut client = SshServiceClient::with_interceptor(channel, source.token.clone());
+    let call = client.ssh_upload_pack_with_sidechannel(request);
+    tokio::pin!(call);
+    let opened = tokio::select! {
+        biased;
+        opened = offer.opened() => opened,
+        answer = &mut call => {
+            answer?;
+            return Err(ProxyError::NotOpened);
+        }
+    };
+    let side = Client::new(opened.accept().await?);
+    let said = converse(&side).await;
+    drop(side);
+    // The source knows better than its stream what went wrong.
+    call.await?;
+    said
+}
+
+/// Moves bytes between git and the source until that has said all; git may keep its side open.
+async fn converse(side: &Client) -> Result<(), ProxyError> {
+    let input = async {
+        let (mut stdin, mut buffer) = (pipes::stdin(), BytesMut::new());
+        loop {
+            buffer.reserve(INPUT_BYTES);
+            if stdin.read_buf(&mut buffer).await? == 0 {
+                return side.finish().await;
+            }
+            side.write(buffer.split()).await?;
+        }
+    };
+    let output = async {
+        let (mut stdout, mut stderr) = (pipes::stdout(), tokio::io::stderr());
+        let mut bands = Bands::default();
+        while let Some(mut piece) = side.read().await? {
+            while let Some((band, piece)) = bands.next(&mut piece)? {
+                match band {
+                    bands::STDOUT => stdout.write_all(&piece).await?,
+                    _ => stderr.write_all(&piece).await?,
+                }
+            }
+            stdout.flush().await?;
+        }
+        stderr.flush().await?;
+        Ok::<(), ProxyError>(())
+    };
+    tokio::pin!(input, output);
+    tokio::select! {
+        result = &mut output => result,
+        result = &mut input => {
+            // A source that wants no more says why, or how it ended.
+            if let Err(error) = result {
+                tracing::debug!(%error, "nothing more goes to the source");
+            }
+            output.await
+        }
+    }
+}
+
+/// As messages of the RPC itself.
+async fn through_messages(source: Source) -> Result<(), ProxyError> {
+    let first = UploadPackRequest {
+        repository: Some(source.repository.clone()),
+        git_protocol: "version=2".to_owned(),
+        git_config_options: source.git_config_options.clone(),
+        ..UploadPackRequest::default()
+    };
     let (sender, receiver) = tokio::sync::mpsc::channel(INPUT_QUEUE);
     let requests = tokio_stream::once(first).chain(tokio_stream::wrappers::ReceiverStream::new(receiver));
-    let mut client = UploadPackServiceClient::with_interceptor(grpc::channel(&address), SendToken(token));
-    let mut request = Request::new(requests);
-    if let Some(id) = variable(CORRELATION).ok().and_then(|id| id.parse().ok()) {
-        request.metadata_mut().insert(CORRELATION_ID, id);
-    }
+    let channel = grpc::channel(&source.address);
+    let mut client = UploadPackServiceClient::with_interceptor(channel, source.token.clone());
+    let request = source.request(requests);
 
     let input = async move {
-        let mut stdin = tokio::io::stdin();
-        let mut buffer = BytesMut::new();
+        let (mut stdin, mut buffer) = (pipes::stdin(), BytesMut::new());
         loop {
             buffer.reserve(INPUT_BYTES);
             let length = stdin.read_buf(&mut buffer).await?;
@@ -128,8 +250,7 @@ async fn carry() -> Result<(), ProxyError> {
     };
     let output = async move {
         let mut responses = client.upload_pack(request).await?.into_inner();
-        let mut stdout = tokio::io::stdout();
-        let mut stderr = tokio::io::stderr();
+        let (mut stdout, mut stderr) = (pipes::stdout(), tokio::io::stderr());
         while let Some(response) = responses.message().await? {
             match response.output {
                 Some(Output::Stdout(data)) => {
