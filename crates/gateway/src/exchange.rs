@@ -1,5 +1,7 @@
 //! The three requests of smart HTTP: the advertisement, the fetch and the push, each one gRPC call to a router.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _, TryFutureExt as _, stream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
@@ -7,8 +9,8 @@ use hyper::body::Incoming;
 use tabularium_common::pktline;
 use tabularium_proto::{
     gitaly::{
-        InfoRefsRequest, PostReceivePackRequest, PostReceivePackResponse, Repository,
-        smart_http_service_client::SmartHttpServiceClient,
+        InfoRefsRequest, PostReceivePackRequest, PostReceivePackResponse,
+        PostUploadPackWithSidechannelRequest, Repository, smart_http_service_client::SmartHttpServiceClient,
     },
     node::{UploadPackRequest, UploadPackResponse, upload_pack_response},
 };
@@ -30,7 +32,7 @@ use crate::{
     request_body::{BodyFault, Encoding, RequestBody},
     traffic::StallClock,
     upload::{Slot, Upload, framed},
-    upstream::{is_lost, repeats_read, repeats_write},
+    upstream::{Peer, is_lost, repeats_read, repeats_write},
 };
 
 const UPLOAD_PACK: &str = "/tabularium.node.v1.UploadPackService/UploadPack";
@@ -219,12 +221,18 @@ fn fetch(
 ) -> Messages {
     let head = framed(&UploadPackRequest {
         repository: Some(repository(gateway, path)),
-        git_protocol,
+        git_protocol: git_protocol.clone(),
         git_config_options: Vec::new(),
         stateless_rpc: true,
         data: Bytes::new(),
     });
-    let request = Request { method: UPLOAD_PACK, head, tag: UPLOAD_PACK_DATA, again: repeats_read };
+    let beside = PostUploadPackWithSidechannelRequest {
+        repository: Some(repository(gateway, path)),
+        git_protocol,
+        git_config_options: Vec::new(),
+    };
+    let again = repeats_read;
+    let request = Request { method: UPLOAD_PACK, head, tag: UPLOAD_PACK_DATA, beside: Some(beside), again };
     call(gateway, request, slot, record, |message: UploadPackResponse| match message.output {
         Some(upload_pack_response::Output::Stdout(bytes)) => Chunk::Output(bytes),
         Some(upload_pack_response::Output::Stderr(bytes)) => Chunk::Error(bytes),
@@ -249,7 +257,8 @@ fn push(
         git_protocol,
         git_config_options: Vec::new(),
     });
-    let request = Request { method: RECEIVE_PACK, head, tag: RECEIVE_PACK_DATA, again: repeats_write };
+    let again = repeats_write;
+    let request = Request { method: RECEIVE_PACK, head, tag: RECEIVE_PACK_DATA, beside: None, again };
     call(gateway, request, slot, record, |message: PostReceivePackResponse| Chunk::Output(message.data))
 }
 
@@ -260,6 +269,8 @@ struct Request {
     head: Bytes,
     /// The field of later messages that the body goes into.
     tag: u32,
+    /// What is asked for instead where the body can go beside the call.
+    beside: Option<PostUploadPackWithSidechannelRequest>,
     /// Whether it may be made again after such a failure.
     again: fn(&Status) -> bool,
 }
@@ -271,7 +282,7 @@ fn call<T>(
     request: Request,
     slot: Slot,
     record: &Record,
-    chunk: impl Fn(T) -> Chunk + Send + 'static,
+    chunk: impl Fn(T) -> Chunk + Send + Sync + 'static,
 ) -> Messages
 where
     T: prost::Message + Default + 'static,
@@ -280,14 +291,32 @@ where
     let mut headers = routers.headers(record.correlation_id());
     let freshness = record.freshness().clone();
     headers.extend(freshness.asked());
+    let chunk = Arc::new(chunk);
     let open = async move {
-        let Request { method, head, tag, again } = request;
-        let attempt = |channel: Channel| {
-            let upload = Upload::new(head.clone(), tag, slot.clone());
-            let (headers, freshness) = (headers.clone(), freshness.clone());
+        let Request { method, head, tag, beside, again } = request;
+        let attempt = |peer: Arc<Peer>| {
+            let (head, slot, headers, message) =
+                (head.clone(), slot.clone(), headers.clone(), beside.as_ref());
+            let (freshness, chunk) = (freshness.clone(), Arc::clone(&chunk));
             async move {
-                let mut messages = open_call::<T>(channel, method, headers, upload, &freshness).await?;
-                let first = messages.message().await?;
+                let beside = match (&peer.beside, message) {
+                    (Some(beside), Some(message)) => {
+                        beside.fetch(message, headers.clone(), slot.clone()).await
+                    }
+                    _ => None,
+                };
+                let messages = match beside {
+                    Some(messages) => messages?,
+                    None => {
+                        let (channel, upload) = (peer.channel.clone(), Upload::new(head, tag, slot));
+                        let messages = open_call::<T>(channel, method, headers, upload, &freshness).await?;
+                        let messages = until_trailers(messages, freshness);
+                        messages.map(move |message| message.map(|message| chunk(message))).boxed()
+                    }
+                };
+                // One that is empty is asked for its end twice.
+                let mut messages = messages.fuse();
+                let first = messages.next().await.transpose()?;
                 Ok((first, messages))
             }
         };
@@ -295,10 +324,9 @@ where
             (again(status) || is_lost(status) && slot.is_untouched()) && slot.can_be_sent_again()
         };
         // Without a deadline: the clock that watches the transfer ends it when nothing moves.
-        let (first, messages) = routers.call(None, again, attempt).await?;
+        let (first, messages) = routers.attempts(again, attempt).await?;
         slot.keep_no_more();
-        let messages = stream::iter(first.map(Ok)).chain(until_trailers(messages, freshness));
-        Ok::<_, Status>(messages.map(move |message| message.map(&chunk)))
+        Ok::<_, Status>(stream::iter(first.map(Ok)).chain(messages))
     };
     open.try_flatten_stream().boxed()
 }

@@ -9,6 +9,7 @@ use secrecy::SecretString;
 use tabularium_common::{
     auth::SendToken,
     config::ConfigError,
+    lifecycle::Tasks,
     telemetry::{CORRELATION_ID, CorrelationId},
 };
 use tokio::sync::Semaphore;
@@ -38,6 +39,8 @@ pub(crate) struct Gateway {
     pub(crate) routers: Arc<Upstreams>,
     pub(crate) coordinators: Arc<Upstreams>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Own what lies below multiplexed connections; they stop when no request needs them any more.
+    pub(crate) sessions: Tasks,
     access_token: Option<SecretString>,
     requests: Arc<Semaphore>,
 }
@@ -50,9 +53,14 @@ impl Gateway {
         };
         let router_token = SendToken(read(&config.router_token_file)?);
         let coordinator_token = SendToken(read(&config.coordinator_token_file)?);
+        let sessions = Tasks::new();
+        let routers = Upstreams::new(&config.routers, router_token, metrics.clone(), Some(&sessions));
+        let coordinators =
+            Upstreams::new(&config.coordinators, coordinator_token, metrics.clone(), None);
         Ok(Self {
-            routers: Arc::new(Upstreams::new(&config.routers, router_token, metrics.clone())),
-            coordinators: Arc::new(Upstreams::new(&config.coordinators, coordinator_token, metrics.clone())),
+            routers: Arc::new(routers),
+            coordinators: Arc::new(coordinators),
+            sessions,
             access_token: read(&config.access_token_file)?,
             requests: Arc::new(Semaphore::new(config.max_requests)),
             metrics,

@@ -8,7 +8,8 @@
 //! in `exchange` (git) or `api` (JSON). Bytes flow without queues or tasks of their own: the client's body
 //! (`request_body`) becomes the body of the gRPC call (`upload`), the call's messages become the body of the answer
 //! (`answer`), and each side is polled only when the other has room. Dropping the answer drops the call, so a client
-//! that leaves stops its git process. `upstream` chooses among routers and coordinators, `mirror` refuses pushes to
+//! that leaves stops its git process. What is fetched goes beside its call, over a sidechannel, where the router has that
+//! (`beside`). `upstream` chooses among routers and coordinators, `mirror` refuses pushes to
 //! mirrors, `failure` says which status a failure gets.
 //!
 //! A request that fails before its answer begins is made again with another router when that cannot do a thing twice: a
@@ -27,6 +28,7 @@
 mod access;
 mod answer;
 mod api;
+mod beside;
 pub mod config;
 mod connection;
 mod exchange;

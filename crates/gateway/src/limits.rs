@@ -36,6 +36,8 @@ pub(crate) const UPSTREAM_REST: Duration = Duration::from_secs(1);
 pub(crate) const UPSTREAM_PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// See [`UPSTREAM_PROBE_INTERVAL`].
 pub(crate) const UPSTREAM_PROBE_TIMEOUT: Duration = Duration::from_millis(750);
+/// How long a router that has no sidechannels is not asked for one again.
+pub(crate) const SIDECHANNEL_REST: Duration = Duration::from_secs(10);
 /// The front of a request's body that is kept until the answer begins, so that the request can be sent to another router.
 pub(crate) const REPLAY_BYTES: usize = 64 * 1024;
 /// After a failure to accept a connection, such as too many open files.

@@ -148,15 +148,57 @@ impl Shared {
     }
 }
 
-/// One call's request: a first message, then the body in messages of at most [`MESSAGE_DATA_BYTES`].
-pub(crate) struct Upload {
-    head: Option<Bytes>,
-    tag: u32,
+/// The body's chunks as they are, for one call.
+pub(crate) struct Chunks {
     slot: Slot,
     /// Which of the slot's calls this is, from 1, once it has begun to send.
     call: usize,
     /// Chunks of the body that it has taken.
     read: usize,
+}
+
+impl Chunks {
+    /// All of them from the beginning.
+    pub(crate) fn new(slot: Slot) -> Self {
+        Self { slot, call: 0, read: 0 }
+    }
+
+    /// Whether this call still carries the body; from its first question on no other does.
+    fn poll_carries(&mut self, cx: &mut Context<'_>) -> Result<(), BodyFault> {
+        let mut shared = self.slot.shared();
+        if self.call == 0 {
+            shared.calls += 1;
+            self.call = shared.calls;
+        }
+        // Another call carries it now, or nobody waits for this one's answer.
+        if self.call != shared.calls || Pin::new(&mut shared.abandoned).poll(cx).is_ready() {
+            return Err(BodyFault::Abandoned);
+        }
+        Ok(())
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyFault>>> {
+        if let Err(fault) = self.poll_carries(cx) {
+            return Poll::Ready(Some(Err(fault)));
+        }
+        let chunk = ready!(self.slot.shared().poll_chunk(self.read, cx));
+        if matches!(chunk, Some(Ok(_))) {
+            self.read += 1;
+        }
+        Poll::Ready(chunk)
+    }
+
+    /// The next one.
+    pub(crate) async fn next(&mut self) -> Option<Result<Bytes, BodyFault>> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+}
+
+/// One call's request: a first message, then the body in messages of at most [`MESSAGE_DATA_BYTES`].
+pub(crate) struct Upload {
+    head: Option<Bytes>,
+    tag: u32,
+    chunks: Chunks,
     /// Announced by a header already sent.
     announced: Option<Bytes>,
     /// The rest of a chunk that did not fit one message.
@@ -166,7 +208,7 @@ pub(crate) struct Upload {
 impl Upload {
     /// `head` is a framed message; the body's bytes go into field `tag` of those that follow.
     pub(crate) fn new(head: Bytes, tag: u32, slot: Slot) -> Self {
-        Self { head: Some(head), tag, slot, call: 0, read: 0, announced: None, rest: Bytes::new() }
+        Self { head: Some(head), tag, chunks: Chunks::new(slot), announced: None, rest: Bytes::new() }
     }
 
     fn announce(&mut self, mut chunk: Bytes) -> Frame<Bytes> {
@@ -185,15 +227,8 @@ impl http_body::Body for Upload {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reset>>> {
         let this = self.get_mut();
-        let slot = this.slot.clone();
-        let mut shared = slot.shared();
-        if this.call == 0 {
-            shared.calls += 1;
-            this.call = shared.calls;
-        }
-        // Another call carries it now, or nobody waits for this one's answer.
-        if this.call != shared.calls || Pin::new(&mut shared.abandoned).poll(cx).is_ready() {
-            return Poll::Ready(Some(Err(Reset(BodyFault::Abandoned))));
+        if let Err(fault) = this.chunks.poll_carries(cx) {
+            return Poll::Ready(Some(Err(Reset(fault))));
         }
         if let Some(bytes) = this.head.take().or_else(|| this.announced.take()) {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
@@ -202,13 +237,10 @@ impl http_body::Body for Upload {
             let chunk = std::mem::take(&mut this.rest);
             return Poll::Ready(Some(Ok(this.announce(chunk))));
         }
-        match ready!(shared.poll_chunk(this.read, cx)) {
+        match ready!(this.chunks.poll_next(cx)) {
             None => Poll::Ready(None),
             Some(Err(fault)) => Poll::Ready(Some(Err(Reset(fault)))),
-            Some(Ok(chunk)) => {
-                this.read += 1;
-                Poll::Ready(Some(Ok(this.announce(chunk))))
-            }
+            Some(Ok(chunk)) => Poll::Ready(Some(Ok(this.announce(chunk)))),
         }
     }
 }

@@ -18,6 +18,7 @@ use http::HeaderMap;
 use tabularium_common::{
     auth::SendToken,
     grpc::{Address, NOT_BEGUN, channel},
+    lifecycle::Tasks,
     telemetry::{CORRELATION_ID, CorrelationId},
 };
 use tokio::{
@@ -30,6 +31,7 @@ use tonic_health::pb::{
 };
 
 use crate::{
+    beside::Beside,
     limits::{UPSTREAM_PROBE_INTERVAL, UPSTREAM_PROBE_TIMEOUT, UPSTREAM_REST},
     metrics::Metrics,
 };
@@ -39,16 +41,18 @@ const CLIENT_NAME: (&str, &str) = ("x-gitlab-client-name", "tabularium-gateway")
 
 /// Interchangeable peers.
 pub(crate) struct Upstreams {
-    peers: Vec<Peer>,
+    peers: Vec<Arc<Peer>>,
     next: AtomicUsize,
     token: SendToken,
     started: Instant,
     metrics: Arc<Metrics>,
 }
 
-struct Peer {
+pub(crate) struct Peer {
     address: Address,
-    channel: Channel,
+    pub(crate) channel: Channel,
+    /// For what goes beside calls.
+    pub(crate) beside: Option<Beside>,
     /// Milliseconds after `started`.
     rests_until: AtomicU64,
     /// What it said, or did not say, when it was last asked for its health.
@@ -82,14 +86,23 @@ pub(crate) fn repeats_write(status: &Status) -> bool {
 }
 
 impl Upstreams {
-    pub(crate) fn new(addresses: &[Address], token: SendToken, metrics: Arc<Metrics>) -> Self {
+    /// `sessions`: peers may know sidechannels; they own the connections for those.
+    pub(crate) fn new(
+        addresses: &[Address],
+        token: SendToken,
+        metrics: Arc<Metrics>,
+        sessions: Option<&Tasks>,
+    ) -> Self {
         let peers = addresses
             .iter()
-            .map(|address| Peer {
-                address: address.clone(),
-                channel: channel(address),
-                rests_until: AtomicU64::new(0),
-                well: watch::Sender::new(true),
+            .map(|address| {
+                Arc::new(Peer {
+                    address: address.clone(),
+                    channel: channel(address),
+                    beside: sessions.map(|tasks| Beside::new(address, tasks)),
+                    rests_until: AtomicU64::new(0),
+                    well: watch::Sender::new(true),
+                })
             })
             .collect();
         Self { peers, next: AtomicUsize::new(0), token, started: Instant::now(), metrics }
@@ -145,7 +158,7 @@ impl Upstreams {
         F: Fn(Channel) -> Fut,
         Fut: Future<Output = Result<T, Status>>,
     {
-        let attempts = self.attempts(again, call);
+        let attempts = self.attempts(again, |peer: Arc<Peer>| call(peer.channel.clone()));
         match deadline {
             None => attempts.await,
             Some(deadline) => match timeout(deadline, attempts).await {
@@ -155,20 +168,25 @@ impl Upstreams {
         }
     }
 
-    async fn attempts<T, F, Fut>(&self, again: impl Fn(&Status) -> bool, call: F) -> Result<T, Status>
+    /// The same without a deadline, and with all that there is of the peer.
+    pub(crate) async fn attempts<T, F, Fut>(
+        &self,
+        again: impl Fn(&Status) -> bool,
+        call: F,
+    ) -> Result<T, Status>
     where
-        F: Fn(Channel) -> Fut,
+        F: Fn(Arc<Peer>) -> Fut,
         Fut: Future<Output = Result<T, Status>>,
     {
         let now = self.now();
-        let rests = |peer: &Peer| peer.rests_until.load(Ordering::Relaxed) > now || !*peer.well.borrow();
+        let rests = |peer: &Arc<Peer>| peer.rests_until.load(Ordering::Relaxed) > now || !*peer.well.borrow();
         let resting: Vec<bool> = self.peers.iter().map(rests).collect();
         let order = order(self.next.fetch_add(1, Ordering::Relaxed), &resting);
         let mut last = Status::unavailable("no upstream is configured");
         for (place, index) in order.iter().enumerate() {
             let peer = &self.peers[*index];
             let is_last = place + 1 == order.len();
-            let status = match attempt(peer, !is_last, &again, call(peer.channel.clone())).await {
+            let status = match attempt(peer, !is_last, &again, call(Arc::clone(peer))).await {
                 Err(status) if again(&status) => status,
                 result => return result,
             };

@@ -14,6 +14,10 @@ use tabularium_common::{
     auth::RequireToken,
     grpc::{self, Address, ListenAddress, Listener},
     lifecycle::Tasks,
+    multiplex::{
+        self, Backchannel,
+        sidechannel::{self, Server, SidechannelId},
+    },
 };
 use tabularium_proto::{
     coordinator::{
@@ -23,8 +27,8 @@ use tabularium_proto::{
     },
     gitaly::{
         CreateRepositoryRequest, CreateRepositoryResponse, InfoRefsRequest, InfoRefsResponse, ObjectFormat,
-        PostReceivePackRequest, PostReceivePackResponse, RemoveRepositoryRequest, RemoveRepositoryResponse,
-        Repository,
+        PostReceivePackRequest, PostReceivePackResponse, PostUploadPackWithSidechannelRequest,
+        PostUploadPackWithSidechannelResponse, RemoveRepositoryRequest, RemoveRepositoryResponse, Repository,
         repository_service_server::{RepositoryService, RepositoryServiceServer},
         smart_http_service_server::{SmartHttpService, SmartHttpServiceServer},
     },
@@ -39,6 +43,7 @@ use tokio::{
     process::{Child, Command},
 };
 use tonic::{Request, Response, Status, Streaming};
+use tower::util::MapRequestLayer;
 
 /// What is sent in one message, as the nodes do.
 const CHUNK: usize = 128 * 1024;
@@ -79,18 +84,36 @@ impl Fake {
 
     /// Serves on a port of its own.
     pub(crate) async fn serve(&self, token: Option<&str>) -> Address {
+        self.listen(token, false).await
+    }
+
+    /// The same, to clients with multiplexed connections too.
+    pub(crate) async fn serve_multiplexed(&self, token: Option<&str>) -> Address {
+        self.listen(token, true).await
+    }
+
+    async fn listen(&self, token: Option<&str>, multiplexed: bool) -> Address {
         let listener = Listener::bind(&ListenAddress::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap();
         let address = listener.address().unwrap();
-        let token = RequireToken(token.map(|text| text.to_owned().into()));
+        let token = RequireToken::new(token.map(|text| text.to_owned().into()));
         let stopping = self.tasks.stopping();
         let server = grpc::server()
+            .layer(MapRequestLayer::new(multiplex::introduce))
             .layer(tonic::service::InterceptorLayer::new(token))
             .add_service(SmartHttpServiceServer::new(self.clone()))
             .add_service(UploadPackServiceServer::new(self.clone()))
             .add_service(RepositoryServiceServer::new(self.clone()))
-            .add_service(OperatorServiceServer::new(self.clone()))
-            .serve_with_incoming_shutdown(listener, stopping.cancelled_owned());
-        self.tasks.spawn("fake", async move { server.await.unwrap() });
+            .add_service(OperatorServiceServer::new(self.clone()));
+        let sessions = self.tasks.clone();
+        self.tasks.spawn("fake", async move {
+            let stopping = stopping.cancelled_owned();
+            if multiplexed {
+                let incoming = multiplex::Incoming::new(listener, sessions);
+                server.serve_with_incoming_shutdown(incoming, stopping).await.unwrap();
+            } else {
+                server.serve_with_incoming_shutdown(listener.connections(), stopping).await.unwrap();
+            }
+        });
         address
     }
 
@@ -266,6 +289,37 @@ impl SmartHttpService for Fake {
         self.note("InfoRefsReceivePack", &request, said(message.repository.as_ref(), &message.git_protocol));
         self.fail("InfoRefsReceivePack")?;
         self.advertise("git-receive-pack", message).map(Response::new)
+    }
+
+    async fn post_upload_pack_with_sidechannel(
+        &self,
+        request: Request<PostUploadPackWithSidechannelRequest>,
+    ) -> Result<Response<PostUploadPackWithSidechannelResponse>, Status> {
+        const METHOD: &str = "PostUploadPackWithSidechannel";
+        let message = request.get_ref();
+        self.note(METHOD, &request, said(message.repository.as_ref(), &message.git_protocol));
+        self.fail(METHOD)?;
+        let path = self.resolve(message.repository.as_ref())?;
+        let id = SidechannelId::offered(request.metadata().as_ref()).unwrap();
+        let side = sidechannel::open(request.extensions().get::<Backchannel>(), id).await;
+        let side = Arc::new(Server::new(side.map_err(|error| Status::internal(error.to_string()))?));
+        let child = self.git(&["upload-pack", "--stateless-rpc"], &path, &message.git_protocol);
+        let input = futures::stream::unfold(Arc::clone(&side), |side| async move {
+            let piece =
+                side.read().await.map_err(|error| Status::cancelled(error.to_string())).transpose()?;
+            Some((piece, side))
+        });
+        let mut output = self
+            .run(child, input.boxed(), |stderr| Status::internal(format!("running upload-pack: {stderr}")));
+        while let Some(piece) = output.next().await.transpose()? {
+            side.write(piece).await.map_err(|error| Status::cancelled(error.to_string()))?;
+            let broken = self.failures.lock().unwrap().get("PostUploadPackWithSidechannel:mid").cloned();
+            if let Some(status) = broken {
+                return Err(status);
+            }
+        }
+        side.finish();
+        Ok(Response::new(PostUploadPackWithSidechannelResponse::default()))
     }
 
     async fn post_receive_pack(

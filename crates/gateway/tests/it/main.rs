@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
 mod api;
+mod beside;
 mod clients;
 mod fake;
 mod fetch;

@@ -32,13 +32,26 @@ impl Stage {
     }
 
     pub(crate) async fn with(more: &str, routers: impl Fn(&Address) -> String) -> Self {
+        Self::build(more, routers, false).await
+    }
+
+    /// Before a router that knows sidechannels.
+    pub(crate) async fn multiplexed() -> Self {
+        Self::build("", |address| format!("routers = [\"{address}\"]"), true).await
+    }
+
+    async fn build(more: &str, routers: impl Fn(&Address) -> String, multiplexed: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("storage")).unwrap();
         std::fs::write(directory.path().join("gitconfig"), "[user]\nname=t\nemail=t@example.com\n[init]\ndefaultBranch=main\n[protocol \"file\"]\nallow=always\n").unwrap();
         std::fs::write(directory.path().join("router.token"), "router secret").unwrap();
         let tasks = Tasks::new();
         let fake = Fake::new(&directory.path().join("storage"), tasks.clone());
-        let address = fake.serve(Some("router secret")).await;
+        let address = if multiplexed {
+            fake.serve_multiplexed(Some("router secret")).await
+        } else {
+            fake.serve(Some("router secret")).await
+        };
         let token = directory.path().join("router.token");
         let text = format!(
             "listen = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\n{}\ncoordinators = [\"{address}\"]\n\
