@@ -13,6 +13,7 @@ mod large;
 mod process;
 mod relay;
 mod relay_backend;
+mod sidechannel;
 mod writes;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -43,6 +44,15 @@ enum Bench {
         rounds: usize,
         /// Size of the generated repository, in MiB.
         #[arg(long, default_value_t = 200)]
+        mebibytes: u64,
+    },
+    /// Cloning over a sidechannel: through the router against the node directly, and against the router's relay of messages.
+    Sidechannel {
+        /// How often every way is measured.
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+        /// Size of the generated repository, in MiB.
+        #[arg(long, default_value_t = 512)]
         mebibytes: u64,
     },
     /// Peak memory of every service while one large repository is pushed and cloned.
@@ -88,6 +98,7 @@ fn main() -> ExitCode {
         match arguments.bench {
             Bench::Relay { rounds } => relay::run(rounds).await,
             Bench::Clone { rounds, mebibytes } => clone::run(rounds, mebibytes).await,
+            Bench::Sidechannel { rounds, mebibytes } => sidechannel::run(rounds, mebibytes).await,
             Bench::Large { mebibytes } => large::run(mebibytes).await,
             Bench::Writes { only, pushes, upload_mebibytes, missed_writes } => {
                 writes::run(writes::Extent { only, pushes, upload_mebibytes, missed_writes }).await

@@ -16,6 +16,17 @@ pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_secs_f64((user + system) as f64 / ticks as f64))
 }
 
+/// The same to the nanosecond, of threads that run still.
+pub(crate) fn exact_cpu_time(pid: u32) -> Result<Duration> {
+    let mut total = Duration::ZERO;
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid}"))? {
+        let text = fs::read_to_string(thread?.path().join("schedstat")).context("no scheduler statistics")?;
+        let nanoseconds = text.split_whitespace().next().context("no time on a processor")?;
+        total += Duration::from_nanos(nanoseconds.parse()?);
+    }
+    Ok(total)
+}
+
 fn status_kibibytes(pid: u32, key: &str) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid}"))?;
     let line = text.lines().find(|line| line.starts_with(key)).with_context(|| format!("no {key}"))?;

@@ -136,13 +136,15 @@ async fn stalled_streams(address: &Address, router: u32) -> Result<f64> {
     Ok(grown.max(0.0) / STALLED_STREAMS as f64)
 }
 
-struct Started {
+/// A process that serves, and is stopped when this is dropped.
+pub(crate) struct Started {
     _process: Guarded,
-    pid: u32,
-    address: Address,
+    pub(crate) pid: u32,
+    pub(crate) address: Address,
 }
 
-async fn start(launch: Launch, announce: PathBuf) -> Result<Started> {
+/// Starts a process and waits until it says where it listens.
+pub(crate) async fn start(launch: Launch, announce: PathBuf) -> Result<Started> {
     let name = launch.program.display();
     let mut process = launch.start().with_context(|| format!("{name}"))?;
     let begun = Instant::now();
@@ -159,14 +161,17 @@ async fn start(launch: Launch, announce: PathBuf) -> Result<Started> {
     }
 }
 
-async fn start_coordinator(address: &Address, directory: &Path, tasks: &Tasks) -> Result<Address> {
+/// A coordinator that knows the one node at `address`.
+pub(crate) async fn start_coordinator(address: &Address, directory: &Path, tasks: &Tasks) -> Result<Address> {
     let listener = Listener::bind(&ListenAddress::Unix(directory.join("coordinator.sock"))).await?;
     let coordinator = listener.address()?;
     let stopping = tasks.stopping();
     let service = RoutingServiceServer::new(OneRoute::new(address.to_string()));
     tasks.spawn("coordinator", async move {
         let server = grpc::server().add_service(service);
-        if let Err(error) = server.serve_with_incoming_shutdown(listener, stopping.cancelled_owned()).await {
+        if let Err(error) =
+            server.serve_with_incoming_shutdown(listener.connections(), stopping.cancelled_owned()).await
+        {
             tracing::error!(%error, "the coordinator of the measurement failed");
         }
     });

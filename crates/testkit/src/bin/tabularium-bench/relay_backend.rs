@@ -24,7 +24,9 @@ use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
 
 /// Name of the one virtual storage, storage and repository that the measurements use.
 pub(crate) const VIRTUAL_STORAGE: &str = "default";
-const STORAGE: &str = "node-1";
+pub(crate) const STORAGE: &str = "node-1";
+/// Where every repository is.
+pub(crate) const REPLICA_PATH: &str = "@cluster/repositories/6b/86/1";
 /// Bytes per message of the long stream, as Gitaly sends them.
 pub(crate) const CHUNK_BYTES: usize = 128 * 1024;
 
@@ -64,7 +66,7 @@ pub(crate) async fn serve(announce: &Path) -> Result<()> {
         .add_service(health)
         .add_service(ref_service_server::RefServiceServer::new(Backend))
         .add_service(blob_service_server::BlobServiceServer::new(Backend))
-        .serve_with_incoming(listener)
+        .serve_with_incoming(listener.connections())
         .await
         .context("serving the backend")
 }
@@ -127,7 +129,7 @@ impl routing_service_server::RoutingService for OneRoute {
         let route = Route {
             repository_id: 1,
             name: request.into_inner().name,
-            replica_path: "@cluster/repositories/6b/86/1".to_owned(),
+            replica_path: REPLICA_PATH.to_owned(),
             primary: STORAGE.to_owned(),
             generation: 1,
             epoch: 1,
