@@ -6,6 +6,7 @@
 //! * [`Listener`] gives what it has [`Accepted`], whose handshake is done by whoever serves it.
 
 mod address;
+mod authority;
 mod connection;
 mod listener;
 
@@ -15,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Server};
 
 pub use address::{Address, AddressError};
+pub use authority::Renamed;
 pub use connection::Connection;
 pub use listener::{Accepted, Connections, Detached, ListenAddress, ListenAddresses, Listener, Sockets};
 

@@ -6,7 +6,7 @@ use rand::seq::SliceRandom as _;
 use serde::Deserialize;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::{CONNECT_TIMEOUT, Connection};
+use super::{CONNECT_TIMEOUT, Connection, Renamed};
 use crate::tls::{self, Application};
 
 /// Where a service is reached, as Gitaly's clients write it (wire reference, section 0.2).
@@ -111,7 +111,9 @@ impl Address {
     ) -> io::Result<Connection> {
         let dial = async {
             match self {
-                Self::Unix(path) => UnixStream::connect(path).await.map(Connection::Unix),
+                Self::Unix(path) => {
+                    UnixStream::connect(path).await.map(|stream| Connection::Unix(Renamed::dialled(stream)))
+                }
                 Self::Tcp(host_port) => tcp(host_port).await.map(Connection::Tcp),
                 Self::Dns(host_port) => any(host_port).await.map(Connection::Tcp),
                 Self::Tls(host_port) => secured(dialer, application, host_port, tcp(host_port).await?).await,

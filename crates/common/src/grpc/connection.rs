@@ -13,6 +13,8 @@ use tokio::{
 use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::Renamed;
+
 /// A byte stream to or from a peer.
 #[derive(Debug)]
 pub enum Connection {
@@ -21,7 +23,7 @@ pub enum Connection {
     /// TLS over that, its handshake done.
     Tls(Box<TlsStream<TcpStream>>),
     /// Socket file.
-    Unix(UnixStream),
+    Unix(Renamed<UnixStream>),
 }
 
 impl Connection {

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 pub use sockets::Sockets;
 
-use super::{Address, Connection};
+use super::{Address, Connection, Renamed};
 use crate::tls::{Acceptor, Application, TlsConfig};
 
 /// Handshakes at once. More connections wait in the kernel's backlog.
@@ -290,7 +290,7 @@ impl Accepted {
                 acceptor.accept(stream).await.map(|stream| Connection::Tls(Box::new(stream.into())))
             }
             (Plain::Tcp(stream), None) => Ok(Connection::Tcp(stream)),
-            (Plain::Unix(stream), _) => Ok(Connection::Unix(stream)),
+            (Plain::Unix(stream), _) => Ok(Connection::Unix(Renamed::accepted(stream))),
         }
     }
 
