@@ -24,6 +24,7 @@ use super::{
 use crate::{
     grpc::{Accepted, Connection, Listener},
     lifecycle::Tasks,
+    tls,
 };
 
 /// Pause after a failed accept (usually: no file descriptors left).
@@ -72,6 +73,9 @@ async fn receive(accepted: Accepted, tasks: &Tasks) -> io::Result<Served> {
 /// it when they stop.
 pub async fn identify(mut connection: Connection, tasks: &Tasks) -> io::Result<Served> {
     let head = preamble::read(&mut connection).await?;
+    if tls::is_handshake(&head) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client speaks TLS, which this address does not"));
+    }
     if &head != BACKCHANNEL {
         return Ok(Served::Plain(Rewound::new(head, connection)));
     }

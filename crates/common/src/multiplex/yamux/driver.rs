@@ -222,20 +222,25 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
     }
 
     fn poll_write_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let headers: Vec<_> = self.batch.iter().map(|frame| frame.header.encode()).collect();
-        let mut slices = Vec::with_capacity(2 * headers.len());
-        let mut skip = self.sent;
+        let mut headers = [[0; HEADER_BYTES]; BATCH_FRAMES];
+        for (header, frame) in headers.iter_mut().zip(&self.batch) {
+            *header = frame.header.encode();
+        }
+        let mut slices = [IoSlice::new(&[]); 2 * BATCH_FRAMES];
+        let (mut count, mut skip) = (0, self.sent);
         for (header, frame) in headers.iter().zip(&self.batch) {
             for piece in [&header[..], &frame.payload[..]] {
                 let skipped = skip.min(piece.len());
                 skip -= skipped;
                 if piece.len() > skipped {
-                    slices.push(IoSlice::new(&piece[skipped..]));
+                    slices[count] = IoSlice::new(&piece[skipped..]);
+                    count += 1;
                 }
             }
         }
+        let slices = &slices[..count];
         if self.io.is_write_vectored() {
-            Pin::new(&mut self.io).poll_write_vectored(cx, &slices)
+            Pin::new(&mut self.io).poll_write_vectored(cx, slices)
         } else {
             // One system call, or one TLS record, for header and payload.
             let together: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();

@@ -471,11 +471,6 @@ impl State {
         }
     }
 
-    /// Something is to be sent.
-    pub(crate) fn has_output(&self) -> bool {
-        !self.control.is_empty() || !self.data.is_empty()
-    }
-
     /// So many answers wait to be sent that no more questions should be taken.
     pub(crate) fn is_flooded(&self, limit: usize) -> bool {
         self.control.len() >= limit
