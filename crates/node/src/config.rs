@@ -15,6 +15,9 @@ const MIN_GIT_PROCESSES: usize = 2;
 /// Most git processes that may be configured. Beyond it the machine, not the limit, decides.
 const MAX_GIT_PROCESSES: usize = 4096;
 
+/// Largest pack that may be configured to be read into memory.
+const LARGEST_PACK_KIBIBYTES: u64 = 16 * 1024;
+
 /// The file name of the program that git runs as its hooks.
 const HOOK_PROGRAM: &str = "tabularium-hook";
 
@@ -51,6 +54,9 @@ pub struct Config {
     /// Which corrupt replicas are kept aside when they are made again.
     #[serde(default)]
     pub kept: KeptConfig,
+    /// How a secondary takes part in pushes.
+    #[serde(default)]
+    pub following: FollowingConfig,
     /// Logs and traces.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
@@ -112,6 +118,27 @@ impl KeptConfig {
     }
 }
 
+/// The `[following]` table.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FollowingConfig {
+    /// Largest pack that a secondary takes in without starting git; 0: none.
+    pub largest_pack_kibibytes: u64,
+}
+
+impl Default for FollowingConfig {
+    fn default() -> Self {
+        Self { largest_pack_kibibytes: 4 * 1024 }
+    }
+}
+
+impl FollowingConfig {
+    /// What a whole pack may have for that; it is read into memory.
+    pub(crate) fn largest_pack_bytes(&self) -> u64 {
+        self.largest_pack_kibibytes.min(LARGEST_PACK_KIBIBYTES) * 1024
+    }
+}
+
 /// Shortest time that a look may be given, or that may lie between two.
 const SHORTEST_HEALTH_TIME: ConfigDuration = ConfigDuration::from_millis(10);
 
@@ -170,6 +197,11 @@ impl Validate for Config {
                 let allowed = format!("{SHORTEST_HEALTH_TIME} or more");
                 faults.push(Fault::new(format!("storage_health.{key}"), length, allowed));
             }
+        }
+        let following = self.following.largest_pack_kibibytes;
+        if following > LARGEST_PACK_KIBIBYTES {
+            let allowed = format!("0 to {LARGEST_PACK_KIBIBYTES}");
+            faults.push(Fault::new("following.largest_pack_kibibytes", following, allowed));
         }
         if !(MIN_GIT_PROCESSES..=MAX_GIT_PROCESSES).contains(&self.max_git_processes) {
             let allowed = format!("{MIN_GIT_PROCESSES} to {MAX_GIT_PROCESSES}");

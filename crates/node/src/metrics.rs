@@ -22,6 +22,22 @@ struct GitLabels {
     subcommand: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PushLabels {
+    how: &'static str,
+}
+
+/// How a secondary took part in a push.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum SecondaryPush {
+    /// No process was started for it.
+    FollowedInProcess,
+    /// Git did a part of it.
+    FollowedWithGit,
+    /// Git and its hooks did all of it, as on the primary.
+    Run,
+}
+
 /// The node's metrics. Clones share the same values.
 #[derive(Clone)]
 pub(crate) struct Metrics {
@@ -30,6 +46,7 @@ pub(crate) struct Metrics {
     git_running: Gauge,
     git_killed: Counter,
     git_queue: Histogram,
+    secondary_pushes: Family<PushLabels, Counter>,
 }
 
 impl Metrics {
@@ -41,6 +58,7 @@ impl Metrics {
             git_running: Gauge::default(),
             git_killed: Counter::default(),
             git_queue: Histogram::new(QUEUE_BUCKETS),
+            secondary_pushes: Family::default(),
         };
         registry.register("tabularium_node_rpcs", "RPCs ended, by method and code", metrics.rpcs.clone());
         registry.register(
@@ -62,6 +80,11 @@ impl Metrics {
             "tabularium_node_git_queue_seconds",
             "How long a git process waited for a slot",
             metrics.git_queue.clone(),
+        );
+        registry.register(
+            "tabularium_node_secondary_pushes",
+            "Pushes that other nodes were the primary of: followed in_process, followed with_git, or run",
+            metrics.secondary_pushes.clone(),
         );
         metrics
     }
@@ -86,6 +109,16 @@ impl Metrics {
     /// A process was reaped.
     pub(crate) fn git_ended(&self) {
         self.git_running.dec();
+    }
+
+    /// A push was taken part in.
+    pub(crate) fn secondary_push(&self, how: SecondaryPush) {
+        let how = match how {
+            SecondaryPush::FollowedInProcess => "in_process",
+            SecondaryPush::FollowedWithGit => "with_git",
+            SecondaryPush::Run => "run",
+        };
+        self.secondary_pushes.get_or_create(&PushLabels { how }).inc();
     }
 
     /// A process was sent SIGTERM.

@@ -7,8 +7,16 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::KeptConfig, copy_attempts::CopyAttempts, following::HeadListing, git::Git, hooks::Hooks,
-    keyed_locks::KeyedLocks, storage::Storages, storage_health::StorageHealth, votes::Sections,
+    config::{FollowingConfig, KeptConfig},
+    copy_attempts::CopyAttempts,
+    following::HeadListing,
+    git::Git,
+    hooks::Hooks,
+    keyed_locks::KeyedLocks,
+    metrics::Metrics,
+    storage::Storages,
+    storage_health::StorageHealth,
+    votes::Sections,
 };
 
 /// The node, handed to each service as `Arc<Node>`.
@@ -43,6 +51,10 @@ pub(crate) struct Node {
     pub(crate) checking: Semaphore,
     /// What is kept aside of corrupt replicas.
     pub(crate) kept: KeptConfig,
+    /// What is counted.
+    pub(crate) metrics: Metrics,
+    /// What a secondary does about a push without git.
+    pub(crate) following: FollowingConfig,
     /// Told to stop: what takes long and can be asked for again is given up.
     pub(crate) shutdown: CancellationToken,
 }

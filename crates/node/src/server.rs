@@ -234,6 +234,8 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         upkeep: KeyedLocks::default(),
         checking: Semaphore::new(1),
         kept: config.kept.clone(),
+        metrics: metrics.clone(),
+        following: config.following.clone(),
         shutdown: shutdown.clone(),
     });
     kept::start(&node);

@@ -24,6 +24,13 @@ pub(crate) struct Command {
 }
 
 impl Command {
+    /// That a reference is to be moved, and nobody wants to hear of it.
+    #[cfg(test)]
+    pub(super) fn of(reference: &[u8], old: gix_hash::ObjectId, new: gix_hash::ObjectId) -> Self {
+        let (old, new) = (old.to_string(), new.to_string());
+        Self { old, new, reference: reference.to_vec(), reports: false, sideband: false }
+    }
+
     /// What `git receive-pack` answers when all went well (gitprotocol-pack, "Report Status").
     pub(super) fn report(&self) -> Result<Bytes, PacketError> {
         let mut answer = BytesMut::new();

@@ -28,7 +28,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::GitError,
-    git::{durable, leftovers::Writers, reaper::Running},
+    git::{
+        durable,
+        leftovers::{WriterGuard, Writers},
+        reaper::Running,
+    },
     hooks::Session,
     metrics::Metrics,
     storage::RepositoryPath,
@@ -203,6 +207,12 @@ impl Git {
     /// Where programs are found, for whatever runs beside git.
     pub(crate) fn search_path(&self) -> &OsStr {
         &self.0.search_path
+    }
+
+    /// Counts the caller as a writer of the repository, in which nothing of an earlier process of the node is left then.
+    pub(crate) async fn writer(&self, repository: &RepositoryPath) -> WriterGuard {
+        self.0.writers.clear_stale(&repository.path).await;
+        self.0.writers.enter(&repository.path)
     }
 
     /// `git <subcommand>` outside of any repository.

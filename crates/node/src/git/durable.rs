@@ -10,7 +10,7 @@ use std::{
 
 use super::leftovers::TIMESTAMP_LAG;
 
-/// Directories that are synced at once. A disk that is asked several times at once answers all with one flush.
+/// Files or directories that are synced at once. A disk that is asked several times at once answers all with one flush.
 const AT_ONCE: usize = 8;
 
 /// When something began. The time of day may be put back while it runs, and what it makes then looks older than itself.
@@ -61,17 +61,35 @@ pub(crate) fn sync_directories(directories: &[PathBuf]) -> io::Result<()> {
         Some(directory) => directory.sync_all(),
         None => Ok(()),
     };
-    if let [only] = directories {
-        return sync(only);
-    }
-    for some in directories.chunks(AT_ONCE) {
-        std::thread::scope(|scope| {
-            let syncing: Vec<_> = some.iter().map(|directory| scope.spawn(move || sync(directory))).collect();
-            let panicked = |_| Err(io::Error::other("a directory could not be synced"));
-            syncing.into_iter().try_for_each(|syncing| syncing.join().unwrap_or_else(panicked))
-        })?;
+    at_once(directories, sync)?;
+    #[cfg(test)]
+    for directory in directories {
+        synced::directory(directory);
     }
     Ok(())
+}
+
+/// Makes what these files hold durable.
+pub(crate) fn sync_files(files: &[File]) -> io::Result<()> {
+    at_once(files, File::sync_all)?;
+    #[cfg(test)]
+    for file in files {
+        synced::file(file);
+    }
+    Ok(())
+}
+
+fn at_once<T: Sync>(all: &[T], sync: impl Fn(&T) -> io::Result<()> + Sync) -> io::Result<()> {
+    if let [only] = all {
+        return sync(only);
+    }
+    let each = all.len().div_ceil(AT_ONCE).max(1);
+    std::thread::scope(|scope| {
+        let in_turn = |some: &[T]| some.iter().try_for_each(&sync);
+        let syncing: Vec<_> = all.chunks(each).map(|some| scope.spawn(move || in_turn(some))).collect();
+        let panicked = |_| Err(io::Error::other("not everything could be synced"));
+        syncing.into_iter().try_for_each(|syncing| syncing.join().unwrap_or_else(panicked))
+    })
 }
 
 fn changed_objects(repository: &Path, since: SystemTime) -> io::Result<Vec<PathBuf>> {
@@ -135,6 +153,41 @@ fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// What was synced, for tests that cut the power.
+#[cfg(test)]
+pub(crate) mod synced {
+    use std::{ffi::OsString, os::fd::AsRawFd as _, os::unix::fs::MetadataExt as _, sync::Mutex};
+
+    use super::{File, Path, PathBuf, fs};
+
+    #[derive(Debug, Clone)]
+    pub(crate) enum Synced {
+        File { inode: u64, content: Vec<u8> },
+        Directory { path: PathBuf, names: Vec<(OsString, u64)> },
+    }
+
+    /// By all tests, in order.
+    static LOG: Mutex<Vec<Synced>> = Mutex::new(Vec::new());
+
+    pub(crate) fn log() -> Vec<Synced> {
+        LOG.lock().unwrap().clone()
+    }
+
+    pub(super) fn file(file: &File) {
+        let inode = file.metadata().unwrap().ino();
+        let content = fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        LOG.lock().unwrap().push(Synced::File { inode, content });
+    }
+
+    pub(super) fn directory(path: &Path) {
+        // One that is gone has no names.
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| Some((entry.file_name(), entry.metadata().ok()?.ino())));
+        let (path, names) = (path.to_owned(), names.collect());
+        LOG.lock().unwrap().push(Synced::Directory { path, names });
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
     ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use tonic::Status;
@@ -45,6 +46,11 @@ impl Quarantine {
         &self.repository
     }
 
+    /// Where new objects are written.
+    pub(crate) fn directory(&self) -> PathBuf {
+        self.directory.path().to_owned()
+    }
+
     /// A file of this name in the quarantine that is no object.
     pub(crate) fn scratch(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
@@ -69,7 +75,8 @@ fn holds_objects(name: &OsStr) -> bool {
     name == b"pack" || (name.len() == 2 && name.iter().all(u8::is_ascii_hexdigit))
 }
 
-fn migrate(from: &Path, to: &Path) -> io::Result<()> {
+/// Moves every object into the other directory; they are on disk when this returns.
+pub(crate) fn migrate(from: &Path, to: &Path) -> io::Result<()> {
     let mut touched = Vec::new();
     for entry in fs::read_dir(from)? {
         let entry = entry?;
@@ -88,7 +95,7 @@ fn migrate(from: &Path, to: &Path) -> io::Result<()> {
                 continue;
             }
             let target = target.join(name);
-            if target.exists() {
+            if target.exists() && keep(&target)? {
                 continue;
             }
             // Git has synced what it wrote (`core.fsync`).
@@ -101,6 +108,14 @@ fn migrate(from: &Path, to: &Path) -> io::Result<()> {
     }
     // One that is gone: a repack has taken all of it into a pack, which git has synced.
     durable::sync_directories(&touched)
+}
+
+/// Sees that an object that is here already does not look as if nobody wanted it. False: it is gone.
+fn keep(object: &Path) -> io::Result<bool> {
+    match fs::File::open(object).and_then(|file| file.set_modified(SystemTime::now())) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        kept => kept.map(|()| true),
+    }
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {
@@ -140,7 +155,10 @@ mod tests {
             fs::write(from.join(file), file).unwrap();
         }
         fs::write(to.join("ab/2"), "here already").unwrap();
+        let old = SystemTime::UNIX_EPOCH;
+        fs::File::open(to.join("ab/2")).unwrap().set_modified(old).unwrap();
         migrate(&from, &to).unwrap();
+        assert!(fs::metadata(to.join("ab/2")).unwrap().modified().unwrap() > old, "it is wanted again");
         assert_eq!(fs::read(to.join("ab/1")).unwrap(), b"ab/1");
         assert_eq!(fs::read(to.join("ab/2")).unwrap(), b"here already");
         assert!(to.join("pack/p.idx").exists() && to.join("pack/p.pack").exists());

@@ -18,7 +18,7 @@ use crate::{
     error::GitError,
     node::Node,
     storage::RepositoryPath,
-    votes::{Sections, VoteError, Voter},
+    votes::{Ballot, Sections, VoteError, Voter},
 };
 
 /// How long locking and checking references may take. Git itself waits for a lock for a second, for packed references
@@ -108,8 +108,30 @@ pub(crate) struct Transaction {
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
     replica: PathBuf,
-    /// Of everything that was queued, as it is voted on.
-    subject: Sha1,
+    /// Of everything that was queued.
+    subject: Subject,
+}
+
+/// What is voted on: changes of references, as git tells its hooks of them.
+#[derive(Clone, Default)]
+pub(crate) struct Subject(Sha1);
+
+impl Subject {
+    /// Adds a change of a reference.
+    pub(crate) fn add(&mut self, reference: &[u8], new: &str, expected: &Expected) {
+        let old = match expected {
+            Expected::Value(value) if !value.is_empty() => value.clone(),
+            _ => "0".repeat(new.len()),
+        };
+        for part in [old.as_bytes(), b" ", new.as_bytes(), b" ", reference, b"\n"] {
+            self.0.update(part);
+        }
+    }
+
+    /// The vote on all of it.
+    pub(crate) fn ballot(&self) -> Ballot {
+        self.0.clone().finalize().into()
+    }
 }
 
 fn broken(source: io::Error) -> UpdateRefError {
@@ -142,7 +164,7 @@ impl Transaction {
             return Err(broken(io::Error::other("pipes are missing")));
         };
         let stdout = BufReader::new(stdout);
-        let (replica, subject) = (repository.path.clone(), Sha1::new());
+        let (replica, subject) = (repository.path.clone(), Subject::default());
         let mut transaction = Self { process, stdin, stdout, replica, subject };
         transaction.stdin.write_all(b"start\0").await.map_err(broken)?;
         Ok(transaction)
@@ -170,19 +192,22 @@ impl Transaction {
 
     /// Adds a change to what is voted on that comes about with another one.
     pub(crate) fn speaks_of(&mut self, reference: &[u8], new: &str, expected: &Expected) {
-        let old = match expected {
-            Expected::Value(value) if !value.is_empty() => value.clone(),
-            _ => "0".repeat(new.len()),
-        };
-        for part in [old.as_bytes(), b" ", new.as_bytes(), b" ", reference, b"\n"] {
-            self.subject.update(part);
+        self.subject.add(reference, new, expected);
+    }
+
+    /// Queues a reference that nobody votes on: it follows from those that are.
+    pub(crate) async fn hold(&mut self, reference: &[u8], id: &str) -> Result<(), UpdateRefError> {
+        let line = [b"update ", reference, b"\0", id.as_bytes(), b"\0\0"].concat();
+        match self.stdin.write_all(&line).await {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => written.map_err(broken),
         }
     }
 
     /// Queues the deletion of a reference that need not exist.
     pub(crate) async fn delete(&mut self, reference: &[u8]) -> Result<(), UpdateRefError> {
-        self.subject.update(reference);
-        self.subject.update(b"\n");
+        self.subject.0.update(reference);
+        self.subject.0.update(b"\n");
         let line = [b"delete ", reference, b"\0\0"].concat();
         match self.stdin.write_all(&line).await {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -209,7 +234,7 @@ impl Transaction {
                 return Err(self.refusal().await);
             }
         }
-        let ballot = self.subject.clone().finalize().into();
+        let ballot = self.subject.ballot();
         let section = sections.enter(&self.replica).await;
         if let Err(error) = voter.prepared(&self.replica, ballot).await {
             self.give_up().await?;

@@ -15,7 +15,7 @@ use tabularium_common::{
     telemetry::TelemetryConfig,
 };
 use tabularium_node::{
-    config::{Config, KeptConfig, StorageConfig, StorageHealthConfig, Surroundings},
+    config::{Config, FollowingConfig, KeptConfig, StorageConfig, StorageHealthConfig, Surroundings},
     server::{self, Running},
 };
 use tabularium_proto::gitaly::{
@@ -112,6 +112,7 @@ impl TestNode {
             drain_seconds: 10,
             storage: vec![StorageConfig { name: storage.parse().unwrap(), path: root }],
             storage_health: StorageHealthConfig::default(),
+            following: FollowingConfig::default(),
             kept: KeptConfig { minimum_free_mebibytes: 0, ..KeptConfig::default() },
             telemetry: TelemetryConfig::default(),
         };

@@ -205,13 +205,13 @@ async fn a_push_ends_when_its_router_dies() {
     }
 }
 
-/// What a node votes on when it is pushed to, and the objects it has in the end; and whether it ran the push itself.
+/// What a node votes on when it is pushed to, and the objects it has in the end; and how it took part as a secondary.
 async fn part(
     primary: bool,
     prepare: impl Fn(&TestNode),
     work: &Path,
     arguments: &[&str],
-) -> ((Vec<Vote>, String), bool) {
+) -> ((Vec<Vote>, String), &'static str) {
     let router = Router::agreeing();
     let (node, url) = target(&router, primary).await;
     prepare(&node);
@@ -227,7 +227,14 @@ async fn part(
     .await;
     let metrics = node.metrics().await;
     node.stop().await;
-    ((votes, objects), !metrics.contains("subcommand=\"rev-list\""))
+    let counted =
+        |how: &&str| metrics.contains(&format!("tabularium_node_secondary_pushes_total{{how=\"{how}\"}} 1"));
+    let how = ["in_process", "with_git", "run"].into_iter().find(counted).unwrap_or_default();
+    let started = |subcommand| metrics.contains(&format!("subcommand=\"{subcommand}\""));
+    assert!(how != "in_process" || !["unpack-objects", "rev-list"].into_iter().any(started));
+    let moved_by_git = !metrics.contains("subcommand=\"update-ref\"} 1\n");
+    assert!(how != "in_process" || !moved_by_git, "git is asked once how it votes");
+    ((votes, objects), how)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -242,23 +249,28 @@ async fn a_secondary_votes_like_the_primary_whatever_is_pushed() {
     let symbolic = |node: &TestNode| {
         git(&node.path("a.git"), &["symbolic-ref", "refs/heads/other-name", "refs/heads/side"]);
     };
-    type Case<'a> = (&'a Path, &'a [&'a str], &'a dyn Fn(&TestNode), bool);
-    let cases: [Case<'_>; 8] = [
-        (work.path(), &["main"], &|_| {}, true),
-        (work.path(), &["main:side"], &|_| {}, true),
-        (work.path(), &["main:refs/tags/t"], &|_| {}, true),
-        (many.path(), &["main"], &|_| {}, true),
-        (work.path(), &["main:a", "main:b"], &|_| {}, false),
-        (work.path(), &["--atomic", "main:a", "main:b"], &|_| {}, false),
-        (work.path(), &["-o", "say=it", "main"], &|_| {}, false),
-        (work.path(), &["main:other-name"], &symbolic, false),
+    let logging = |node: &TestNode| {
+        git(&node.path("a.git"), &["config", "core.logAllRefUpdates", "true"]);
+    };
+    type Case<'a> = (&'a Path, &'a [&'a str], &'a dyn Fn(&TestNode), &'a str);
+    let cases: [Case<'_>; 10] = [
+        (work.path(), &["main"], &|_| {}, "in_process"),
+        (work.path(), &["main:side"], &|_| {}, "in_process"),
+        (work.path(), &["main:refs/heads/in/a.directory"], &|_| {}, "in_process"),
+        (work.path(), &["main:refs/tags/t"], &|_| {}, "in_process"),
+        (work.path(), &["main"], &logging, "with_git"),
+        (many.path(), &["main"], &|_| {}, "with_git"),
+        (work.path(), &["main:a", "main:b"], &|_| {}, "run"),
+        (work.path(), &["--atomic", "main:a", "main:b"], &|_| {}, "run"),
+        (work.path(), &["-o", "say=it", "main"], &|_| {}, "run"),
+        (work.path(), &["main:other-name"], &symbolic, "run"),
     ];
-    for (work, arguments, prepare, followed) in cases {
-        let (primary, run) = part(true, prepare, work, arguments).await;
-        assert!(run);
-        let (secondary, run) = part(false, prepare, work, arguments).await;
+    for (work, arguments, prepare, expected) in cases {
+        let (primary, how) = part(true, prepare, work, arguments).await;
+        assert_eq!(how, "", "{arguments:?}");
+        let (secondary, how) = part(false, prepare, work, arguments).await;
         assert_eq!(primary, secondary, "{arguments:?}");
-        assert_eq!(run, !followed, "{arguments:?}");
+        assert_eq!(how, expected, "{arguments:?}");
     }
 }
 
