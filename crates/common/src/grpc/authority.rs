@@ -1,12 +1,15 @@
-//! What clients call a server that they reach through a socket file.
+//! What clients call a server that they reach otherwise than by its address: through a socket file, or as the other end of a
+//! connection that they have accepted.
 //!
-//! HTTP/2 requests name an authority, and for a socket file there is none. gRPC's C core, and with it Ruby's and Python's clients, sends
-//! the percent-encoded path of the file, others the path itself; neither is an authority, and the HTTP/2 library refuses
-//! requests with them before anybody could say that it does not matter. So the name is made one on the way in: each byte that cannot
-//! stand in it is replaced by a hyphen, which changes no length, and so nothing of what is around it.
+//! HTTP/2 requests name an authority, and there is none here. gRPC's C core, and with it Ruby's and Python's clients, sends the
+//! percent-encoded path of the file, others the path itself, and Gitaly votes at `multiplexed/<address>`. None of them is an
+//! authority, and the HTTP/2 library refuses requests with them before anybody could say that it does not matter. So the name is
+//! made one on the way in: each byte that cannot stand in it is replaced by one that can, which changes no length, and so nothing of
+//! what is around it.
 //!
 //! [`Rewriter`] follows frames and header blocks (RFC 9113, RFC 7541) without keeping or decoding any: a value is recognised by the
-//! name before it, or by the name's place in the static table. A name or value in Huffman's code is left alone; those clients use none.
+//! name before it, or by the name's place in the static table. C sends plain values, Go sends them in Huffman's code, in which
+//! the slash, the percent sign and the space each have a neighbour that can stand there and differs in their last bits.
 
 use std::{
     io,
@@ -130,7 +133,18 @@ enum Block {
     /// At the length of a value.
     ValueLength { authority: bool },
     /// In a value.
-    Value { left: usize, rewritten: bool },
+    Value { left: usize, form: Form },
+}
+
+/// How a value is written, and whether it is an authority.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    /// It is none.
+    Other,
+    /// Plain.
+    Plain,
+    /// In Huffman's code; so many bits of a symbol have passed, and these.
+    Coded { bits: u8, symbol: u8 },
 }
 
 /// What stands behind a number.
@@ -144,7 +158,7 @@ enum After {
 #[derive(Debug, Clone, Copy)]
 enum Text {
     Name { plain: bool },
-    Value { rewritten: bool },
+    Value { form: Form },
 }
 
 impl Text {
@@ -155,7 +169,7 @@ impl Text {
                 Block::Name { left: length, passed: 0, same: plain && length == NAME.len() }
             }
             Self::Value { .. } if length == 0 => Block::Field,
-            Self::Value { rewritten } => Block::Value { left: length, rewritten },
+            Self::Value { form } => Block::Value { left: length, form },
         }
     }
 }
@@ -170,7 +184,12 @@ impl Block {
             Self::Number(After::Value) => Self::ValueLength { authority: false },
             Self::NameLength => Self::length(*byte, Text::Name { plain: *byte & 0x80 == 0 }),
             Self::ValueLength { authority } => {
-                Self::length(*byte, Text::Value { rewritten: authority && *byte & 0x80 == 0 })
+                let form = match (authority, *byte & 0x80) {
+                    (false, _) => Form::Other,
+                    (true, 0) => Form::Plain,
+                    (true, _) => Form::Coded { bits: 0, symbol: 0 },
+                };
+                Self::length(*byte, Text::Value { form })
             }
             Self::LongLength { of, length, shift } => {
                 let more = usize::from(*byte & 0x7f).checked_shl(shift).unwrap_or(usize::MAX);
@@ -189,11 +208,9 @@ impl Block {
                     Self::Name { left: left - 1, passed: passed + 1, same }
                 }
             }
-            Self::Value { left, rewritten } => {
-                if rewritten && !can_stand_in_authority(*byte) {
-                    *byte = b'-';
-                }
-                if left == 1 { Self::Field } else { Self::Value { left: left - 1, rewritten } }
+            Self::Value { left, form } => {
+                let form = form.pass(byte);
+                if left == 1 { Self::Field } else { Self::Value { left: left - 1, form } }
             }
         }
     }
@@ -218,6 +235,38 @@ impl Block {
             0x7f => Self::LongLength { of, length: 0x7f, shift: 0 },
             length => of.of(length),
         }
+    }
+}
+
+impl Form {
+    /// Passes one byte of a value.
+    fn pass(self, byte: &mut u8) -> Self {
+        match self {
+            Self::Other => {}
+            Self::Plain if can_stand_in_authority(*byte) => {}
+            Self::Plain => *byte = b'-',
+            Self::Coded { mut bits, mut symbol } => {
+                for mask in (0..8).rev().map(|place| 1_u8 << place) {
+                    bits += 1;
+                    symbol = symbol << 1 | u8::from(*byte & mask != 0);
+                    // A space or a percent sign becomes a hyphen or a dot; a slash becomes a three.
+                    if (bits, symbol) == (5, 0b0_1010) || (bits, symbol) == (6, 0b01_1000) {
+                        *byte |= mask;
+                        symbol |= 1;
+                    }
+                    match (bits, symbol) {
+                        (5, ..0x0a) | (6, 0x14..=0x2d) | (7, 0x5c..=0x7b) | (8, 0xf8..=0xfd) => {
+                            (bits, symbol) = (0, 0)
+                        }
+                        // No symbol of an authority is as long as that; what follows is nobody's business.
+                        (8, _) => return Self::Other,
+                        _ => {}
+                    }
+                }
+                return Self::Coded { bits, symbol };
+            }
+        }
+        self
     }
 }
 
@@ -365,8 +414,8 @@ mod tests {
             &b"@\n:authorit_\x02%%"[..],
             b"@\x0b:authority2\x02%%",
             b"@\n:authority\x11localhost:2305---",
-            // In Huffman's code.
-            b"@\n:authority\x82%%",
+            // In Huffman's code: RFC 7541, C.4.1.
+            b"\x41\x8c\xf1\xe3\xc2\xe5\xf2\x3a\x6b\xa0\xab\x90\xf4\xff",
             // Behind an index that goes on, and in a long value.
             b"\xff\xff\x01\x3f\x81\x01\x7f\x90\x01\x02%%\x44\x7f\x02",
         ] {
@@ -380,6 +429,65 @@ mod tests {
         check(&frame(1, 4, &long), &frame(1, 4, &after));
         let other = [b"backchannel".as_slice(), &frame(1, 4, BLOCK)].concat();
         assert_eq!(passed(other.clone()), other);
+    }
+
+    /// In Huffman's code, as far as it is needed here.
+    fn coded(text: &str) -> Vec<u8> {
+        let mut bits = String::new();
+        for letter in text.chars() {
+            bits += match letter {
+                '1' => "00001",
+                'e' => "00101",
+                'i' => "00110",
+                't' => "01001",
+                ' ' => "010100",
+                '%' => "010101",
+                '-' => "010110",
+                '.' => "010111",
+                '/' => "011000",
+                '3' => "011001",
+                'd' => "100100",
+                'l' => "101000",
+                'm' => "101001",
+                'p' => "101011",
+                'u' => "101101",
+                ':' => "1011100",
+                'x' => "1111001",
+                '@' => "1111111111010",
+                other => panic!("{other}"),
+            };
+        }
+        while bits.len() % 8 != 0 {
+            bits.push('1');
+        }
+        let bytes: Vec<u8> = bits
+            .as_bytes()
+            .chunks(8)
+            .map(|byte| u8::from_str_radix(std::str::from_utf8(byte).unwrap(), 2).unwrap())
+            .collect();
+        [&[0x41, 0x80 | u8::try_from(bytes.len()).unwrap()][..], &bytes].concat()
+    }
+
+    #[test]
+    fn a_value_in_huffmans_code_is_rewritten_bit_by_bit() {
+        for (sent, read) in [
+            ("multiplexed/1.1.1.1:11", "multiplexed31.1.1.1:11"),
+            ("multiplexed%1:1", "multiplexed.1:1"),
+            ("/ti/%1/x t", "3ti3.13x-t"),
+            ("multiplexed:1", "multiplexed:1"),
+            ("t@/", "t@/"),
+        ] {
+            check(&frame(1, 4, &coded(sent)), &frame(1, 4, &coded(read)));
+        }
+        let whole = connection(&[frame(1, 4, &coded("multiplexed/1/e%1"))]);
+        for cut in 0..whole.len() {
+            let mut pieces = whole.clone();
+            let mut rewriter = Rewriter::new();
+            let (front, back) = pieces.split_at_mut(cut);
+            rewriter.pass(front);
+            rewriter.pass(back);
+            assert_eq!(pieces, passed(whole.clone()));
+        }
     }
 
     proptest! {

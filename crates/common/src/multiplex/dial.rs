@@ -21,7 +21,7 @@ use super::{
 use crate::{
     grpc::{
         self, Address, CONNECTION_WINDOW_BYTES, MAX_CONCURRENT_STREAMS, MAX_FRAME_BYTES,
-        MAX_HEADER_LIST_BYTES, MAX_PENDING_RESETS, STREAM_WINDOW_BYTES,
+        MAX_HEADER_LIST_BYTES, MAX_PENDING_RESETS, Renamed, STREAM_WINDOW_BYTES,
     },
     lifecycle::Tasks,
 };
@@ -90,7 +90,8 @@ async fn serve_stream(mut stream: Stream, back: Way) {
     let Some(services) = back.services else {
         return tracing::warn!("the peer asks, where there is nothing to be asked; it was refused");
     };
-    let io = TokioIo::new(Rewound::new(head, stream));
+    // Gitaly calls this side by an address with a slash in it.
+    let io = TokioIo::new(Renamed::accepted(Rewound::new(head, stream)));
     let served = builder().serve_connection(io, TowerToHyperService::new(services)).await;
     if let Err(error) = served {
         tracing::debug!(%error, "backchannel ended");
