@@ -20,6 +20,17 @@ use crate::{
     storage::{Quarantine as ObjectDirectories, RepositoryPath, quarantine_prefix},
 };
 
+/// Within a quarantine, and left behind when its objects are moved.
+const DRAFTS: &str = "drafts";
+
+/// A repository with the objects of a quarantine and with drafts.
+pub(crate) struct Drafts {
+    /// What is written is a draft.
+    pub(crate) writing: RepositoryPath,
+    /// Drafts can be read; what is written goes into the quarantine.
+    pub(crate) reading: RepositoryPath,
+}
+
 /// New objects of one repository.
 pub(crate) struct Quarantine {
     directory: Temporary,
@@ -54,6 +65,24 @@ impl Quarantine {
     /// A file of this name in the quarantine that is no object.
     pub(crate) fn scratch(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// A place for objects that never become part of the repository.
+    pub(crate) fn drafts(&self) -> io::Result<Drafts> {
+        let drafts = self.directory.path().join(DRAFTS);
+        make_directory(&drafts)?;
+        let seen = |writes: &Path, reads: [&Path; 2]| RepositoryPath {
+            quarantine: Some(ObjectDirectories {
+                object_directory: Some(writes.to_owned()),
+                alternates: reads.map(Path::to_owned).to_vec(),
+            }),
+            ..self.repository.clone()
+        };
+        let own = self.directory.path();
+        Ok(Drafts {
+            writing: seen(&drafts, [own, &self.objects]),
+            reading: seen(own, [&self.objects, &drafts]),
+        })
     }
 
     /// Moves every object into the repository; they are on disk when this returns.

@@ -1,0 +1,112 @@
+//! UserRevert.
+
+use std::sync::Arc;
+
+use tabularium_proto::gitaly::{
+    ChangesAlreadyAppliedError, MergeConflictError, NotAncestorError, UserRevertError, UserRevertRequest,
+    UserRevertResponse, user_revert_error::Error,
+};
+use tonic::{Code, Response, Status};
+
+use super::{
+    commit_object::{NewCommit, write_commit},
+    picking::{PickError, Picking, Wanted},
+    update::UpdateError,
+};
+use crate::{
+    error::with_detail,
+    git::{catfile::CatFile, merge},
+    node::Node,
+    peer::Peers,
+    votes::Voter,
+};
+
+fn detailed(code: Code, text: &str, error: Error) -> Status {
+    with_detail(code, text, "UserRevertError", &UserRevertError { error: Some(error) })
+}
+
+fn wanted(request: &UserRevertRequest) -> Wanted<'_> {
+    Wanted {
+        repository: request.repository.as_ref(),
+        user: request.user.as_ref(),
+        commit: request.commit.as_ref().map(|commit| commit.id.as_str()),
+        branch: &request.branch_name,
+        message: &request.message,
+        start_branch: &request.start_branch_name,
+        start_repository: request.start_repository.as_ref(),
+        timestamp: request.timestamp.as_ref(),
+        expected_old: &request.expected_old_oid,
+        dry_run: request.dry_run,
+    }
+}
+
+pub(super) async fn revert(
+    node: &Arc<Node>,
+    request: UserRevertRequest,
+    peers: &Peers,
+    voter: &Voter,
+) -> Result<Response<UserRevertResponse>, Status> {
+    let picking = Picking::begin(node, wanted(&request), peers).await?;
+    let reverting = unmake(&picking, &request).await?;
+    let (code, text, error) = match picking.finish(reverting, voter).await {
+        Ok(update) => {
+            let response =
+                UserRevertResponse { branch_update: Some(update), ..UserRevertResponse::default() };
+            return Ok(Response::new(response));
+        }
+        Err(PickError::Failed(status) | PickError::Update(_, UpdateError::Failed(status))) => {
+            return Err(status);
+        }
+        Err(PickError::Diverged { branch, new }) => {
+            let detail = NotAncestorError { parent_revision: branch.into(), child_revision: new.into() };
+            (Code::FailedPrecondition, "revert: branch diverged", Error::NotAncestor(detail))
+        }
+        Err(PickError::Update(_, UpdateError::Hook(refusal))) if refusal.denied().is_some() => {
+            let text = format!("update reference with hooks: {}", refusal.full_message());
+            return Err(Status::internal(text));
+        }
+        Err(PickError::Update(_, UpdateError::Hook(refusal))) => {
+            (Code::PermissionDenied, "revert: custom hook error", Error::CustomHook(refusal.detail()))
+        }
+        Err(PickError::Update(change, UpdateError::Reference)) => {
+            let text = format!("update reference with hooks: reference update: {}", change.refusal());
+            return Err(Status::internal(text));
+        }
+    };
+    Err(detailed(code, text, error))
+}
+
+/// Makes the commit. What a merge brought is seen from its first parent.
+async fn unmake(picking: &Picking<'_>, request: &UserRevertRequest) -> Result<String, Status> {
+    let Picking { wanted, node, quarantine, start, committer, .. } = picking;
+    let absent = || Status::not_found("revert commit lookup: commit not found");
+    let id = format!("{}^{{commit}}", wanted.commit.unwrap_or_default());
+    let id = picking.resolve(&id).await?.ok_or_else(absent)?;
+    let mut objects = CatFile::start(&node.git, quarantine.repository()).await?;
+    let commit = objects.commit(id.as_bytes()).await?.ok_or_else(absent)?;
+    objects.close().await?;
+    let before = match commit.parent_ids.first() {
+        Some(parent) => format!("{parent}^{{tree}}"),
+        None => picking.hash.empty_tree().to_owned(),
+    };
+    let ours = format!("{start}^{{tree}}");
+    let merged = merge::merge_changes(&node.git, quarantine, &id, &ours, &before).await?;
+    let tree = merged.clean().map_err(|conflicting_files| {
+        let detail = MergeConflictError { conflicting_files, ..MergeConflictError::default() };
+        let text = "revert: there are conflicting files";
+        detailed(Code::FailedPrecondition, text, Error::MergeConflict(detail))
+    })?;
+    if picking.resolve(&ours).await?.as_ref() == Some(&tree) {
+        let text = "revert: could not apply because the result was empty";
+        let error = Error::ChangesAlreadyApplied(ChangesAlreadyAppliedError {});
+        return Err(detailed(Code::FailedPrecondition, text, error));
+    }
+    let new = NewCommit {
+        tree: &tree,
+        parents: &[start],
+        author: committer,
+        committer,
+        message: request.message.clone().into(),
+    };
+    write_commit(node, quarantine.repository(), new).await
+}
