@@ -249,7 +249,9 @@ mod tests {
         assert_eq!(judged.findings[0].what, "no configured storage has its newest state");
         let early = PraefectRepository { replica_path: None, generation: None, primary: None, ..lost };
         let mut known = known(0);
-        known.values_mut().for_each(|known| known.shard_primary = Some("g-2".into()));
+        for known in known.values_mut() {
+            known.shard_primary = Some("g-2".into());
+        }
         let imported = judge(&early, &known).imported.unwrap();
         assert_eq!(imported.rebuilt.replica_path.as_str(), early.relative_path);
         assert_eq!((imported.rebuilt.generation, imported.rebuilt.primary.as_str()), (Generation(5), "g-2"));

@@ -159,6 +159,7 @@ impl Exchange {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "what a test starts ends with its runtime")]
 mod tests {
     use super::*;
 

@@ -214,7 +214,7 @@ impl Imports {
     }
 }
 
-fn unread(error: sqlx::Error) -> Status {
+fn unread(error: impl std::fmt::Display) -> Status {
     Status::failed_precondition(format!("Praefect's tables cannot be read: {error}"))
 }
 

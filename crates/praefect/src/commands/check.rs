@@ -100,7 +100,7 @@ async fn run(what: What, file: &File, quiet: bool, out: Out<'_>) -> Result<(), F
     let mut tell = |line: String| if quiet { Ok(()) } else { writeln!(out, "{line}") };
     match what {
         What::Migrations => {
-            let found = migrations(&database::config(file)?).await.map_err(database::told)?;
+            let found = migrations(&database::config(file)?).await?;
             match found.iter().filter(|migration| migration.applied_at.is_none()).count() {
                 0 => Ok(()),
                 missing => Err(Failure::Told(format!("{missing} migrations have not been run"))),
@@ -108,7 +108,7 @@ async fn run(what: What, file: &File, quiet: bool, out: Out<'_>) -> Result<(), F
         }
         What::Nodes => nodes::ping_all(file, PATIENCE, &mut tell).await,
         What::Database => {
-            read_write(&database::config(file)?).await.map_err(database::told)?;
+            read_write(&database::config(file)?).await?;
             tell("successfully read from database".to_owned())?;
             Ok(tell("successfully wrote to database".to_owned())?)
         }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use tabularium_common::{
     auth::SendToken,
     grpc::{Address, channel},
-    tls::{self, TlsConfig},
 };
 use tonic::{service::interceptor::InterceptedService, transport::Channel};
 
@@ -22,13 +21,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// A channel that signs its calls.
 pub(super) type Signed = InterceptedService<Channel, SendToken>;
-
-/// Lets what is dialled over TLS be believed by the system's authorities, and by those that Go's programs look for.
-pub(super) fn install_tls(_file: &File) -> Result<(), Failure> {
-    let ca_path = std::env::var_os("SSL_CERT_FILE").map(Into::into);
-    tls::install(&TlsConfig { ca_path, ..TlsConfig::NONE });
-    Ok(())
-}
 
 /// Dials the process of the same file.
 pub(super) async fn dial(file: &File) -> Result<Signed, Failure> {

@@ -1,6 +1,6 @@
 //! Commands about the database. The coordinator's library knows it; here are only the words.
 
-use tabularium_coordinator::{Config, RunError, migrate as bring_up_to_date, migrations};
+use tabularium_coordinator::{Config, migrate as bring_up_to_date, migrations};
 
 use super::{Failure, Out, placement::go_time};
 use crate::{
@@ -14,10 +14,6 @@ pub(super) fn config(file: &File) -> Result<Config, Failure> {
     Ok(coordinator_config(file, "127.0.0.1:0")?)
 }
 
-pub(super) fn told(error: RunError) -> Failure {
-    Failure::Told(error.to_string())
-}
-
 /// `sql-ping`: whether it can be reached, whatever is in it.
 pub(super) async fn ping(file: &File, out: Out<'_>) -> Result<(), Failure> {
     migrations(&config(file)?).await.map_err(|error| Failure::Told(format!("sql open: {error}")))?;
@@ -29,7 +25,7 @@ pub(super) async fn migrate(file: &File, how: &SqlMigrate, out: Out<'_>) -> Resu
     let mut config = config(file)?;
     // Whoever runs this wants to know now.
     config.timing.database_start = tabularium_common::config::ConfigDuration::from_secs(30);
-    let before = migrations(&config).await.map_err(told)?;
+    let before = migrations(&config).await?;
     if how.ignore_unknown == "false"
         && let Some(unknown) = before.iter().find(|migration| migration.unknown)
     {
@@ -40,7 +36,7 @@ pub(super) async fn migrate(file: &File, how: &SqlMigrate, out: Out<'_>) -> Resu
         return Ok(writeln!(out, "praefect sql-migrate: all migrations are up")?);
     }
     writeln!(out, "praefect sql-migrate: migrations to apply: {}\n", missing.len())?;
-    bring_up_to_date(&config).await.map_err(told)?;
+    bring_up_to_date(&config).await?;
     for migration in &missing {
         writeln!(out, "== {}: applied", migration.name)?;
         if how.verbose {
@@ -67,7 +63,7 @@ pub(super) fn migrate_down(how: &SqlMigrateDown) -> Result<(), Failure> {
 
 /// `sql-migrate-status`.
 pub(super) async fn migrate_status(file: &File, out: Out<'_>) -> Result<(), Failure> {
-    let found = migrations(&config(file)?).await.map_err(told)?;
+    let found = migrations(&config(file)?).await?;
     let rows: Vec<(String, String)> = found
         .into_iter()
         .map(|migration| {

@@ -14,6 +14,8 @@ mod tracking;
 
 use std::{io::Write, path::Path, process::ExitCode};
 
+use tabularium_common::tls::{self, TlsConfig};
+use tabularium_coordinator::RunError;
 use tonic::Status;
 
 use crate::{
@@ -45,6 +47,12 @@ pub(crate) enum Failure {
 
 impl From<TranslationError> for Failure {
     fn from(error: TranslationError) -> Self {
+        Self::Told(error.to_string())
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
         Self::Told(error.to_string())
     }
 }
@@ -115,7 +123,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
 
 async fn command_of(command: Command, read: &Read, out: Out<'_>) -> Result<(), Failure> {
     let file = &read.file;
-    client::install_tls(file)?;
+    tls::install(&TlsConfig::NONE);
     match command {
         // Done before.
         Command::Serve | Command::Configuration(_) => Ok(()),

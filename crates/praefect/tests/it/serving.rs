@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use tabularium_proto::gitaly::{RepositoryExistsRequest, repository_service_client::RepositoryServiceClient};
 use tabularium_testkit::wait::wait_until;
 
-use crate::stage::{PATIENCE, Stage, repository};
+use crate::stage::{PATIENCE, PROGRAM, Stage, connect, repository};
 
 #[tokio::test]
 async fn it_serves_on_a_socket_file_and_stops_when_it_is_told_to() {
@@ -75,7 +75,7 @@ async fn a_process_that_takes_over_refuses_nobody_and_loses_no_read() {
                     } else {
                         // Refused would be an error here.
                         tokio::net::UnixStream::connect(&socket).await.unwrap();
-                        crate::stage::connect(&socket)
+                        connect(&socket)
                     };
                     let request = RepositoryExistsRequest { repository: Some(repository("a.git")) };
                     let answer = RepositoryServiceClient::new(connection).repository_exists(request).await;
@@ -129,13 +129,55 @@ async fn metrics_of_the_whole_process_are_at_praefects_address() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    stage.write_config(1, 0, &format!("prometheus_listen_addr = '{address}'"));
+    stage.write_config(
+        1,
+        0,
+        &format!("prometheus_listen_addr = '{address}'\n[tabularium]\npraefect_metrics = true"),
+    );
     stage.serve().await;
     let text = crate::stage::get(address, "/metrics").await;
-    for name in
-        ["tabularium_router_rpcs", "tabularium_coordinator_writes_open", "tabularium_replicator_in_flight"]
-    {
-        assert!(text.contains(name), "{name} in {text}");
+    for line in ["tabularium_router_connections ", "tabularium_coordinator_bus_connected 1\n"] {
+        assert!(text.contains(line), "{line} in {text}");
     }
+    assert!(
+        text.contains("\ngitaly_praefect_node_last_healthcheck_up{gitaly_storage=\"gitaly-1\"} 1\n"),
+        "{text}"
+    );
+    assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1);
     assert!(crate::stage::get(address, "/ready").await.ends_with("ready\n"));
+}
+
+#[tokio::test]
+async fn several_of_them_work_on_one_database() {
+    let mut stage = Stage::new(1, 0).await;
+    stage.serve().await;
+    let beside = stage.path("beside.sock");
+    let text = std::fs::read_to_string(stage.path("praefect.toml")).unwrap();
+    let own = stage.path("praefect.sock").display().to_string();
+    std::fs::write(stage.path("beside.toml"), text.replace(&own, &beside.display().to_string())).unwrap();
+    let _beside = tokio::process::Command::new(PROGRAM)
+        .arg("-config")
+        .arg(stage.path("beside.toml"))
+        .stderr(std::fs::File::create(stage.path("beside.log")).unwrap())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    stage.create("a.git").await;
+    let exists = async || {
+        let mut client = RepositoryServiceClient::new(connect(&beside));
+        let request = RepositoryExistsRequest { repository: Some(repository("a.git")) };
+        let answer = client.repository_exists(request).await.map_err(|status| status.to_string())?;
+        Ok::<_, String>(answer.into_inner().exists)
+    };
+    wait_until("the other one serves it", PATIENCE, async || match exists().await {
+        Ok(true) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    // Its route is cached there, and has to be taken back: over the address that clients use.
+    let request = tabularium_proto::gitaly::RemoveRepositoryRequest { repository: Some(repository("a.git")) };
+    RepositoryServiceClient::new(stage.signed()).remove_repository(request).await.unwrap();
+    assert_eq!(exists().await, Ok(false));
+    let log = std::fs::read_to_string(stage.path("praefect.log")).unwrap();
+    assert!(!log.contains("waited out"), "nobody's lease was waited for: {log}");
 }
