@@ -9,6 +9,7 @@ mod address;
 mod authority;
 mod connection;
 mod listener;
+mod oversize;
 
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ pub use address::{Address, AddressError};
 pub use authority::Renamed;
 pub use connection::Connection;
 pub use listener::{Accepted, Connections, Detached, ListenAddress, ListenAddresses, Listener, Sockets};
+pub use oversize::say_as_gitaly_does;
 
 /// Receive window of one stream. The HTTP/2 default of 64 KiB caps a stream at one window per round trip.
 pub const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;

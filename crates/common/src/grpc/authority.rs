@@ -9,7 +9,7 @@
 //!
 //! [`Rewriter`] follows frames and header blocks (RFC 9113, RFC 7541) without keeping or decoding any: a value is recognised by the
 //! name before it, or by the name's place in the static table. C sends plain values, Go sends them in Huffman's code, in which
-//! the slash, the percent sign and the space each have a neighbour that can stand there and differs in their last bits.
+//! the slash, the percent sign, the space and the at sign each have a neighbour that can stand there and differs in the last bits.
 
 use std::{
     io,
@@ -144,7 +144,7 @@ enum Form {
     /// Plain.
     Plain,
     /// In Huffman's code; so many bits of a symbol have passed, and these.
-    Coded { bits: u8, symbol: u8 },
+    Coded { bits: u8, symbol: u16 },
 }
 
 /// What stands behind a number.
@@ -175,8 +175,8 @@ impl Text {
 }
 
 impl Block {
-    /// Passes one byte.
-    fn pass(self, byte: &mut u8) -> Self {
+    /// Passes one byte, which came behind another one.
+    fn pass(self, before: Option<&mut u8>, byte: &mut u8) -> Self {
         match self {
             Self::Field => Self::begin(*byte),
             Self::Number(after) if *byte & 0x80 != 0 => Self::Number(after),
@@ -209,7 +209,7 @@ impl Block {
                 }
             }
             Self::Value { left, form } => {
-                let form = form.pass(byte);
+                let form = form.pass(before, byte);
                 if left == 1 { Self::Field } else { Self::Value { left: left - 1, form } }
             }
         }
@@ -239,34 +239,59 @@ impl Block {
 }
 
 impl Form {
-    /// Passes one byte of a value.
-    fn pass(self, byte: &mut u8) -> Self {
+    /// Passes one byte of a value, which came behind another one.
+    fn pass(self, before: Option<&mut u8>, byte: &mut u8) -> Self {
         match self {
-            Self::Other => {}
-            Self::Plain if can_stand_in_authority(*byte) => {}
-            Self::Plain => *byte = b'-',
-            Self::Coded { mut bits, mut symbol } => {
-                for mask in (0..8).rev().map(|place| 1_u8 << place) {
-                    bits += 1;
-                    symbol = symbol << 1 | u8::from(*byte & mask != 0);
-                    // A space or a percent sign becomes a hyphen or a dot; a slash becomes a three.
-                    if (bits, symbol) == (5, 0b0_1010) || (bits, symbol) == (6, 0b01_1000) {
-                        *byte |= mask;
-                        symbol |= 1;
-                    }
-                    match (bits, symbol) {
-                        (5, ..0x0a) | (6, 0x14..=0x2d) | (7, 0x5c..=0x7b) | (8, 0xf8..=0xfd) => {
-                            (bits, symbol) = (0, 0)
-                        }
-                        // No symbol of an authority is as long as that; what follows is nobody's business.
-                        (8, _) => return Self::Other,
-                        _ => {}
-                    }
+            Self::Other => self,
+            Self::Plain => {
+                if !can_stand_in_authority(*byte) {
+                    *byte = b'-';
                 }
-                return Self::Coded { bits, symbol };
+                self
+            }
+            Self::Coded { bits, symbol } => Self::pass_coded(bits, symbol, before, byte),
+        }
+    }
+
+    fn pass_coded(mut bits: u8, mut symbol: u16, mut before: Option<&mut u8>, byte: &mut u8) -> Self {
+        for mask in (0..8).rev().map(|place| 1_u8 << place) {
+            bits += 1;
+            symbol = symbol << 1 | u16::from(*byte & mask != 0);
+            match (bits, symbol) {
+                // A space or a percent sign becomes a hyphen or a dot; a slash becomes a three.
+                (5, 0b0_1010) | (6, 0b01_1000) => {
+                    *byte |= mask;
+                    symbol |= 1;
+                }
+                // An at sign, behind which nothing need follow, becomes a dollar sign, which is two bits away.
+                (13, 0x1ffa) => {
+                    let bit_before =
+                        if mask == 0x80 { before.take().map(|before| (before, 1)) } else { None };
+                    match bit_before {
+                        Some((before, mask)) => *before &= !mask,
+                        None if mask < 0x80 => *byte &= !(mask << 1),
+                        // It is gone already.
+                        None => return Self::Other,
+                    }
+                    *byte |= mask;
+                }
+                _ => {}
+            }
+            match (bits, symbol) {
+                (5, ..0x0a)
+                | (6, 0x14..=0x2d)
+                | (7, 0x5c..=0x7b)
+                | (8, 0xf8..=0xfd)
+                | (10, 0x3f8..=0x3fc)
+                | (11, 0x7fa..=0x7fc)
+                | (12, 0xffa..=0xffb)
+                | (13, 0x1ff8..=0x1ffd) => (bits, symbol) = (0, 0),
+                // No symbol that an authority could have is as long as that; what follows is nobody's business.
+                (13, _) => return Self::Other,
+                _ => {}
             }
         }
-        self
+        Self::Coded { bits, symbol }
     }
 }
 
@@ -325,8 +350,11 @@ impl Rewriter {
 
     /// Passes some bytes.
     fn pass(&mut self, bytes: &mut [u8]) {
-        let mut rest = bytes;
-        while let Some((byte, behind)) = std::mem::take(&mut rest).split_first_mut() {
+        let mut place = 0;
+        while place < bytes.len() {
+            let (before, rest) = bytes.split_at_mut(place);
+            let left_over = rest.len();
+            let Some(byte) = rest.first_mut() else { return };
             let mut passed = 1;
             self.at = match std::mem::replace(&mut self.at, At::Elsewhere) {
                 At::Elsewhere => return,
@@ -342,7 +370,7 @@ impl Rewriter {
                     }
                 }
                 At::Skipped { left, block } => {
-                    passed = left.min(behind.len() + 1);
+                    passed = left.min(left_over);
                     if left == passed { At::frame(block) } else { At::Skipped { left: left - passed, block } }
                 }
                 At::Padding { left, priority, block } => {
@@ -352,9 +380,11 @@ impl Rewriter {
                     At::Priority { skip: skip - 1, left: left - 1, padding, block }
                 }
                 At::Priority { left, padding, block, .. } => At::fields(left - 1, padding, block),
-                At::Fields { left, padding, block } => At::fields(left - 1, padding, block.pass(byte)),
+                At::Fields { left, padding, block } => {
+                    At::fields(left - 1, padding, block.pass(before.last_mut(), byte))
+                }
             };
-            rest = &mut behind[passed - 1..];
+            place += passed;
         }
     }
 }
@@ -454,6 +484,10 @@ mod tests {
                 ':' => "1011100",
                 'x' => "1111001",
                 '@' => "1111111111010",
+                '$' => "1111111111001",
+                '[' => "1111111111011",
+                ']' => "1111111111100",
+                '<' => "111111111111100",
                 other => panic!("{other}"),
             };
         }
@@ -475,7 +509,12 @@ mod tests {
             ("multiplexed%1:1", "multiplexed.1:1"),
             ("/ti/%1/x t", "3ti3.13x-t"),
             ("multiplexed:1", "multiplexed:1"),
-            ("t@/", "t@/"),
+            ("multiplexed/@", "multiplexed3$"),
+            ("t@/", "t$3"),
+            ("1t@e", "1t$e"),
+            ("[/]", "[3]"),
+            // What stands behind a symbol that no authority has is left alone.
+            ("t</", "t</"),
         ] {
             check(&frame(1, 4, &coded(sent)), &frame(1, 4, &coded(read)));
         }
