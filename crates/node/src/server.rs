@@ -15,6 +15,7 @@ use tabularium_proto::{
     DESCRIPTORS,
     gitaly::{
         blob_service_server::BlobServiceServer, commit_service_server::CommitServiceServer,
+        diff_service_server::DiffServiceServer,
         internal_gitaly_server::InternalGitalyServer, operation_service_server::OperationServiceServer,
         ref_service_server::RefServiceServer, remote_service_server::RemoteServiceServer,
         repository_service_server::RepositoryServiceServer, server_service_server::ServerServiceServer,
@@ -45,7 +46,7 @@ use crate::{
     node::Node,
     rpc_log::RpcLogLayer,
     services::{
-        blob_service::BlobServer, commit_service::CommitServer, internal::InternalServer,
+        blob_service::BlobServer, commit_service::CommitServer, diff_service::DiffServer, internal::InternalServer,
         operation_service::OperationServer, ref_service::RefServer, remote::RemoteServer,
         replica::ReplicaServer, repository::RepositoryServer, server_info::ServerInfoServer,
         smart_http::SmartHttpServer, upload_pack::UploadPackServer,
@@ -290,6 +291,7 @@ fn routes(node: &Arc<Node>, health: HealthReporter) -> Result<tonic::service::Ro
     routes.add_service(RefServiceServer::new(RefServer::new(Arc::clone(node))));
     routes.add_service(CommitServiceServer::new(CommitServer::new(Arc::clone(node))));
     routes.add_service(BlobServiceServer::new(BlobServer::new(Arc::clone(node))));
+    routes.add_service(DiffServiceServer::new(DiffServer::new(Arc::clone(node))));
     routes.add_service(OperationServiceServer::new(OperationServer::new(Arc::clone(node))));
     Ok(routes.routes())
 }

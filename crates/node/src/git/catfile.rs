@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{
     CHUNK_BYTES, Git, GitProcess, Slot,
+    command::MAX_CAPTURED_BYTES,
     objects::{self, MAX_HEAD_BYTES, TreeItem},
     revision::ObjectHash,
 };
@@ -38,7 +39,7 @@ pub(crate) enum ObjectKind {
 }
 
 impl ObjectKind {
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         match text {
             "commit" => Some(Self::Commit),
             "blob" => Some(Self::Blob),
@@ -248,6 +249,21 @@ impl CatFile {
         let peeled = [revision, b"^{commit}"].concat();
         let found = self.head(&peeled, MAX_HEAD_BYTES).await?;
         Ok(found.map(|(info, head)| objects::parse_commit(&info.id, &head, info.size)))
+    }
+
+    /// The whole message of a commit; `None` if the revision leads to none.
+    pub(crate) async fn commit_message(&mut self, revision: &[u8]) -> Result<Option<Vec<u8>>, GitError> {
+        let commit = self.whole(&[revision, b"^{commit}"].concat()).await?;
+        Ok(commit.map(|(_, raw)| objects::message(&raw).to_vec()))
+    }
+
+    /// A whole object, if it is no larger than what is ever held of one.
+    pub(crate) async fn whole(&mut self, revision: &[u8]) -> Result<Option<(ObjectInfo, Vec<u8>)>, GitError> {
+        let Some((info, raw)) = self.head(revision, MAX_CAPTURED_BYTES).await? else { return Ok(None) };
+        if info.size > u64::try_from(raw.len()).unwrap_or(u64::MAX) {
+            return Err(GitError::TooMuchOutput { subcommand: SUBCOMMAND, limit: MAX_CAPTURED_BYTES });
+        }
+        Ok(Some((info, raw)))
     }
 
     /// What a tag reference of this name points to, with the commit behind it if there is one.

@@ -2,10 +2,12 @@
 
 use std::io;
 
+use bytes::Bytes;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     process::ChildStdout,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Exit, GitCommand, GitProcess};
 use crate::error::GitError;
@@ -18,7 +20,11 @@ pub(crate) struct Lines {
     process: GitProcess,
     stdout: BufReader<ChildStdout>,
     delimiter: u8,
+    /// The end of the present record is still in the pipe.
+    continued: bool,
     subcommand: &'static str,
+    /// Feeds the command.
+    _input: Option<AbortOnDropHandle<()>>,
 }
 
 impl Lines {
@@ -28,11 +34,58 @@ impl Lines {
         subcommand: &'static str,
         delimiter: u8,
     ) -> Result<Self, GitError> {
-        let mut process = command.reads().spawn(false).await?;
+        let process = command.reads().spawn(false).await?;
+        Self::of(process, subcommand, delimiter, None)
+    }
+
+    /// Starts the command with `input` on its standard input.
+    pub(crate) async fn start_with(
+        command: GitCommand,
+        subcommand: &'static str,
+        delimiter: u8,
+        input: impl Into<Bytes>,
+    ) -> Result<Self, GitError> {
+        let input = input.into();
+        let mut process = command.reads().spawn(true).await?;
+        let feeding = process.take_stdin().map(|mut stdin| {
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                // A command that has read enough closes its end; its exit code tells whether that was right.
+                let _ = stdin.write_all(&input).await;
+            }))
+        });
+        Self::of(process, subcommand, delimiter, feeding)
+    }
+
+    fn of(
+        mut process: GitProcess,
+        subcommand: &'static str,
+        delimiter: u8,
+        input: Option<AbortOnDropHandle<()>>,
+    ) -> Result<Self, GitError> {
         let Some(stdout) = process.take_stdout() else {
             return Err(GitError::Io { subcommand, source: io::Error::other("pipes are missing") });
         };
-        Ok(Self { process, stdout: BufReader::new(stdout), delimiter, subcommand })
+        let stdout = BufReader::new(stdout);
+        Ok(Self { process, stdout, delimiter, continued: false, subcommand, _input: input })
+    }
+
+    /// Ends records differently from now on.
+    pub(crate) fn delimited_by(&mut self, delimiter: u8) {
+        self.delimiter = delimiter;
+    }
+
+    /// Reads the next piece of a record, its delimiter included, and answers whether it is the record's first; `None` at
+    /// the end of the output. For records that may be longer than [`Lines::next`] takes.
+    pub(crate) async fn piece(&mut self, piece: &mut Vec<u8>) -> Result<Option<bool>, GitError> {
+        piece.clear();
+        let limit = u64::try_from(MAX_RECORD_BYTES).unwrap_or(u64::MAX);
+        let read = (&mut self.stdout).take(limit).read_until(self.delimiter, piece).await;
+        read.map_err(|source| GitError::Io { subcommand: self.subcommand, source })?;
+        if piece.is_empty() {
+            return Ok(None);
+        }
+        let begins = !std::mem::replace(&mut self.continued, piece.last() != Some(&self.delimiter));
+        Ok(Some(begins))
     }
 
     /// The next record without its delimiter; `None` at the end of the output.

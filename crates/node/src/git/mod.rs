@@ -2,9 +2,12 @@
 
 pub(crate) mod catfile;
 pub(crate) mod command;
+pub(crate) mod diff;
 pub(crate) mod durable;
 pub(crate) mod leftovers;
 pub(crate) mod lines;
+pub(crate) mod log;
+pub(crate) mod object_listing;
 pub(crate) mod objects;
 pub(crate) mod quarantine;
 mod reaper;

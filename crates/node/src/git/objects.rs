@@ -9,6 +9,10 @@ use tabularium_proto::gitaly::{CommitAuthor, CommitTrailer, GitCommit, Signature
 pub(crate) const MAX_MESSAGE_BYTES: usize = 10 * 1024;
 /// How much of a commit or tag has to be read: headers (merge tags and signatures included) and the message's part.
 pub(crate) const MAX_HEAD_BYTES: usize = 1024 * 1024;
+/// Trailers of one commit that are told of, and how long they may be.
+const MAX_TRAILERS: usize = 64;
+const MAX_TRAILER_KEY_BYTES: usize = 128;
+const MAX_TRAILER_VALUE_BYTES: usize = 512;
 /// Seconds for dates that make no sense; the largest a Go program can hold, which clients compare with.
 const FALLBACK_SECONDS: i64 = 9_223_371_974_719_179_007;
 /// Dates from here on count as senseless.
@@ -35,6 +39,11 @@ fn header_lines(headers: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The message of a commit or tag, all of which is given.
+pub(crate) fn message(raw: &[u8]) -> &[u8] {
+    split_headers(raw).1.and_then(|at| raw.get(at..)).unwrap_or_default()
 }
 
 /// A commit. `head` is the beginning of the object, `size` its whole length.
@@ -140,17 +149,58 @@ pub(crate) fn parse_tag(id: &str, name: &[u8], head: &[u8], size: u64) -> Tag {
     tag
 }
 
-/// What `%(trailers:unfold,separator=%x00)` printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HeaderPart {
+    Signed,
+    FirstSignature,
+    OtherSignature,
+}
+
+/// The first signature of a commit, and what it signs: everything but the signatures. `None` if it is not signed.
+pub(crate) fn split_signature(raw: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let mut signed_text = Vec::with_capacity(raw.len());
+    // Git looks at the first one only.
+    let mut signature: Option<Vec<u8>> = None;
+    let mut part = HeaderPart::Signed;
+    let mut taken = 0;
+    for line in raw.split_inclusive(|byte| *byte == b'\n').take_while(|line| *line != b"\n") {
+        taken += line.len();
+        let begins = [&b"gpgsig "[..], b"gpgsig-sha256 "].iter().find_map(|key| line.strip_prefix(*key));
+        match (part, line.strip_prefix(b" "), begins) {
+            (HeaderPart::FirstSignature, Some(continued), _) => {
+                signature.get_or_insert_default().extend_from_slice(continued);
+            }
+            (HeaderPart::OtherSignature, Some(_), _) => {}
+            (HeaderPart::Signed, _, Some(first)) if signature.is_none() => {
+                signature = Some(first.to_vec());
+                part = HeaderPart::FirstSignature;
+            }
+            (HeaderPart::FirstSignature | HeaderPart::OtherSignature, _, Some(_)) => {
+                part = HeaderPart::OtherSignature;
+            }
+            _ => {
+                part = HeaderPart::Signed;
+                signed_text.extend_from_slice(line);
+            }
+        }
+    }
+    signed_text.extend_from_slice(raw.get(taken..).unwrap_or_default());
+    let signature = signature?;
+    let signature = signature.strip_suffix(b"\n").unwrap_or(&signature).to_vec();
+    Some((signature, signed_text))
+}
+
+/// What `%(trailers:unfold,separator=%x00)` printed. So many are told of, up to the first that is too long.
 pub(crate) fn parse_trailers(output: &[u8]) -> Vec<CommitTrailer> {
-    output
-        .split(|byte| *byte == 0)
-        .filter_map(|line| {
-            let at = line.iter().position(|byte| *byte == b':')?;
-            let key = line.get(..at)?.trim_ascii();
-            let value = line.get(at + 1..)?.trim_ascii();
-            (!key.is_empty()).then(|| CommitTrailer { key: key.to_vec(), value: value.to_vec() })
-        })
-        .collect()
+    let trailers = output.split(|byte| *byte == 0).filter_map(|line| {
+        let at = line.iter().position(|byte| *byte == b':').filter(|at| *at > 0)?;
+        let value = line.get(at + 1..)?.trim_ascii();
+        Some(CommitTrailer { key: line.get(..at)?.to_vec(), value: value.to_vec() })
+    });
+    let fits = |trailer: &CommitTrailer| {
+        trailer.key.len() <= MAX_TRAILER_KEY_BYTES && trailer.value.len() <= MAX_TRAILER_VALUE_BYTES
+    };
+    trailers.take_while(fits).take(MAX_TRAILERS).collect()
 }
 
 /// One line of a tree object.
@@ -307,11 +357,31 @@ mod tests {
     }
 
     #[test]
+    fn a_signature_is_taken_out_of_what_it_signs() {
+        let head = "tree aa\nauthor A <a> 1 +0000\ncommitter A <a> 1 +0000\n";
+        let rest = "mergetag object bb\n type commit\n\nmessage\n\ngpgsig no header\n";
+        let signed = "gpgsig -----BEGIN PGP SIGNATURE-----\n \n abc\n -----END PGP SIGNATURE-----\n";
+        let other = "gpgsig-sha256 other\n lines\n";
+        for raw in [[head, signed, rest].concat(), [head, signed, other, rest].concat()] {
+            let (signature, text) = split_signature(raw.as_bytes()).unwrap();
+            assert_eq!(
+                signature,
+                b"-----BEGIN PGP SIGNATURE-----\n\nabc\n-----END PGP SIGNATURE-----"
+            );
+            assert_eq!(text, [head, rest].concat().as_bytes());
+        }
+        assert_eq!(split_signature([head, rest].concat().as_bytes()), None);
+    }
+
+    #[test]
     fn trailers_are_key_and_value() {
         let found = parse_trailers(b"Signed-off-by: A <a@x>\0Fixes: #1: yes\0no trailer\0\n");
         assert_eq!(found.len(), 2);
         assert_eq!(found[1].key, b"Fixes");
         assert_eq!(found[1].value, b"#1: yes");
+        let long = [&b"A: 1\0B: "[..], &[b'x'; 513], b"\0C: 2"].concat();
+        assert_eq!(parse_trailers(&long).len(), 1, "nothing behind one that is too long");
+        assert_eq!(parse_trailers(&b"A: 1\0".repeat(100)).len(), 64);
     }
 
     #[test]

@@ -53,8 +53,11 @@ pub(crate) fn check_or_empty(revision: &[u8]) -> Result<(), RevisionError> {
     if revision.is_empty() { Ok(()) } else { check(revision) }
 }
 
-/// `revision:path` or a plain revision; only the part before the colon is held to the rules.
+/// `revision:path` or a plain revision; only the part before the colon is held to the rules, and nothing may hold a NUL.
 pub(crate) fn check_path_scoped(revision: &[u8]) -> Result<(), RevisionError> {
+    if revision.contains(&0) && !revision.starts_with(b"-") {
+        return Err(RevisionError::Nul);
+    }
     match revision.iter().position(|byte| *byte == b':') {
         Some(at) => check(revision.get(..at).unwrap_or_default()),
         None => check(revision),
@@ -63,17 +66,42 @@ pub(crate) fn check_path_scoped(revision: &[u8]) -> Result<(), RevisionError> {
 
 /// A plain revision, or one of the options that stand for many.
 pub(crate) fn check_pseudo(revision: &[u8]) -> Result<(), RevisionError> {
+    pseudo(revision).unwrap_or_else(|| check(revision))
+}
+
+/// The same, or `revision:path`.
+pub(crate) fn check_pseudo_or_path_scoped(revision: &[u8]) -> Result<(), RevisionError> {
+    pseudo(revision).unwrap_or_else(|| check_path_scoped(revision))
+}
+
+/// Whether an option that stands for revisions is a good one; `None` if it is no such option.
+fn pseudo(revision: &[u8]) -> Option<Result<(), RevisionError>> {
     const WHOLE: [&[u8]; 5] = [b"--all", b"--not", b"--branches", b"--tags", b"--alternate-refs"];
     const PREFIXES: [&[u8]; 3] = [b"--branches=", b"--tags=", b"--glob="];
     if WHOLE.contains(&revision) {
-        return Ok(());
+        return Some(Ok(()));
     }
-    match PREFIXES.iter().find_map(|prefix| revision.strip_prefix(*prefix)) {
-        Some(pattern) if pattern.contains(&0) => Err(RevisionError::Nul),
-        Some(pattern) if pattern.contains(&b'\n') => Err(RevisionError::Whitespace),
-        Some(_) => Ok(()),
-        None => check(revision),
+    let pattern = PREFIXES.iter().find_map(|prefix| revision.strip_prefix(*prefix))?;
+    Some(if pattern.contains(&0) {
+        Err(RevisionError::Nul)
+    } else if pattern.contains(&b'\n') {
+        Err(RevisionError::Whitespace)
+    } else {
+        Ok(())
+    })
+}
+
+/// Git would take it for an option.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("positional arg {0:?} cannot start with dash '-': invalid argument")]
+pub(crate) struct ArgumentError(String);
+
+/// Something that git itself is to make sense of, as long as it is no option.
+pub(crate) fn check_argument(argument: &[u8]) -> Result<(), ArgumentError> {
+    if argument.starts_with(b"-") {
+        return Err(ArgumentError(String::from_utf8_lossy(argument).into_owned()));
     }
+    Ok(())
 }
 
 /// A full reference name that git would refuse.
@@ -125,8 +153,24 @@ pub(crate) enum ObjectHash {
 
 /// A text that is not an object id of the repository's hash.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid object ID: \"{0}\"")]
-pub(crate) struct ObjectIdError(String);
+pub(crate) enum ObjectIdError {
+    /// Too short or too long.
+    #[error("invalid object ID: {text:?}, expected length {expected}, got {}", .text.len())]
+    Length {
+        /// What was given.
+        text: String,
+        /// Length of an id.
+        expected: usize,
+    },
+    /// Not hexadecimal, or not in lower case.
+    #[error("invalid object ID: {text:?}, invalid character {character:?}")]
+    Character {
+        /// What was given.
+        text: String,
+        /// The first that does not belong there.
+        character: char,
+    },
+}
 
 /// Largest configuration file that is looked at.
 const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
@@ -172,10 +216,31 @@ impl ObjectHash {
 
     /// A full id in hex; lower case, as git prints them.
     pub(crate) fn parse(self, text: &[u8]) -> Result<String, ObjectIdError> {
-        let valid = text.len() == 2 * self.bytes()
-            && text.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let (length, expected) = (text.len(), 2 * self.bytes());
         let text = String::from_utf8_lossy(text).into_owned();
-        if valid { Ok(text) } else { Err(ObjectIdError(text)) }
+        if length != expected {
+            return Err(ObjectIdError::Length { text, expected });
+        }
+        match text.chars().find(|character| !matches!(character, '0'..='9' | 'a'..='f')) {
+            Some(character) => Err(ObjectIdError::Character { text, character }),
+            None => Ok(text),
+        }
+    }
+
+    /// The id of a tree without entries. Git knows it without having it.
+    pub(crate) fn empty_tree(self) -> &'static str {
+        match self {
+            Self::Sha1 => "4b825dc642cb6eb9a060e54bf8d69288fbee4904",
+            Self::Sha256 => "6ef19b41225c5369f1c104d45d8d85efa9b057b53b14b4b9b939dd74decc5321",
+        }
+    }
+
+    /// The id of a file without content.
+    pub(crate) fn empty_blob(self) -> &'static str {
+        match self {
+            Self::Sha1 => "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391",
+            Self::Sha256 => "473a0f4c3be8a93681a267e3b1e9a7dcda1185436fe141f7749120a303721813",
+        }
     }
 }
 
@@ -209,9 +274,18 @@ mod tests {
         assert_eq!(check_path_scoped(b"main:a b\\c"), Ok(()));
         assert_eq!(check_path_scoped(b"-x:a"), Err(RevisionError::LeadingDash));
         assert_eq!(check_path_scoped(b":a"), Err(RevisionError::Empty));
+        assert_eq!(check_path_scoped(b"main:a\0"), Err(RevisionError::Nul));
+        assert_eq!(check_pseudo_or_path_scoped(b"main:a b"), Ok(()));
+        assert_eq!(check_pseudo_or_path_scoped(b"--tags=v1:*"), Ok(()));
+        assert_eq!(check_pseudo_or_path_scoped(b"--output=x"), Err(RevisionError::LeadingDash));
         for good in ["--all", "--not", "--branches=a*", "--glob=refs/x y", "--tags", "main"] {
             assert_eq!(check_pseudo(good.as_bytes()), Ok(()), "{good}");
         }
+        assert_eq!(check_argument(b"a b:c\\"), Ok(()));
+        assert_eq!(
+            check_argument(b"--output=x").unwrap_err().to_string(),
+            "positional arg \"--output=x\" cannot start with dash '-': invalid argument"
+        );
         assert_eq!(check_pseudo(b"--output=/etc/passwd"), Err(RevisionError::LeadingDash));
         assert_eq!(check_pseudo(b"--glob=a\nb"), Err(RevisionError::Whitespace));
     }
@@ -259,7 +333,15 @@ mod tests {
         assert_eq!(ObjectHash::Sha1.parse(id.as_bytes()).unwrap(), id);
         assert!(ObjectHash::Sha256.parse(id.as_bytes()).is_err());
         assert!(ObjectHash::Sha1.parse(id.to_uppercase().as_bytes()).is_err());
-        assert!(ObjectHash::Sha1.parse(b"HEAD").is_err());
+        assert_eq!(
+            ObjectHash::Sha1.parse(b"HEAD").unwrap_err().to_string(),
+            "invalid object ID: \"HEAD\", expected length 40, got 4"
+        );
+        let odd = format!("{}g", &id[1..]);
+        assert_eq!(
+            ObjectHash::Sha1.parse(odd.as_bytes()).unwrap_err().to_string(),
+            format!("invalid object ID: \"{odd}\", invalid character 'g'")
+        );
         assert!(is_zero(&ObjectHash::Sha256.zero()));
         let config = b"[core]\n\tbare = true\n[extensions]\n\tObjectFormat = sha256\n";
         assert_eq!(ObjectHash::of_config(config), ObjectHash::Sha256);

@@ -50,6 +50,42 @@ where
     Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver)))
 }
 
+/// Collects items until they are worth a message.
+#[derive(Debug)]
+pub(crate) struct Batch<T> {
+    items: Vec<T>,
+    bytes: usize,
+}
+
+impl<T> Default for Batch<T> {
+    fn default() -> Self {
+        Self { items: Vec::new(), bytes: 0 }
+    }
+}
+
+impl<T: prost::Message> Batch<T> {
+    /// Those before this item, if they fill a message.
+    pub(crate) fn push(&mut self, item: T) -> Option<Vec<T>> {
+        let size = item.encoded_len();
+        let full = !self.items.is_empty() && self.bytes + size >= FLUSH_BYTES;
+        let filled = full.then(|| self.take());
+        self.bytes += size;
+        self.items.push(item);
+        filled
+    }
+
+    /// What has been collected.
+    pub(crate) fn take(&mut self) -> Vec<T> {
+        self.bytes = 0;
+        std::mem::take(&mut self.items)
+    }
+
+    /// What is left at the end, if it is anything.
+    pub(crate) fn rest(mut self) -> Option<Vec<T>> {
+        Some(self.take()).filter(|items| !items.is_empty())
+    }
+}
+
 /// What becomes of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -130,6 +166,8 @@ pub(crate) fn unknown_page_token() -> Status {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     fn run(mut page: Page) -> (Vec<&'static str>, bool, bool) {
@@ -159,6 +197,18 @@ mod tests {
         assert!(Page::of_references(Some(&parameters(0))).is_empty());
         assert_eq!(Page::of_references(Some(&parameters(-1))), Page::whole());
         assert_eq!(Page::of_commits(Some(&parameters(0))), Page::whole());
+    }
+
+    #[test]
+    fn batches() {
+        let mut batch = Batch::default();
+        let item = |bytes: usize| Bytes::from(vec![0; bytes]);
+        assert_eq!(batch.push(item(2 * FLUSH_BYTES)), None, "a large one goes alone");
+        assert_eq!(batch.push(item(1)).map(|items| items.len()), Some(1));
+        assert_eq!(batch.push(item(10)), None);
+        assert_eq!(batch.push(item(FLUSH_BYTES - 10)).map(|items| items.len()), Some(2));
+        assert_eq!(batch.rest().map(|items| items.len()), Some(1));
+        assert_eq!(Batch::<Bytes>::default().rest(), None);
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 pub(crate) mod blob_service;
 pub(crate) mod commit_service;
+pub(crate) mod diff_service;
 pub(crate) mod operation_service;
 pub(crate) mod ref_service;
 

@@ -2,11 +2,10 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, sync::Arc};
 
-use prost::Message as _;
 use tabularium_proto::gitaly::{
-    CountCommitsRequest, CountCommitsResponse, FindCommitRequest, FindCommitResponse, GitCommit,
-    GlobalOptions, ListCommitsByOidRequest, ListCommitsByOidResponse, ListCommitsRequest,
-    ListCommitsResponse, PaginationCursor, list_commits_request::Order,
+    CountCommitsRequest, CountCommitsResponse, FindCommitRequest, FindCommitResponse, GlobalOptions,
+    ListCommitsByOidRequest, ListCommitsByOidResponse, ListCommitsRequest, ListCommitsResponse,
+    PaginationCursor, list_commits_request::Order,
 };
 use tonic::{Response, Status};
 
@@ -15,7 +14,7 @@ use crate::{
     git::{GitCommand, catfile::CatFile, lines::Lines, objects, revision},
     node::Node,
     services::{
-        listing::{self, FLUSH_BYTES, Page, Verdict, unknown_page_token},
+        listing::{self, Batch, Page, Verdict, unknown_page_token},
         streams::ResponseStream,
     },
 };
@@ -38,26 +37,7 @@ pub(super) async fn find_commit(
     Ok(Response::new(FindCommitResponse { commit }))
 }
 
-/// Collects commits until they are worth a message.
-#[derive(Default)]
-struct Batch {
-    commits: Vec<GitCommit>,
-    bytes: usize,
-}
-
-impl Batch {
-    /// A full batch, if this commit filled it.
-    fn push(&mut self, commit: GitCommit) -> Option<Vec<GitCommit>> {
-        self.bytes += commit.encoded_len();
-        self.commits.push(commit);
-        (self.bytes >= FLUSH_BYTES).then(|| {
-            self.bytes = 0;
-            std::mem::take(&mut self.commits)
-        })
-    }
-}
-
-fn literal_pathspecs(command: GitCommand, options: Option<&GlobalOptions>) -> GitCommand {
+pub(super) fn literal_pathspecs(command: GitCommand, options: Option<&GlobalOptions>) -> GitCommand {
     if options.is_some_and(|options| options.literal_pathspecs) {
         command.env("GIT_LITERAL_PATHSPECS", "1")
     } else {
@@ -157,10 +137,11 @@ pub(super) fn list_commits(
         }
         objects.close().await?;
         let pagination_cursor = more.then_some(PaginationCursor { next_cursor: last });
-        if batch.commits.is_empty() && pagination_cursor.is_none() {
+        let commits = batch.take();
+        if commits.is_empty() && pagination_cursor.is_none() {
             return Ok(());
         }
-        messages.send(ListCommitsResponse { commits: batch.commits, pagination_cursor }).await
+        messages.send(ListCommitsResponse { commits, pagination_cursor }).await
     }))
 }
 
@@ -183,10 +164,10 @@ pub(super) fn list_commits_by_oid(
             }
         }
         objects.close().await?;
-        if batch.commits.is_empty() {
-            return Ok(());
+        match batch.rest() {
+            Some(commits) => messages.send(ListCommitsByOidResponse { commits }).await,
+            None => Ok(()),
         }
-        messages.send(ListCommitsByOidResponse { commits: batch.commits }).await
     }))
 }
 

@@ -1,15 +1,27 @@
 //! CommitService: commits, their history, and the trees they hold.
 
+mod blame;
 mod history;
+mod last_commits;
+mod log;
+mod objects;
+mod stats;
 mod trees;
 
 use std::sync::Arc;
 
 use tabularium_proto::gitaly::{
     CheckObjectsExistRequest, CheckObjectsExistResponse, CommitIsAncestorRequest, CommitIsAncestorResponse,
-    CountCommitsRequest, CountCommitsResponse, FindCommitRequest, FindCommitResponse, GetTreeEntriesRequest,
-    GetTreeEntriesResponse, ListCommitsByOidRequest, ListCommitsByOidResponse, ListCommitsRequest,
-    ListCommitsResponse, ListFilesRequest, ListFilesResponse, TreeEntryRequest, TreeEntryResponse,
+    CommitStatsRequest, CommitStatsResponse, CommitsByMessageRequest, CommitsByMessageResponse,
+    CountCommitsRequest, CountCommitsResponse, CountDivergingCommitsRequest, CountDivergingCommitsResponse,
+    FilterShasWithSignaturesRequest, FilterShasWithSignaturesResponse, FindAllCommitsRequest,
+    FindAllCommitsResponse, FindCommitRequest, FindCommitResponse, FindCommitsRequest, FindCommitsResponse,
+    GetCommitMessagesRequest, GetCommitMessagesResponse, GetCommitSignaturesRequest,
+    GetCommitSignaturesResponse, GetTreeEntriesRequest, GetTreeEntriesResponse, LastCommitForPathRequest,
+    LastCommitForPathResponse, ListAllCommitsRequest, ListAllCommitsResponse, ListCommitsByOidRequest,
+    ListCommitsByOidResponse, ListCommitsByRefNameRequest, ListCommitsByRefNameResponse, ListCommitsRequest,
+    ListCommitsResponse, ListFilesRequest, ListFilesResponse, ListLastCommitsForTreeRequest,
+    ListLastCommitsForTreeResponse, RawBlameRequest, RawBlameResponse, TreeEntryRequest, TreeEntryResponse,
     check_objects_exist_response::RevisionExistence, commit_service_server::CommitService,
 };
 use tonic::{Request, Response, Status, Streaming};
@@ -82,6 +94,97 @@ impl CommitService for CommitServer {
         let command = command.args(["--is-ancestor", &request.ancestor_id, &request.child_id]);
         let value = command.output().await?.exit.success();
         Ok(Response::new(CommitIsAncestorResponse { value }))
+    }
+
+    async fn find_commits(
+        &self,
+        request: Request<FindCommitsRequest>,
+    ) -> Result<Response<ResponseStream<FindCommitsResponse>>, Status> {
+        log::find_commits(&self.0, request.into_inner())
+    }
+
+    async fn find_all_commits(
+        &self,
+        request: Request<FindAllCommitsRequest>,
+    ) -> Result<Response<ResponseStream<FindAllCommitsResponse>>, Status> {
+        log::find_all_commits(&self.0, request.into_inner())
+    }
+
+    async fn commits_by_message(
+        &self,
+        request: Request<CommitsByMessageRequest>,
+    ) -> Result<Response<ResponseStream<CommitsByMessageResponse>>, Status> {
+        log::commits_by_message(&self.0, request.into_inner())
+    }
+
+    async fn last_commit_for_path(
+        &self,
+        request: Request<LastCommitForPathRequest>,
+    ) -> Result<Response<LastCommitForPathResponse>, Status> {
+        last_commits::last_commit_for_path(&self.0, request.into_inner()).await
+    }
+
+    async fn list_last_commits_for_tree(
+        &self,
+        request: Request<ListLastCommitsForTreeRequest>,
+    ) -> Result<Response<ResponseStream<ListLastCommitsForTreeResponse>>, Status> {
+        last_commits::list_last_commits_for_tree(&self.0, request.into_inner())
+    }
+
+    async fn count_diverging_commits(
+        &self,
+        request: Request<CountDivergingCommitsRequest>,
+    ) -> Result<Response<CountDivergingCommitsResponse>, Status> {
+        stats::count_diverging_commits(&self.0, request.into_inner()).await
+    }
+
+    async fn commit_stats(
+        &self,
+        request: Request<CommitStatsRequest>,
+    ) -> Result<Response<CommitStatsResponse>, Status> {
+        stats::commit_stats(&self.0, request.into_inner()).await
+    }
+
+    async fn list_all_commits(
+        &self,
+        request: Request<ListAllCommitsRequest>,
+    ) -> Result<Response<ResponseStream<ListAllCommitsResponse>>, Status> {
+        objects::list_all_commits(&self.0, request.into_inner())
+    }
+
+    async fn list_commits_by_ref_name(
+        &self,
+        request: Request<ListCommitsByRefNameRequest>,
+    ) -> Result<Response<ResponseStream<ListCommitsByRefNameResponse>>, Status> {
+        objects::list_commits_by_ref_name(&self.0, request.into_inner())
+    }
+
+    async fn get_commit_messages(
+        &self,
+        request: Request<GetCommitMessagesRequest>,
+    ) -> Result<Response<ResponseStream<GetCommitMessagesResponse>>, Status> {
+        objects::get_commit_messages(&self.0, request.into_inner())
+    }
+
+    async fn get_commit_signatures(
+        &self,
+        request: Request<GetCommitSignaturesRequest>,
+    ) -> Result<Response<ResponseStream<GetCommitSignaturesResponse>>, Status> {
+        objects::get_commit_signatures(&self.0, request.into_inner()).await
+    }
+
+    async fn filter_shas_with_signatures(
+        &self,
+        request: Request<Streaming<FilterShasWithSignaturesRequest>>,
+    ) -> Result<Response<ResponseStream<FilterShasWithSignaturesResponse>>, Status> {
+        objects::filter_shas_with_signatures(&self.0, request.into_inner()).await
+    }
+
+    async fn raw_blame(
+        &self,
+        request: Request<RawBlameRequest>,
+    ) -> Result<Response<ResponseStream<RawBlameResponse>>, Status> {
+        blame::raw_blame(&self.0, request.into_inner()).await
     }
 
     async fn tree_entry(

@@ -32,6 +32,8 @@ use crate::{
 
 /// Directories with a single subdirectory are shown as one path, at most so many of them.
 const MAX_FLAT_DEPTH: usize = 10;
+/// Most that is kept to be sorted.
+const MAX_SORTED_BYTES: usize = 256 * 1024 * 1024;
 /// Bytes of an entry beside its path, for the size of messages.
 const ENTRY_OVERHEAD: usize = 128;
 
@@ -95,10 +97,13 @@ pub(super) fn tree_entry(
     }))
 }
 
-/// The page token of GetTreeEntries: the path of the last entry. Old clients send an object id instead.
+/// The page token of GetTreeEntries: the path of the last entry, and the tree that it was in, which is the one to go on
+/// with wherever the revision leads by then. Old clients send an object id instead.
 #[derive(Serialize, Deserialize)]
 struct Token {
     file_name: String,
+    #[serde(default)]
+    tree_oid: String,
 }
 
 /// Which entries are wanted, and by what they are told apart.
@@ -107,19 +112,22 @@ struct EntryPage {
     page: Page,
     by_id: bool,
     token: String,
+    /// The tree of the page before, if it is known.
+    tree: String,
 }
 
 impl EntryPage {
     fn of(parameters: Option<&PaginationParameter>) -> Self {
         let Some(parameters) = parameters else {
-            return Self { page: Page::whole(), by_id: false, token: String::new() };
+            return Self { page: Page::whole(), by_id: false, token: String::new(), tree: String::new() };
         };
         let decoded = STANDARD.decode(&parameters.page_token).ok();
         let decoded = decoded.and_then(|decoded| serde_json::from_slice::<Token>(&decoded).ok());
         let limit = usize::try_from(parameters.limit).ok();
         let by_id = decoded.is_none();
-        let token = decoded.map_or_else(|| parameters.page_token.clone(), |token| token.file_name);
-        Self { page: Page::new(token.as_bytes(), limit), by_id, token }
+        let Token { file_name: token, tree_oid: tree } = decoded
+            .unwrap_or_else(|| Token { file_name: parameters.page_token.clone(), tree_oid: String::new() });
+        Self { page: Page::new(token.as_bytes(), limit), by_id, token, tree }
     }
 
     fn admit(&mut self, entry: &Line) -> Verdict {
@@ -129,14 +137,15 @@ impl EntryPage {
 }
 
 /// One line of `git ls-tree -z`.
-struct Line {
+#[derive(Clone)]
+pub(super) struct Line {
     mode: i32,
-    kind: ItemKind,
+    pub(super) kind: ItemKind,
     id: String,
-    path: Vec<u8>,
+    pub(super) path: Vec<u8>,
 }
 
-fn parse_line(line: &[u8]) -> Option<Line> {
+pub(super) fn parse_line(line: &[u8]) -> Option<Line> {
     let tab = line.iter().position(|byte| *byte == b'\t')?;
     let mut words = std::str::from_utf8(line.get(..tab)?).ok()?.split(' ');
     let mode = u32::from_str_radix(words.next()?, 8).ok()?;
@@ -190,6 +199,53 @@ fn passes(sort: SortBy) -> &'static [Option<ItemKind>] {
     }
 }
 
+/// The entries in their order.
+struct Entries<'a> {
+    node: &'a Node,
+    listed: &'a Listed,
+    passes: std::slice::Iter<'static, Option<ItemKind>>,
+    running: Option<(Lines, Option<ItemKind>)>,
+    sorted: Option<std::vec::IntoIter<Line>>,
+}
+
+impl<'a> Entries<'a> {
+    async fn start(node: &'a Node, listed: &'a Listed, sort: SortBy) -> Result<Self, Status> {
+        let mut entries = Self { node, listed, passes: passes(sort).iter(), running: None, sorted: None };
+        if sort == SortBy::Filesystem {
+            // Git has another order, so all have to be there before the first is known.
+            let (mut lines, mut bytes) = (Vec::new(), 0);
+            while let Some(line) = entries.next().await? {
+                bytes += line.path.len() + ENTRY_OVERHEAD;
+                if bytes > MAX_SORTED_BYTES {
+                    return Err(Status::internal("too many tree entries to be sorted"));
+                }
+                lines.push(line);
+            }
+            lines.sort_by(|one, other| one.path.cmp(&other.path));
+            entries.sorted = Some(lines.into_iter());
+        }
+        Ok(entries)
+    }
+
+    async fn next(&mut self) -> Result<Option<Line>, Status> {
+        if let Some(sorted) = &mut self.sorted {
+            return Ok(sorted.next());
+        }
+        loop {
+            if let Some((lines, kind)) = &mut self.running
+                && let Some(line) = self.listed.next(lines, *kind).await?
+            {
+                return Ok(Some(line));
+            }
+            if let Some((lines, _)) = self.running.take() {
+                lines.checked().await?;
+            }
+            let Some(kind) = self.passes.next() else { return Ok(None) };
+            self.running = Some((self.listed.lines(self.node).await?, *kind));
+        }
+    }
+}
+
 fn resolve_error(code: Code, text: &str, revision: &[u8]) -> Status {
     let error =
         get_tree_entries_error::Error::ResolveTree(ResolveRevisionError { revision: revision.to_vec() });
@@ -211,18 +267,14 @@ pub(super) fn get_tree_entries(
         return Err(with_detail(Code::InvalidArgument, "empty path", "GetTreeEntriesError", &detail));
     }
     let sort = SortBy::try_from(request.sort).map_err(|_| Status::invalid_argument("unknown sort key"))?;
-    if sort == SortBy::Filesystem {
-        return Err(Status::unimplemented("sorting tree entries as a file system does is not supported"));
-    }
     let node = Arc::clone(node);
     Ok(listing::stream(&node.tasks.clone(), "GetTreeEntries", |messages| async move {
         let (reading, listing) = node.git.two_slots().await?;
         let mut objects = CatFile::start_in(&node.git, &repository, &reading).await?;
-        let listed = resolve_tree(&mut objects, repository, &request, listing).await?;
-        let commit = objects.info(&[request.revision.as_slice(), b"^{commit}"].concat()).await?;
-        let commit_oid =
-            commit.map_or_else(|| String::from_utf8_lossy(&request.revision).into_owned(), |info| info.id);
         let page = EntryPage::of(request.pagination_params.as_ref());
+        let listed = resolve_tree(&mut objects, repository, &request, &page.tree, listing).await?;
+        // Whatever the client calls it.
+        let commit_oid = String::from_utf8_lossy(&request.revision).into_owned();
         if page.page.is_empty() {
             return objects.close().await.map_err(Status::from);
         }
@@ -249,10 +301,13 @@ async fn resolve_tree(
     objects: &mut CatFile,
     repository: RepositoryPath,
     request: &GetTreeEntriesRequest,
+    tree: &str,
     slot: Slot,
 ) -> Result<Listed, Status> {
     let prefix = clean_path(&request.path).to_vec();
-    let name = if prefix.is_empty() {
+    let name = if !tree.is_empty() {
+        format!("{tree}^{{tree}}").into_bytes()
+    } else if prefix.is_empty() {
         [request.revision.as_slice(), b"^{tree}"].concat()
     } else {
         [request.revision.as_slice(), b":", &prefix].concat()
@@ -276,21 +331,19 @@ async fn find_cursor(
     mut page: EntryPage,
 ) -> Result<String, Status> {
     let mut last = Vec::new();
-    for kind in passes(sort) {
-        let mut lines = listed.lines(node).await?;
-        while let Some(line) = listed.next(&mut lines, *kind).await? {
-            match page.admit(&line) {
-                Verdict::Skip => {}
-                Verdict::Take => last = line.path,
-                Verdict::Stop => {
-                    let token = Token { file_name: String::from_utf8_lossy(&last).into_owned() };
-                    let token =
-                        serde_json::to_vec(&token).map_err(|error| Status::internal(error.to_string()))?;
-                    return Ok(STANDARD.encode(token));
-                }
+    let mut entries = Entries::start(node, listed, sort).await?;
+    while let Some(line) = entries.next().await? {
+        match page.admit(&line) {
+            Verdict::Skip => {}
+            Verdict::Take => last = line.path,
+            Verdict::Stop => {
+                let file_name = String::from_utf8_lossy(&last).into_owned();
+                let token = Token { file_name, tree_oid: listed.tree.clone() };
+                let token =
+                    serde_json::to_vec(&token).map_err(|error| Status::internal(error.to_string()))?;
+                return Ok(STANDARD.encode(token));
             }
         }
-        lines.checked().await?;
     }
     if page.page.token_missing() {
         return Err(Status::internal(format!("could not find starting OID: {}", page.token)));
@@ -332,34 +385,31 @@ async fn send_page(
     commit_oid: &str,
     sender: &mut Sender,
 ) -> Result<(), Status> {
-    for kind in passes(sort) {
-        let mut lines = listed.lines(node).await?;
-        while let Some(line) = listed.next(&mut lines, *kind).await? {
-            match page.admit(&line) {
-                Verdict::Skip => continue,
-                Verdict::Take => {}
-                Verdict::Stop => return Ok(()),
-            }
-            let flat_path = match &mut flat {
-                Some(objects) => flat_path(objects, &line).await?,
-                None => Vec::new(),
-            };
-            let kind = match line.kind {
-                ItemKind::Blob => EntryType::Blob,
-                ItemKind::Tree => EntryType::Tree,
-                ItemKind::Commit => EntryType::Commit,
-            };
-            let entry = TreeEntry {
-                oid: line.id,
-                path: line.path,
-                r#type: kind as i32,
-                mode: line.mode,
-                commit_oid: commit_oid.to_owned(),
-                flat_path,
-            };
-            sender.push(entry).await?;
+    let mut entries = Entries::start(node, listed, sort).await?;
+    while let Some(line) = entries.next().await? {
+        match page.admit(&line) {
+            Verdict::Skip => continue,
+            Verdict::Take => {}
+            Verdict::Stop => return Ok(()),
         }
-        lines.checked().await?;
+        let flat_path = match &mut flat {
+            Some(objects) => flat_path(objects, &line).await?,
+            None => Vec::new(),
+        };
+        let kind = match line.kind {
+            ItemKind::Blob => EntryType::Blob,
+            ItemKind::Tree => EntryType::Tree,
+            ItemKind::Commit => EntryType::Commit,
+        };
+        let entry = TreeEntry {
+            oid: line.id,
+            path: line.path,
+            r#type: kind as i32,
+            mode: line.mode,
+            commit_oid: commit_oid.to_owned(),
+            flat_path,
+        };
+        sender.push(entry).await?;
     }
     Ok(())
 }
@@ -436,6 +486,9 @@ mod tests {
         let parameters = |page_token: &str| PaginationParameter { page_token: page_token.into(), limit: 5 };
         let path = EntryPage::of(Some(&parameters(&STANDARD.encode(br#"{"file_name":"a/b"}"#))));
         assert_eq!((path.by_id, path.token.as_str()), (false, "a/b"));
+        let tree =
+            EntryPage::of(Some(&parameters(&STANDARD.encode(br#"{"file_name":"a","tree_oid":"cc"}"#))));
+        assert_eq!((tree.token.as_str(), tree.tree.as_str()), ("a", "cc"));
         let id = EntryPage::of(Some(&parameters("aabb")));
         assert_eq!((id.by_id, id.token.as_str()), (true, "aabb"));
     }

@@ -5,24 +5,25 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use tabularium_proto::gitaly::{
-    Branch, FindAllBranchesRequest, FindAllBranchesResponse, FindAllTagsRequest, FindAllTagsResponse,
-    FindLocalBranchesRequest, FindLocalBranchesResponse, GitCommit, ListRefsRequest, ListRefsResponse,
-    PaginationCursor, PaginationParameter, SortDirection, find_all_branches_response, find_all_tags_request,
+    Branch, FindAllBranchesRequest, FindAllBranchesResponse, FindAllRemoteBranchesRequest,
+    FindAllRemoteBranchesResponse, FindAllTagsRequest, FindAllTagsResponse, FindLocalBranchesRequest,
+    FindLocalBranchesResponse, GitCommit, ListRefsRequest, ListRefsResponse, PaginationCursor,
+    PaginationParameter, SortDirection, find_all_branches_response, find_all_tags_request,
     find_local_branches_request, list_refs_request, list_refs_response,
 };
 use tonic::{Response, Status};
 
 use crate::{
-    git::{GitCommand, catfile::CatFile, lines::Lines, references, revision},
+    git::{Exit, GitCommand, catfile::CatFile, lines::Lines, references, revision},
     node::Node,
     services::{
-        listing::{self, ITEMS_PER_MESSAGE, Page, Verdict, unknown_page_token},
+        listing::{self, ITEMS_PER_MESSAGE, Messages, Page, Verdict, unknown_page_token},
         streams::ResponseStream,
     },
     storage::RepositoryPath,
 };
 
-const SUBCOMMAND: &str = "for-each-ref";
+pub(super) const SUBCOMMAND: &str = "for-each-ref";
 
 /// One line of the listing.
 struct Listed {
@@ -67,7 +68,13 @@ impl Listing {
         if more {
             return Ok(());
         }
-        self.lines.checked().await?;
+        let (exit, _) = self.lines.finish().await?;
+        if let Exit { code: Some(code @ 1..) } = exit {
+            return Err(Status::internal(format!("finding refs: listing failed with exit code {code}")));
+        }
+        if !exit.success() {
+            return Err(Status::internal(format!("finding refs: {exit}")));
+        }
         if self.page.token_missing() { Err(unknown_page_token()) } else { Ok(()) }
     }
 }
@@ -210,22 +217,52 @@ pub(super) fn find_local_branches(
 
 pub(super) fn find_all_branches(
     node: &Arc<Node>,
-    request: &FindAllBranchesRequest,
+    request: FindAllBranchesRequest,
 ) -> Result<Response<ResponseStream<FindAllBranchesResponse>>, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
-    if request.merged_only {
-        return Err(Status::unimplemented("merged_only is not supported"));
+    for name in &request.merged_branches {
+        revision::check_argument(name)
+            .map_err(|error| Status::internal(format!("finding refs: spawning for-each-ref: {error}")))?;
     }
-    let command = command(node, &repository, "refname").args(["--", "refs/heads/", "refs/remotes/"]);
-    Ok(branches(node, repository, command, Page::whole(), "FindAllBranches", |branches| {
-        let branches = branches
-            .into_iter()
-            .map(|branch| find_all_branches_response::Branch {
-                name: branch.name,
-                target: branch.target_commit,
-            })
-            .collect();
-        FindAllBranchesResponse { branches }
+    let node = Arc::clone(node);
+    Ok(listing::stream(&node.tasks.clone(), "FindAllBranches", |messages| async move {
+        let mut command = command(&node, &repository, "refname");
+        let mut patterns: Vec<&[u8]> = vec![b"refs/heads/", b"refs/remotes/"];
+        if request.merged_only {
+            // Without a default branch git refuses what follows, and so do we.
+            let branch = references::default_branch(&node.git, &repository).await?.unwrap_or_default();
+            command = command.arg(OsStr::from_bytes(&[b"--merged=", branch.as_slice()].concat()));
+            if !request.merged_branches.is_empty() {
+                patterns = request.merged_branches.iter().map(Vec::as_slice).collect();
+            }
+        }
+        let command = command.arg("--").args(patterns.into_iter().map(OsStr::from_bytes));
+        let wrap = |branches: Vec<Branch>| FindAllBranchesResponse {
+            branches: branches
+                .into_iter()
+                .map(|Branch { name, target_commit }| find_all_branches_response::Branch {
+                    name,
+                    target: target_commit,
+                })
+                .collect(),
+        };
+        send_branches(&node, &repository, command, Page::whole(), &messages, wrap).await
+    }))
+}
+
+pub(super) fn find_all_remote_branches(
+    node: &Arc<Node>,
+    request: &FindAllRemoteBranchesRequest,
+) -> Result<Response<ResponseStream<FindAllRemoteBranchesResponse>>, Status> {
+    let repository = node.storages.open(request.repository.as_ref())?;
+    if request.remote_name.is_empty() {
+        return Err(Status::invalid_argument("empty RemoteName"));
+    }
+    let pattern = format!("refs/remotes/{}", request.remote_name);
+    let command = command(node, &repository, "refname").args(["--", &pattern]);
+    let name = "FindAllRemoteBranches";
+    Ok(branches(node, repository, command, Page::whole(), name, |branches| FindAllRemoteBranchesResponse {
+        branches,
     }))
 }
 
@@ -247,30 +284,41 @@ fn branches<T: Send + 'static>(
     wrap: fn(Vec<Branch>) -> T,
 ) -> Response<ResponseStream<T>> {
     let node = Arc::clone(node);
-    listing::stream(&node.tasks.clone(), name, |messages| async move {
-        if page.is_empty() {
-            return Ok(());
-        }
-        let (reading, listing) = node.git.two_slots().await?;
-        let mut objects = CatFile::start_in(&node.git, &repository, &reading).await?;
-        let mut listing = Listing::start(command.slot(&listing), page).await?;
-        let mut batch = Vec::new();
-        let more = loop {
-            match listing.next().await? {
-                Err(more) => break more,
-                Ok(listed) => {
-                    let target_commit = branch_commit(&mut objects, &listed.id).await?;
-                    batch.push(Branch { name: listed.name, target_commit });
-                    if batch.len() >= ITEMS_PER_MESSAGE {
-                        messages.send(wrap(std::mem::take(&mut batch))).await?;
-                    }
+    listing::stream(&node.tasks.clone(), name, move |messages| async move {
+        send_branches(&node, &repository, command, page, &messages, wrap).await
+    })
+}
+
+async fn send_branches<T>(
+    node: &Node,
+    repository: &RepositoryPath,
+    command: GitCommand,
+    page: Page,
+    messages: &Messages<T>,
+    wrap: fn(Vec<Branch>) -> T,
+) -> Result<(), Status> {
+    if page.is_empty() {
+        return Ok(());
+    }
+    let (reading, listing) = node.git.two_slots().await?;
+    let mut objects = CatFile::start_in(&node.git, repository, &reading).await?;
+    let mut listing = Listing::start(command.slot(&listing), page).await?;
+    let mut batch = Vec::new();
+    let more = loop {
+        match listing.next().await? {
+            Err(more) => break more,
+            Ok(listed) => {
+                let target_commit = branch_commit(&mut objects, &listed.id).await?;
+                batch.push(Branch { name: listed.name, target_commit });
+                if batch.len() >= ITEMS_PER_MESSAGE {
+                    messages.send(wrap(std::mem::take(&mut batch))).await?;
                 }
             }
-        };
-        listing.finish(more).await?;
-        objects.close().await?;
-        if batch.is_empty() { Ok(()) } else { messages.send(wrap(batch)).await }
-    })
+        }
+    };
+    listing.finish(more).await?;
+    objects.close().await?;
+    if batch.is_empty() { Ok(()) } else { messages.send(wrap(batch)).await }
 }
 
 pub(super) fn find_all_tags(

@@ -1,17 +1,23 @@
 //! RefService: listing, finding, moving and deleting references.
 
 mod list;
+mod names;
+mod tags;
 mod write;
 
 use std::sync::Arc;
 
 use tabularium_proto::gitaly::{
     Branch, DeleteRefsRequest, DeleteRefsResponse, FindAllBranchesRequest, FindAllBranchesResponse,
-    FindAllTagsRequest, FindAllTagsResponse, FindBranchRequest, FindBranchResponse,
-    FindDefaultBranchNameRequest, FindDefaultBranchNameResponse, FindLocalBranchesRequest,
-    FindLocalBranchesResponse, FindTagError, FindTagRequest, FindTagResponse, ListRefsRequest,
-    ListRefsResponse, RefExistsRequest, RefExistsResponse, ReferenceNotFoundError, UpdateReferencesRequest,
-    UpdateReferencesResponse, find_tag_error, ref_service_server::RefService,
+    FindAllRemoteBranchesRequest, FindAllRemoteBranchesResponse, FindAllTagsRequest, FindAllTagsResponse,
+    FindBranchRequest, FindBranchResponse, FindDefaultBranchNameRequest, FindDefaultBranchNameResponse,
+    FindLocalBranchesRequest, FindLocalBranchesResponse, FindRefsByOidRequest, FindRefsByOidResponse,
+    FindTagError, FindTagRequest, FindTagResponse, GetTagMessagesRequest, GetTagMessagesResponse,
+    GetTagSignaturesRequest, GetTagSignaturesResponse, ListBranchNamesContainingCommitRequest,
+    ListBranchNamesContainingCommitResponse, ListRefsRequest, ListRefsResponse,
+    ListTagNamesContainingCommitRequest, ListTagNamesContainingCommitResponse, RefExistsRequest,
+    RefExistsResponse, ReferenceNotFoundError, UpdateReferencesRequest, UpdateReferencesResponse,
+    find_tag_error, ref_service_server::RefService,
 };
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -67,7 +73,49 @@ impl RefService for RefServer {
         &self,
         request: Request<FindAllBranchesRequest>,
     ) -> Result<Response<ResponseStream<FindAllBranchesResponse>>, Status> {
-        list::find_all_branches(&self.0, &request.into_inner())
+        list::find_all_branches(&self.0, request.into_inner())
+    }
+
+    async fn find_all_remote_branches(
+        &self,
+        request: Request<FindAllRemoteBranchesRequest>,
+    ) -> Result<Response<ResponseStream<FindAllRemoteBranchesResponse>>, Status> {
+        list::find_all_remote_branches(&self.0, &request.into_inner())
+    }
+
+    async fn find_refs_by_oid(
+        &self,
+        request: Request<FindRefsByOidRequest>,
+    ) -> Result<Response<FindRefsByOidResponse>, Status> {
+        names::find_refs_by_oid(&self.0, request.into_inner()).await
+    }
+
+    async fn list_branch_names_containing_commit(
+        &self,
+        request: Request<ListBranchNamesContainingCommitRequest>,
+    ) -> Result<Response<ResponseStream<ListBranchNamesContainingCommitResponse>>, Status> {
+        names::branches_containing(&self.0, request.into_inner()).await
+    }
+
+    async fn list_tag_names_containing_commit(
+        &self,
+        request: Request<ListTagNamesContainingCommitRequest>,
+    ) -> Result<Response<ResponseStream<ListTagNamesContainingCommitResponse>>, Status> {
+        names::tags_containing(&self.0, request.into_inner()).await
+    }
+
+    async fn get_tag_messages(
+        &self,
+        request: Request<GetTagMessagesRequest>,
+    ) -> Result<Response<ResponseStream<GetTagMessagesResponse>>, Status> {
+        tags::get_tag_messages(&self.0, request.into_inner())
+    }
+
+    async fn get_tag_signatures(
+        &self,
+        request: Request<GetTagSignaturesRequest>,
+    ) -> Result<Response<ResponseStream<GetTagSignaturesResponse>>, Status> {
+        tags::get_tag_signatures(&self.0, request.into_inner())
     }
 
     async fn find_all_tags(

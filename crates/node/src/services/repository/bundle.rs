@@ -1,10 +1,11 @@
-//! CreateBundle and FetchBundle.
+//! Bundles, made and fetched, and the export in git's other form.
 
 use std::{io, path::Path};
 
 use bytes::Bytes;
 use tabularium_proto::gitaly::{
-    CreateBundleRequest, CreateBundleResponse, FetchBundleRequest, FetchBundleResponse,
+    CreateBundleFromRefListRequest, CreateBundleFromRefListResponse, CreateBundleRequest,
+    CreateBundleResponse, FastExportRequest, FastExportResponse, FetchBundleRequest, FetchBundleResponse,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::{Status, Streaming};
@@ -33,17 +34,64 @@ pub(super) async fn create(
     let repository = node.storages.open(request.repository.as_ref())?;
     let command = node.git.command(&repository, "bundle").reads().args(["create", "--quiet", "-", "--all"]);
     let process = command.spawn(false).await?;
+    Ok(streams::relay(Vec::new(), process, None, |data: Bytes| CreateBundleResponse { data }, created))
+}
+
+/// How making a bundle ended.
+fn created<T>(exit: Exit, stderr: Vec<u8>) -> Result<Vec<T>, Status> {
+    if exit.success() {
+        return Ok(Vec::new());
+    }
+    let stderr = String::from_utf8_lossy(&stderr);
+    if stderr.starts_with("fatal: Refusing to create empty bundle.") {
+        return Err(Status::failed_precondition("create bundle: refusing to create empty bundle"));
+    }
+    Err(Status::internal(format!("create bundle: {exit}: stderr: {stderr:?}")))
+}
+
+/// Of what the patterns name, which are in the form that `git rev-list` reads.
+pub(super) async fn create_from_list(
+    node: &Node,
+    mut requests: Streaming<CreateBundleFromRefListRequest>,
+) -> Result<ResponseStream<CreateBundleFromRefListResponse>, Status> {
+    let Some(first) = requests.message().await? else {
+        return Err(Status::internal("EOF"));
+    };
+    let repository = node.storages.open(first.repository.as_ref())?;
+    let command = node.git.command(&repository, "bundle").reads();
+    let command = command.args(["create", "--quiet", "-", "--ignore-missing", "--stdin"]);
+    let mut process = command.spawn(true).await?;
+    let lines = |request: CreateBundleFromRefListRequest| {
+        let mut lines = request.patterns.join(&b'\n');
+        lines.push(b'\n');
+        Bytes::from(lines)
+    };
+    let first = lines(first);
+    let pump =
+        process.take_stdin().map(|stdin| tokio::spawn(streams::feed(requests, first, lines, stdin)).into());
+    let wrap = |data: Bytes| CreateBundleFromRefListResponse { data: data.to_vec() };
+    Ok(streams::relay(Vec::new(), process, pump, wrap, created))
+}
+
+/// Everything, in the form of `git fast-import`.
+pub(super) async fn fast_export(
+    node: &Node,
+    request: &FastExportRequest,
+) -> Result<ResponseStream<FastExportResponse>, Status> {
+    if request.repository.is_none() {
+        return Err(Status::invalid_argument("repository is not set"));
+    }
+    let repository = node.storages.open(request.repository.as_ref())?;
+    let process = node.git.command(&repository, "fast-export").reads().arg("--all").spawn(false).await?;
     let ended = |exit: Exit, stderr: Vec<u8>| {
         if exit.success() {
             return Ok(Vec::new());
         }
         let stderr = String::from_utf8_lossy(&stderr);
-        if stderr.contains("empty bundle") {
-            return Err(Status::failed_precondition("refusing to create empty bundle"));
-        }
-        Err(Status::internal(format!("create bundle: {exit}, stderr: {stderr:?}")))
+        Err(Status::internal(format!("fast-export: {exit}, stderr: {stderr:?}")))
     };
-    Ok(streams::relay(Vec::new(), process, None, |data: Bytes| CreateBundleResponse { data }, ended))
+    let wrap = |data: Bytes| FastExportResponse { data: data.to_vec() };
+    Ok(streams::relay(Vec::new(), process, None, wrap, ended))
 }
 
 pub(super) async fn fetch(
@@ -95,7 +143,7 @@ pub(super) async fn fetch(
 
 /// Git takes a local file that is no bundle for a link to a repository (`gitdir: …`) and would fetch from whichever the
 /// caller names.
-async fn require_signature(bundle: &Path) -> Result<(), Status> {
+pub(super) async fn require_signature(bundle: &Path) -> Result<(), Status> {
     let mut beginning = [0; SIGNATURES[0].len()];
     let read = async {
         let mut file = tokio::fs::File::open(bundle).await?;

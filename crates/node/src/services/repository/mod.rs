@@ -2,13 +2,17 @@
 //! `UNIMPLEMENTED`.
 
 mod archive;
+mod attributes;
 mod bundle;
+mod changes;
 mod copy;
 mod create;
 mod facts;
 mod fetch_remote;
 mod files;
 mod optimize;
+mod revisions;
+mod search;
 mod snapshot;
 mod write_ref;
 
@@ -16,6 +20,11 @@ use std::sync::Arc;
 
 use tabularium_proto::gitaly::{
     CalculateChecksumRequest, CalculateChecksumResponse, CreateBundleRequest, CreateBundleResponse,
+    CreateBundleFromRefListRequest, CreateBundleFromRefListResponse, FastExportRequest, FastExportResponse,
+    FindMergeBaseRequest, FindMergeBaseResponse, GetFileAttributesRequest, GetFileAttributesResponse,
+    GetInfoAttributesRequest, GetInfoAttributesResponse, GetRawChangesRequest, GetRawChangesResponse,
+    ObjectsSizeRequest, ObjectsSizeResponse, SearchFilesByContentRequest, SearchFilesByContentResponse,
+    SearchFilesByNameRequest, SearchFilesByNameResponse,
     CreateForkRequest, CreateForkResponse, CreateRepositoryFromSnapshotRequest,
     CreateRepositoryFromSnapshotResponse, CreateRepositoryRequest, CreateRepositoryResponse,
     FetchBundleRequest, FetchBundleResponse, FetchRemoteRequest, FetchRemoteResponse, FsckRequest,
@@ -94,6 +103,69 @@ impl RepositoryService for RepositoryServer {
         request: Request<CreateBundleRequest>,
     ) -> Result<Response<ResponseStream<CreateBundleResponse>>, Status> {
         bundle::create(&self.0, &request.into_inner()).await.map(Response::new)
+    }
+
+    async fn create_bundle_from_ref_list(
+        &self,
+        request: Request<Streaming<CreateBundleFromRefListRequest>>,
+    ) -> Result<Response<ResponseStream<CreateBundleFromRefListResponse>>, Status> {
+        bundle::create_from_list(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn fast_export(
+        &self,
+        request: Request<FastExportRequest>,
+    ) -> Result<Response<ResponseStream<FastExportResponse>>, Status> {
+        bundle::fast_export(&self.0, &request.into_inner()).await.map(Response::new)
+    }
+
+    async fn find_merge_base(
+        &self,
+        request: Request<FindMergeBaseRequest>,
+    ) -> Result<Response<FindMergeBaseResponse>, Status> {
+        revisions::merge_base(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn objects_size(
+        &self,
+        request: Request<Streaming<ObjectsSizeRequest>>,
+    ) -> Result<Response<ObjectsSizeResponse>, Status> {
+        revisions::objects_size(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_raw_changes(
+        &self,
+        request: Request<GetRawChangesRequest>,
+    ) -> Result<Response<ResponseStream<GetRawChangesResponse>>, Status> {
+        changes::get(&self.0, request.into_inner())
+    }
+
+    async fn search_files_by_content(
+        &self,
+        request: Request<SearchFilesByContentRequest>,
+    ) -> Result<Response<ResponseStream<SearchFilesByContentResponse>>, Status> {
+        search::by_content(&self.0, request.into_inner())
+    }
+
+    async fn search_files_by_name(
+        &self,
+        request: Request<SearchFilesByNameRequest>,
+    ) -> Result<Response<ResponseStream<SearchFilesByNameResponse>>, Status> {
+        search::by_name(&self.0, request.into_inner())
+    }
+
+    async fn get_file_attributes(
+        &self,
+        request: Request<GetFileAttributesRequest>,
+    ) -> Result<Response<GetFileAttributesResponse>, Status> {
+        attributes::of_files(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_info_attributes(
+        &self,
+        request: Request<GetInfoAttributesRequest>,
+    ) -> Result<Response<ResponseStream<GetInfoAttributesResponse>>, Status> {
+        attributes::of_head(&self.0, request.into_inner())
     }
 
     async fn fetch_bundle(

@@ -1,11 +1,16 @@
 //! BlobService: contents of files, in pieces.
 
+mod all;
+mod lfs;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tabularium_proto::gitaly::{
-    GetBlobRequest, GetBlobResponse, GetBlobsRequest, GetBlobsResponse, ObjectType,
-    blob_service_server::BlobService, get_blobs_request::RevisionPath,
+    GetBlobRequest, GetBlobResponse, GetBlobsRequest, GetBlobsResponse, GetLfsPointersRequest,
+    GetLfsPointersResponse, ListAllBlobsRequest, ListAllBlobsResponse, ListAllLfsPointersRequest,
+    ListAllLfsPointersResponse, ListBlobsRequest, ListBlobsResponse, ListLfsPointersRequest,
+    ListLfsPointersResponse, ObjectType, blob_service_server::BlobService, get_blobs_request::RevisionPath,
 };
 use tonic::{Request, Response, Status};
 
@@ -111,6 +116,52 @@ impl BlobService for BlobServer {
             objects.close().await.map_err(Status::from)
         }))
     }
+
+    async fn list_blobs(
+        &self,
+        request: Request<ListBlobsRequest>,
+    ) -> Result<Response<ResponseStream<ListBlobsResponse>>, Status> {
+        all::list_blobs(&self.0, request.into_inner())
+    }
+
+    async fn list_all_blobs(
+        &self,
+        request: Request<ListAllBlobsRequest>,
+    ) -> Result<Response<ResponseStream<ListAllBlobsResponse>>, Status> {
+        all::list_all_blobs(&self.0, request.into_inner())
+    }
+
+    async fn get_lfs_pointers(
+        &self,
+        request: Request<GetLfsPointersRequest>,
+    ) -> Result<Response<ResponseStream<GetLfsPointersResponse>>, Status> {
+        lfs::get_lfs_pointers(&self.0, request.into_inner())
+    }
+
+    async fn list_lfs_pointers(
+        &self,
+        request: Request<ListLfsPointersRequest>,
+    ) -> Result<Response<ResponseStream<ListLfsPointersResponse>>, Status> {
+        lfs::list_lfs_pointers(&self.0, request.into_inner())
+    }
+
+    async fn list_all_lfs_pointers(
+        &self,
+        request: Request<ListAllLfsPointersRequest>,
+    ) -> Result<Response<ResponseStream<ListAllLfsPointersResponse>>, Status> {
+        lfs::list_all_lfs_pointers(&self.0, request.into_inner())
+    }
+}
+
+/// Revisions that lead to blobs.
+fn check_revisions(revisions: &[String]) -> Result<(), Status> {
+    if revisions.is_empty() {
+        return Err(Status::invalid_argument("missing revisions"));
+    }
+    revisions.iter().try_for_each(|name| {
+        revision::check_pseudo_or_path_scoped(name.as_bytes())
+            .map_err(|error| Status::invalid_argument(format!("invalid revision: {error}")))
+    })
 }
 
 async fn send_blob(
