@@ -32,7 +32,7 @@ use tonic_health::{
     pb::health_server::HealthServer,
     server::{HealthReporter, HealthService},
 };
-use tower::util::MapRequestLayer;
+use tower::util::{MapRequestLayer, MapResponseLayer};
 
 use crate::{
     config::{Config, Surroundings},
@@ -254,6 +254,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
     let router = grpc::server()
         .layer(MapRequestLayer::new(multiplex::introduce))
         .layer(RpcLogLayer::new(Arc::new(methods::Registry::read()?), metrics))
+        .layer(MapResponseLayer::new(grpc::say_as_gitaly_does))
         .layer(InterceptorLayer::new(RequireToken(token)))
         .layer(ExpectationLayer::new(Arc::clone(&node)))
         .layer(MapRequestLayer::new(whole_requests::guard))
