@@ -1,13 +1,12 @@
 //! What git prints, record by record, as it prints it.
 
-use std::io;
+use std::{io, pin::pin};
 
 use bytes::Bytes;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    process::ChildStdout,
+    process::{ChildStdin, ChildStdout},
 };
-use tokio_util::task::AbortOnDropHandle;
 
 use super::{Exit, GitCommand, GitProcess};
 use crate::error::GitError;
@@ -23,8 +22,8 @@ pub(crate) struct Lines {
     /// The end of the present record is still in the pipe.
     continued: bool,
     subcommand: &'static str,
-    /// Feeds the command.
-    _input: Option<AbortOnDropHandle<()>>,
+    /// What the command has not been given yet of its input.
+    input: Option<(ChildStdin, Bytes)>,
 }
 
 impl Lines {
@@ -45,28 +44,22 @@ impl Lines {
         delimiter: u8,
         input: impl Into<Bytes>,
     ) -> Result<Self, GitError> {
-        let input = input.into();
         let mut process = command.reads().spawn(true).await?;
-        let feeding = process.take_stdin().map(|mut stdin| {
-            AbortOnDropHandle::new(tokio::spawn(async move {
-                // A command that has read enough closes its end; its exit code tells whether that was right.
-                let _ = stdin.write_all(&input).await;
-            }))
-        });
-        Self::of(process, subcommand, delimiter, feeding)
+        let input = process.take_stdin().map(|stdin| (stdin, input.into()));
+        Self::of(process, subcommand, delimiter, input)
     }
 
     fn of(
         mut process: GitProcess,
         subcommand: &'static str,
         delimiter: u8,
-        input: Option<AbortOnDropHandle<()>>,
+        input: Option<(ChildStdin, Bytes)>,
     ) -> Result<Self, GitError> {
         let Some(stdout) = process.take_stdout() else {
             return Err(GitError::Io { subcommand, source: io::Error::other("pipes are missing") });
         };
         let stdout = BufReader::new(stdout);
-        Ok(Self { process, stdout, delimiter, continued: false, subcommand, _input: input })
+        Ok(Self { process, stdout, delimiter, continued: false, subcommand, input })
     }
 
     /// Ends records differently from now on.
@@ -79,7 +72,8 @@ impl Lines {
     pub(crate) async fn piece(&mut self, piece: &mut Vec<u8>) -> Result<Option<bool>, GitError> {
         piece.clear();
         let limit = u64::try_from(MAX_RECORD_BYTES).unwrap_or(u64::MAX);
-        let read = (&mut self.stdout).take(limit).read_until(self.delimiter, piece).await;
+        let mut bounded = (&mut self.stdout).take(limit);
+        let read = fed(&mut self.input, bounded.read_until(self.delimiter, piece)).await;
         read.map_err(|source| GitError::Io { subcommand: self.subcommand, source })?;
         if piece.is_empty() {
             return Ok(None);
@@ -93,7 +87,7 @@ impl Lines {
         let mut record = Vec::new();
         let limit = u64::try_from(MAX_RECORD_BYTES).unwrap_or(u64::MAX);
         let mut bounded = (&mut self.stdout).take(limit);
-        let read = bounded.read_until(self.delimiter, &mut record).await;
+        let read = fed(&mut self.input, bounded.read_until(self.delimiter, &mut record)).await;
         read.map_err(|source| GitError::Io { subcommand: self.subcommand, source })?;
         if record.is_empty() {
             return Ok(None);
@@ -108,6 +102,7 @@ impl Lines {
 
     /// Waits for the end of the command.
     pub(crate) async fn finish(self) -> Result<(Exit, Vec<u8>), GitError> {
+        drop(self.input);
         drop(self.stdout);
         self.process.finish().await
     }
@@ -122,4 +117,21 @@ impl Lines {
         let stderr = String::from_utf8_lossy(&stderr).trim_end().to_owned();
         Err(GitError::Failed { subcommand, exit, stderr })
     }
+}
+
+/// Reads, and writes meanwhile: neither end waits for the other.
+async fn fed<T>(input: &mut Option<(ChildStdin, Bytes)>, read: impl Future<Output = T>) -> T {
+    let mut read = pin!(read);
+    while let Some((stdin, rest)) = input {
+        let written = tokio::select! {
+            biased;
+            done = &mut read => return done,
+            written = stdin.write_buf(rest) => written,
+        };
+        // A command that has read enough closes its end; its exit code tells whether that was right.
+        if written.is_err() || rest.is_empty() {
+            *input = None;
+        }
+    }
+    read.await
 }

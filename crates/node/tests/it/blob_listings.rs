@@ -101,7 +101,10 @@ async fn pointers_are_found_among_other_files() {
         ("other", "x".to_owned()),
         ("long", pointer(3) + &"x".repeat(200)),
     ] {
-        stream += &format!("M 100644 inline {path}\ndata {}\n{content}\n", content.len());
+        let length = content.len().to_string();
+        for part in ["M 100644 inline ", path, "\ndata ", &length, "\n", &content, "\n"] {
+            stream.push_str(part);
+        }
     }
     seed::fast_import(&node.path("a.git"), stream.as_bytes());
     let object = |path: &str| seed::id(&node, "a.git", &format!("main:{path}"));

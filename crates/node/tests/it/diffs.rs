@@ -1,20 +1,15 @@
 //! DiffService.
 
 use tabularium_proto::gitaly::{
-    ChangedPaths, CommitDeltaRequest, CommitDiffRequest, CommitDiffResponse, DiffBlobsRequest,
-    DiffBlobsResponse, DiffStatsRequest, FindChangedPathsRequest, GetPatchIdRequest, RangeDiffRequest,
-    RangePair, RawDiffRequest, RawPatchRequest, RawRangeDiffRequest, Repository, RevisionRange,
+    ChangedPaths, CommitDeltaRequest, CommitDiffRequest, CommitDiffResponse, DiffStatsRequest,
+    FindChangedPathsRequest, GetPatchIdRequest, RawDiffRequest, RawPatchRequest, Repository,
     changed_paths::Status as ChangeStatus,
     commit_diff_request::WhitespaceChanges,
-    diff_blobs_request::{self, BlobPair},
     diff_service_client::DiffServiceClient,
     find_changed_paths_request::{
         DiffStatus, MergeCommitDiffMode, Request,
         request::{CommitRequest, TreeRequest, Type},
     },
-    range_diff_request,
-    range_diff_response::Comparator,
-    raw_range_diff_request,
 };
 use tonic::{Code, Status};
 
@@ -23,19 +18,19 @@ use crate::{
     seed::{self, all, id, invalid, refusal},
 };
 
-const INJECTED: &str = "--output=/tmp/injected";
+pub(crate) const INJECTED: &str = "--output=/tmp/injected";
 
-fn diffs(node: &TestNode) -> DiffServiceClient<Client> {
+pub(crate) fn diffs(node: &TestNode) -> DiffServiceClient<Client> {
     DiffServiceClient::new(node.channel())
 }
 
-fn injected(doing: &str) -> (Code, String) {
+pub(crate) fn injected(doing: &str) -> (Code, String) {
     let text = format!("{doing}positional arg \"{INJECTED}\" cannot start with dash '-': invalid argument");
     (Code::Internal, text)
 }
 
 /// A commit of these files on a branch, on top of what is there.
-fn commit(branch: &str, message: &str, files: &[(&[u8], Option<&[u8]>)]) -> Vec<u8> {
+pub(crate) fn commit(branch: &str, message: &str, files: &[(&[u8], Option<&[u8]>)]) -> Vec<u8> {
     let who = "A U Thor <author@example.com> 1700000000 +0000";
     let mut stream =
         format!("commit refs/heads/{branch}\ncommitter {who}\ndata {}\n{message}\n", message.len())
@@ -58,7 +53,7 @@ fn commit(branch: &str, message: &str, files: &[(&[u8], Option<&[u8]>)]) -> Vec<
 
 /// `base` and `changed` differ in every way that files can: added, deleted, modified, renamed, of another type, binary,
 /// with names that are no text.
-async fn differing(node: &TestNode, path: &str) -> Repository {
+pub(crate) async fn differing(node: &TestNode, path: &str) -> Repository {
     let repository = node.create(path).await;
     let long = b"one\ntwo\nthree\nfour\nfive\n";
     let mut stream = commit(
@@ -94,11 +89,14 @@ async fn differing(node: &TestNode, path: &str) -> Repository {
     repository
 }
 
-async fn diff(node: &TestNode, request: CommitDiffRequest) -> Result<Vec<CommitDiffResponse>, Status> {
+pub(crate) async fn diff(
+    node: &TestNode,
+    request: CommitDiffRequest,
+) -> Result<Vec<CommitDiffResponse>, Status> {
     all(diffs(node).commit_diff(request).await).await
 }
 
-fn of(repository: &Repository) -> CommitDiffRequest {
+pub(crate) fn of(repository: &Repository) -> CommitDiffRequest {
     CommitDiffRequest {
         repository: Some(repository.clone()),
         left_commit_id: "base".into(),
@@ -374,7 +372,7 @@ async fn raw_patches_are_what_git_says_and_their_ids_tell_them_apart() {
     assert_eq!(refusal(ask(INJECTED, "base", false).await), injected("spawning diff: "));
 }
 
-fn commit_request(commit: &str, parents: &[&str]) -> Request {
+pub(crate) fn commit_request(commit: &str, parents: &[&str]) -> Request {
     let parent_commit_revisions = parents.iter().map(|&parent| parent.to_owned()).collect();
     let request = CommitRequest { commit_revision: commit.into(), parent_commit_revisions };
     Request { r#type: Some(Type::CommitRequest(request)) }
@@ -385,7 +383,10 @@ fn tree_request(left: &str, right: &str) -> Request {
     Request { r#type: Some(Type::TreeRequest(request)) }
 }
 
-async fn changed(node: &TestNode, request: FindChangedPathsRequest) -> Result<Vec<ChangedPaths>, Status> {
+pub(crate) async fn changed(
+    node: &TestNode,
+    request: FindChangedPathsRequest,
+) -> Result<Vec<ChangedPaths>, Status> {
     let messages = all(diffs(node).find_changed_paths(request).await).await?;
     Ok(messages.into_iter().flat_map(|message| message.paths).collect())
 }
@@ -490,202 +491,26 @@ async fn changed_paths_that_cannot_be_found() {
     }
 }
 
-async fn blobs(node: &TestNode, request: DiffBlobsRequest) -> Result<Vec<DiffBlobsResponse>, Status> {
-    all(diffs(node).diff_blobs(request).await).await
-}
-
-fn pair(left: &str, right: &str) -> BlobPair {
-    BlobPair { left_blob: left.into(), right_blob: right.into() }
-}
-
 #[tokio::test]
-async fn blobs_are_compared_by_id_and_by_path() {
+async fn longer_ids_are_as_good() {
     let node = TestNode::start().await;
-    let repository = differing(&node, "a.git").await;
-    let of = |blob_pairs: Vec<BlobPair>| DiffBlobsRequest {
-        repository: Some(repository.clone()),
-        blob_pairs,
-        ..Default::default()
-    };
-    let zero = "0".repeat(40);
-    let (left, right) = (id(&node, "a.git", "base:modified"), id(&node, "a.git", "changed:modified"));
-    let pairs = vec![
-        pair(&left, &right),
-        pair("base:modified", "changed:modified"),
-        pair(&zero, &right),
-        pair(&left, &zero),
-    ];
-    let found = blobs(&node, of(pairs)).await.unwrap();
-    assert_eq!(found.len(), 4);
-    assert_eq!((&found[0].left_blob_id, &found[0].right_blob_id), (&left, &right));
-    assert_eq!(found[0].patch, b"@@ -1,3 +1,3 @@\n a\n-b\n+B\n c\n");
-    assert_eq!((found[0].lines_added, found[0].lines_removed, found[0].patch_size), (1, 1, 28));
-    assert_eq!(found[1].patch, found[0].patch);
-    assert_eq!(found[2].left_blob_id, zero);
-    assert_eq!(found[2].patch, b"@@ -0,0 +1,3 @@\n+a\n+B\n+c\n");
-    assert_eq!((found[3].lines_removed, &found[3].right_blob_id), (3, &zero));
-    assert!(found.iter().all(|diff| diff.status == 1));
-    let small = DiffBlobsRequest { patch_bytes_limit: 10, ..of(vec![pair(&left, &right)]) };
-    let found = blobs(&node, small).await.unwrap();
-    assert!(found[0].over_patch_bytes_limit && found[0].patch.is_empty() && found[0].patch_size == 28);
-    let binary = blobs(&node, of(vec![pair("base:binary", "changed:binary")])).await.unwrap();
-    assert!(binary[0].binary);
-    // A file without content that is added has no patch.
-    let empty = git(&node.path("a.git"), &["hash-object", "-w", "--stdin"]);
-    assert!(blobs(&node, of(vec![pair(&zero, &empty)])).await.unwrap()[0].patch.is_empty());
-
-    let same = invalid("left and right blob revisions resolve to same OID");
-    let missing = "12".repeat(20);
-    for (pair, answer) in [
-        (pair(&left, &left), same.clone()),
-        (pair(&zero, &zero), same),
-        (
-            pair("base", &right),
-            invalid(
-                "getting left blob info: validating blob ID: invalid object ID: \"base\", expected length 40, got 4",
-            ),
-        ),
-        (
-            pair(&left, "-x:a"),
-            invalid(
-                "getting right blob info: validating path-scoped revision: revision can't start with '-'",
-            ),
-        ),
-        (pair(&missing, &right), invalid("getting left blob info: getting revision info: object not found")),
-        (pair("base:", &right), invalid("getting left blob info: revision is not blob")),
-    ] {
-        assert_eq!(refusal(blobs(&node, of(vec![pair])).await), answer);
-    }
-    assert_eq!(refusal(blobs(&node, of(vec![])).await), invalid("request contains no file pairs to diff"));
-    let ignoring = diff_blobs_request::WhitespaceChanges::Ignore.into();
-    let request = DiffBlobsRequest { whitespace_changes: ignoring, ..of(vec![pair(&left, &right)]) };
-    let text = "whitespace changes cannot be ignored when blob pairs are provided";
-    assert_eq!(refusal(blobs(&node, request).await), invalid(text));
-    node.stop().await;
-}
-
-#[tokio::test]
-async fn blobs_are_compared_by_what_was_found_of_their_paths() {
-    let node = TestNode::start().await;
-    let repository = differing(&node, "a.git").await;
-    let request = FindChangedPathsRequest {
-        repository: Some(repository.clone()),
-        requests: vec![commit_request("changed", &[])],
-        find_renames: true,
-        ..Default::default()
-    };
-    let raw_info = changed(&node, request).await.unwrap();
-    let of = |raw_info: Vec<ChangedPaths>| DiffBlobsRequest {
-        repository: Some(repository.clone()),
-        raw_info,
-        ..Default::default()
-    };
-    let found = blobs(&node, of(raw_info.clone())).await.unwrap();
-    assert_eq!(found.len(), raw_info.len() + 1, "a change of type is two differences");
-    let wanted = diff(&node, self::of(&repository)).await.unwrap();
-    for (found, wanted) in found.iter().zip(&wanted) {
-        assert_eq!((&found.left_blob_id, &found.right_blob_id), (&wanted.from_id, &wanted.to_id));
-        assert_eq!((found.binary, found.lines_added), (wanted.binary, wanted.lines_added));
-        if !found.binary {
-            assert_eq!(found.patch, wanted.raw_patch_data);
-        }
-    }
-    let ignoring = diff_blobs_request::WhitespaceChanges::IgnoreAll.into();
-    let space: Vec<_> = raw_info.iter().filter(|changed| changed.path == b"space").cloned().collect();
-    let request = DiffBlobsRequest { whitespace_changes: ignoring, ..of(space.clone()) };
-    assert!(blobs(&node, request).await.unwrap()[0].patch.is_empty());
-    let submodule = ChangedPaths {
-        path: b"m".to_vec(),
-        status: ChangeStatus::Added.into(),
-        old_blob_id: "0".repeat(40),
-        new_blob_id: "11".repeat(20),
-        new_mode: 0o160_000,
-        ..Default::default()
-    };
-    let found = blobs(&node, of(vec![submodule])).await.unwrap();
-    let patch = format!("@@ -0,0 +1 @@\n+Subproject commit {}\n", "11".repeat(20));
-    assert_eq!(found[0].patch, patch.as_bytes());
-
-    let entry = |change: fn(&mut ChangedPaths)| {
-        let mut entry = space[0].clone();
-        change(&mut entry);
-        of(vec![entry])
-    };
-    for (request, answer) in [
-        (entry(|entry| entry.old_blob_id.clear()), invalid("raw info entry missing blob IDs")),
-        (entry(|entry| entry.path.clear()), invalid("raw info entry missing path")),
-        (
-            entry(|entry| entry.set_status(ChangeStatus::Renamed)),
-            invalid("rename/copy raw info entry missing old path"),
-        ),
-        (
-            entry(|entry| entry.new_blob_id = "--output=x".into()),
-            (Code::Internal, "waiting for git-diff-pairs: exit status 128".into()),
-        ),
-        (
-            DiffBlobsRequest { blob_pairs: vec![pair("a", "b")], ..of(space.clone()) },
-            invalid("blob pairs and raw info both used in request"),
-        ),
-    ] {
-        assert_eq!(refusal(blobs(&node, request).await), answer);
-    }
-}
-
-#[tokio::test]
-async fn series_of_commits_are_compared() {
-    let node = TestNode::start().await;
-    let repository = node.create("a.git").await;
-    let mut stream = commit("base", "base\n", &[(b"f", Some(b"1\n2\n3\n4\n5\n6\n7\n8\n"))]);
-    for (branch, changed) in
-        [("one", &b"1\n2\n3\nfour\n5\n6\n7\n8\n"[..]), ("two", b"1\n2\n3\nFOUR\n5\n6\n7\n8\n")]
-    {
-        stream.extend(format!("reset refs/heads/{branch}\nfrom refs/heads/base\n\n").bytes());
-        stream.extend(commit(branch, "Change four\n", &[(b"f", Some(changed))]));
-    }
-    stream.extend(commit("two", "Add g\n", &[(b"g", Some(b"g\n"))]));
+    git(&node.root(), &["init", "-q", "--bare", "--object-format=sha256", "a.git"]);
+    let mut stream = commit("base", "base\n", &[(b"f", Some(b"1\n"))]);
+    stream.extend(commit("changed", "changed\n", &[(b"g", Some(b"2\n"))]));
     seed::fast_import(&node.path("a.git"), &stream);
-    let pair = |range1: &str, range2: &str| RangeDiffRequest {
-        repository: Some(repository.clone()),
-        range_spec: Some(range_diff_request::RangeSpec::RangePair(RangePair {
-            range1: range1.into(),
-            range2: range2.into(),
-        })),
-    };
-    let ask = async |request: RangeDiffRequest| all(diffs(&node).range_diff(request).await).await;
-    let found = ask(pair("base..one", "base..two")).await.unwrap();
+    let repository = node.named("a.git");
+    let found = diff(&node, of(&repository)).await.unwrap();
     assert_eq!(found.len(), 2);
     assert_eq!(
-        (found[0].comparison(), found[0].commit_message_title.as_str()),
-        (Comparator::NotEqual, "Change four")
+        (found[0].to_id.as_str(), found[1].from_id.as_str()),
+        ("0".repeat(64).as_str(), "0".repeat(64).as_str())
     );
-    assert_eq!(found[0].from_commit_id, id(&node, "a.git", "one"));
-    assert!(found[0].patch_data.starts_with(b"@@ f") && found[0].end_of_patch, "{:?}", found[0]);
-    assert_eq!(found[1].comparison(), Comparator::GreaterThan);
-    assert!(found[1].from_commit_id.bytes().all(|byte| byte == b'-'));
-    assert_eq!(found[1].to_commit_id, id(&node, "a.git", "two"));
-    let range = RevisionRange { rev1: "one".into(), rev2: "one".into() };
-    let spec = Some(range_diff_request::RangeSpec::RevisionRange(range.clone()));
-    assert_eq!(ask(RangeDiffRequest { range_spec: spec, ..pair("", "") }).await.unwrap(), []);
-    for (request, answer) in [
-        (pair("", "x"), invalid("empty Range1")),
-        (pair("x", ""), invalid("empty Range2")),
-        (pair(INJECTED, "base..two"), injected("cmd: ")),
-    ] {
-        assert_eq!(refusal(ask(request).await), answer);
-    }
-    let failed = refusal(ask(pair("base..none", "base..two")).await);
-    assert_eq!(failed.0, Code::FailedPrecondition);
-    assert!(failed.1.starts_with("RangeDiff: exit status "), "{failed:?}");
-
-    let raw = |range_spec| RawRangeDiffRequest { repository: Some(repository.clone()), range_spec };
-    let ask = async |request: RawRangeDiffRequest| all(diffs(&node).raw_range_diff(request).await).await;
-    let range = RevisionRange { rev1: "one".into(), rev2: "two".into() };
-    let spec = raw_range_diff_request::RangeSpec::RevisionRange(range);
-    let printed: Vec<u8> =
-        ask(raw(Some(spec))).await.unwrap().into_iter().flat_map(|message| message.data).collect();
-    let wanted = git(&node.path("a.git"), &["range-diff", "--abbrev=40", "one...two"]);
-    assert_eq!(String::from_utf8(printed).unwrap().trim_end(), wanted);
-    let half = RevisionRange { rev1: "one".into(), rev2: String::new() };
-    let spec = raw_range_diff_request::RangeSpec::RevisionRange(half);
-    assert_eq!(refusal(ask(raw(Some(spec))).await), invalid("empty Rev2"));
+    assert_eq!(found[1].raw_patch_data, b"@@ -0,0 +1 @@\n+2\n");
+    let request = FindChangedPathsRequest {
+        repository: Some(repository),
+        requests: vec![commit_request("base", &[])],
+        ..Default::default()
+    };
+    let found = changed(&node, request).await.unwrap();
+    assert_eq!((found.len(), found[0].commit_id.len(), found[0].new_blob_id.len()), (1, 64, 64));
 }

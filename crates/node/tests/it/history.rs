@@ -382,7 +382,7 @@ fn signed(node: &TestNode, path: &str) -> (String, Vec<u8>) {
          abc\n -----END PGP SIGNATURE-----\n\n"
     )
     .into_bytes();
-    let message = [b"Gr\xfc\xdfe\n\n".as_slice(), &[b'x'; 200_000], b"\n"].concat();
+    let message = [b"Gr\xfc\xdfe\n\n".as_slice(), &vec![b'x'; 200_000], b"\n"].concat();
     raw.extend(&message);
     let file = node.path(path).join("raw");
     std::fs::write(&file, raw).unwrap();

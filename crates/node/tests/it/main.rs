@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
 mod api;
+mod blob_diffs;
 mod blob_listings;
 mod blobs;
 mod bridge;

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use tabularium_proto::gitaly::{
     CreateBundleFromRefListRequest, CreateBundleRequest, FastExportRequest, FindMergeBaseRequest,
     GetFileAttributesRequest, GetInfoAttributesRequest, GetRawChangesRequest, ObjectsSizeRequest, Repository,
-    SearchFilesByContentRequest, SearchFilesByNameRequest,
+    RepositoryInfoRequest, SearchFilesByContentRequest, SearchFilesByNameRequest,
     get_raw_changes_response::{RawChange, raw_change::Operation},
 };
 use tonic::{Code, Status};
@@ -93,7 +93,7 @@ async fn files_are_found_by_name_and_content() {
     let node = TestNode::start().await;
     let repository = node.create("a.git").await;
     let mut stream = b"commit refs/heads/main\ncommitter A <a@x> 1 +0000\ndata 1\nm\n".to_vec();
-    let lines: String = (0..30).map(|number| format!("line {number}\n")).collect();
+    let lines = (0..30).map(|number| format!("line {number}")).collect::<Vec<_>>().join("\n") + "\n";
     let long = "needle ".repeat(30_000) + "\n";
     for (path, content) in [
         (&b"dir/a.rb"[..], lines.as_str()),
@@ -127,9 +127,9 @@ async fn files_are_found_by_name_and_content() {
     let found = content("LINE (7|20)$", "main").await.unwrap();
     assert_eq!(found.len(), 3, "{found:?}");
     assert_eq!(found[0].lines().count(), 5);
-    assert!(found[0].starts_with("main:dir/a.rb\06\0line 5\n"), "{:?}", found[0]);
-    assert_eq!(found[2], "main:dir/gr\u{fffd}n.rb\01\0Line 7\n");
-    assert_eq!(content("needle", "main").await.unwrap()[0].len(), "main:long\01\0".len() + long.len());
+    assert!(found[0].starts_with("main:dir/a.rb\x006\0line 5\n"), "{:?}", found[0]);
+    assert_eq!(found[2], "main:dir/gr\u{fffd}n.rb\x001\0Line 7\n");
+    assert_eq!(content("needle", "main").await.unwrap()[0].len(), "main:long\x001\0".len() + long.len());
     for (query, reference) in
         [("nowhere", "main"), ("line", "none"), ("(", "main"), ("--output=/tmp/x", "main")]
     {
@@ -294,4 +294,35 @@ async fn bundles_of_some_references_and_exports() {
     assert_eq!(id(&node, "empty.git", "main"), id(&node, "a.git", "main"));
     assert_eq!(export(Some(&node.create("bare.git").await)).await.unwrap(), b"");
     assert_eq!(refusal(export(None).await), invalid("repository is not set"));
+}
+
+#[tokio::test]
+async fn what_git_keeps_to_be_faster_is_told_of() {
+    let node = TestNode::start().await;
+    let repository = seed::repository(&node, "a.git").await;
+    let path = node.path("a.git");
+    let ask = async || {
+        let request = RepositoryInfoRequest { repository: Some(repository.clone()) };
+        node.repositories().repository_info(request).await.unwrap().into_inner()
+    };
+    let before = ask().await;
+    assert_eq!((before.commit_graph, before.bitmap, before.multi_pack_index), (None, None, None));
+    assert_eq!(before.last_full_repack, None);
+    git(&path, &["-c", "pack.writeBitmapHashCache=true", "repack", "-adbq"]);
+    git(&path, &["commit-graph", "write", "--reachable", "--changed-paths", "--split"]);
+    std::fs::write(path.join(".gitaly-full-repack-timestamp"), "").unwrap();
+    let packed = ask().await;
+    let graph = packed.commit_graph.unwrap();
+    assert_eq!(
+        (graph.commit_graph_chain_length, graph.has_bloom_filters, graph.has_generation_data),
+        (1, true, true)
+    );
+    let bitmap = packed.bitmap.unwrap();
+    assert_eq!((bitmap.version, bitmap.has_hash_cache), (1, true));
+    assert!(packed.last_full_repack.unwrap().seconds > 1_700_000_000);
+    git(&path, &["multi-pack-index", "write", "--bitmap"]);
+    let indexed = ask().await;
+    let index = indexed.multi_pack_index.unwrap();
+    assert_eq!((index.version, index.packfile_count, index.has_reverse_index), (1, 1, true));
+    assert_eq!(indexed.multi_pack_index_bitmap.unwrap().version, 1);
 }

@@ -126,16 +126,16 @@ pub(super) fn list_blobs(
 
 pub(super) fn list_all_blobs(
     node: &Arc<Node>,
-    request: ListAllBlobsRequest,
+    request: &ListAllBlobsRequest,
 ) -> Result<Response<ResponseStream<ListAllBlobsResponse>>, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
+    let (mut left, bytes_limit) = (blob_limit(request.limit), request.bytes_limit);
     let node = Arc::clone(node);
     Ok(listing::stream(&node.tasks.clone(), "ListAllBlobs", |messages| async move {
         let (reading, listing) = node.git.two_slots().await?;
         let mut all = AllObjects::start(&node.git, &repository, &listing).await?;
         let mut objects = CatFile::start_in(&node.git, &repository, &reading).await?;
         let mut sender = Sender::new(messages, |blobs| ListAllBlobsResponse { blobs });
-        let mut left = blob_limit(request.limit);
         let mut listed_all = false;
         while left > 0 {
             let Some(info) = all.next().await? else {
@@ -147,7 +147,7 @@ pub(super) fn list_all_blobs(
             }
             left -= 1;
             let item = |Piece { oid, size, data }| list_all_blobs_response::Blob { oid, size, data };
-            sender.blob(&mut objects, info, request.bytes_limit, item).await?;
+            sender.blob(&mut objects, info, bytes_limit, item).await?;
         }
         if listed_all {
             all.checked().await?;

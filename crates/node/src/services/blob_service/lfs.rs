@@ -146,16 +146,17 @@ pub(super) fn list_lfs_pointers(
 
 pub(super) fn list_all_lfs_pointers(
     node: &Arc<Node>,
-    request: ListAllLfsPointersRequest,
+    request: &ListAllLfsPointersRequest,
 ) -> Result<Response<ResponseStream<ListAllLfsPointersResponse>>, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
+    let limit = request.limit;
     let node = Arc::clone(node);
     Ok(listing::stream(&node.tasks.clone(), "ListAllLFSPointers", |messages| async move {
         let (reading, listing) = node.git.two_slots().await?;
         let mut all = AllObjects::start(&node.git, &repository, &listing).await?;
         let mut objects = CatFile::start_in(&node.git, &repository, &reading).await?;
         let wrap = |lfs_pointers| ListAllLfsPointersResponse { lfs_pointers };
-        let mut pointers = Pointers::new(messages, wrap, request.limit);
+        let mut pointers = Pointers::new(messages, wrap, limit);
         let mut listed_all = false;
         while !pointers.full() {
             let Some(info) = all.next().await? else {

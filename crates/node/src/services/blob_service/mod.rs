@@ -128,7 +128,7 @@ impl BlobService for BlobServer {
         &self,
         request: Request<ListAllBlobsRequest>,
     ) -> Result<Response<ResponseStream<ListAllBlobsResponse>>, Status> {
-        all::list_all_blobs(&self.0, request.into_inner())
+        all::list_all_blobs(&self.0, &request.into_inner())
     }
 
     async fn get_lfs_pointers(
@@ -149,7 +149,7 @@ impl BlobService for BlobServer {
         &self,
         request: Request<ListAllLfsPointersRequest>,
     ) -> Result<Response<ResponseStream<ListAllLfsPointersResponse>>, Status> {
-        lfs::list_all_lfs_pointers(&self.0, request.into_inner())
+        lfs::list_all_lfs_pointers(&self.0, &request.into_inner())
     }
 }
 

@@ -107,12 +107,11 @@ impl FileDiffs {
             if self.read || self.parser.ended() {
                 return Ok(None);
             }
-            match self.lines.piece(&mut self.piece).await? {
-                Some(begins) => self.parser.piece(&self.piece, begins)?,
-                None => {
-                    self.parser.finish();
-                    self.read = true;
-                }
+            if let Some(begins) = self.lines.piece(&mut self.piece).await? {
+                self.parser.piece(&self.piece, begins)?;
+            } else {
+                self.parser.finish();
+                self.read = true;
             }
         }
     }

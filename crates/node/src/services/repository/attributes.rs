@@ -66,7 +66,7 @@ fn parse(output: &[u8]) -> Vec<AttributeInfo> {
 /// `.gitattributes` of the default branch, which stood in `info/attributes` once.
 pub(super) fn of_head(
     node: &Arc<Node>,
-    request: GetInfoAttributesRequest,
+    request: &GetInfoAttributesRequest,
 ) -> Result<Response<ResponseStream<GetInfoAttributesResponse>>, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
     let node = Arc::clone(node);

@@ -34,15 +34,16 @@ pub(super) async fn create(
     let repository = node.storages.open(request.repository.as_ref())?;
     let command = node.git.command(&repository, "bundle").reads().args(["create", "--quiet", "-", "--all"]);
     let process = command.spawn(false).await?;
-    Ok(streams::relay(Vec::new(), process, None, |data: Bytes| CreateBundleResponse { data }, created))
+    let ended = |exit, stderr: Vec<u8>| created(exit, &stderr);
+    Ok(streams::relay(Vec::new(), process, None, |data: Bytes| CreateBundleResponse { data }, ended))
 }
 
 /// How making a bundle ended.
-fn created<T>(exit: Exit, stderr: Vec<u8>) -> Result<Vec<T>, Status> {
+fn created<T>(exit: Exit, stderr: &[u8]) -> Result<Vec<T>, Status> {
     if exit.success() {
         return Ok(Vec::new());
     }
-    let stderr = String::from_utf8_lossy(&stderr);
+    let stderr = String::from_utf8_lossy(stderr);
     if stderr.starts_with("fatal: Refusing to create empty bundle.") {
         return Err(Status::failed_precondition("create bundle: refusing to create empty bundle"));
     }
@@ -67,10 +68,13 @@ pub(super) async fn create_from_list(
         Bytes::from(lines)
     };
     let first = lines(first);
-    let pump =
-        process.take_stdin().map(|stdin| tokio::spawn(streams::feed(requests, first, lines, stdin)).into());
+    let pump = process.take_stdin().map(|stdin| {
+        let fed = streams::feed(requests, first, lines, stdin);
+        node.tasks.spawn("patterns of a bundle", fed).into()
+    });
+    let ended = |exit, stderr: Vec<u8>| created(exit, &stderr);
     let wrap = |data: Bytes| CreateBundleFromRefListResponse { data: data.to_vec() };
-    Ok(streams::relay(Vec::new(), process, pump, wrap, created))
+    Ok(streams::relay(Vec::new(), process, pump, wrap, ended))
 }
 
 /// Everything, in the form of `git fast-import`.

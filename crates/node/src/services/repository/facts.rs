@@ -18,10 +18,13 @@ use tabularium_proto::gitaly::{
 };
 use tonic::Status;
 
+use super::indexes::Indexes;
 use crate::{error::internal_io, git::Git, node::Node, place::blocking, storage::RepositoryPath};
 
 /// Loose objects older than this count as stale.
 const STALE_AFTER: Duration = Duration::from_secs(14 * 24 * 3600);
+/// Gitaly touches this file when it has repacked everything.
+const FULL_REPACK_TIMESTAMP: &str = ".gitaly-full-repack-timestamp";
 /// Ref names (and anything else in a line of `show-ref`) that the checksum looks for, as Gitaly does.
 const CHECKSUM_NAMESPACES: [&[u8]; 6] = [
     b"refs/heads/",
@@ -122,11 +125,22 @@ fn describe(path: &Path, now: SystemTime) -> io::Result<RepositoryInfoResponse> 
         }),
         Err(_) => None,
     };
+    let last_full_repack = match fs::metadata(path.join(FULL_REPACK_TIMESTAMP)) {
+        Ok(metadata) => metadata.modified().ok().map(prost_types::Timestamp::from),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let indexes = Indexes::read(&objects_path)?;
     Ok(RepositoryInfoResponse {
         size,
         references: Some(references),
         objects: Some(objects),
+        commit_graph: indexes.commit_graph,
+        bitmap: indexes.bitmap,
+        multi_pack_index: indexes.multi_pack_index,
+        multi_pack_index_bitmap: indexes.multi_pack_index_bitmap,
         alternates,
+        last_full_repack,
         ..RepositoryInfoResponse::default()
     })
 }

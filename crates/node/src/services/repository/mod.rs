@@ -10,6 +10,7 @@ mod create;
 mod facts;
 mod fetch_remote;
 mod files;
+mod indexes;
 mod optimize;
 mod revisions;
 mod search;
@@ -165,7 +166,7 @@ impl RepositoryService for RepositoryServer {
         &self,
         request: Request<GetInfoAttributesRequest>,
     ) -> Result<Response<ResponseStream<GetInfoAttributesResponse>>, Status> {
-        attributes::of_head(&self.0, request.into_inner())
+        attributes::of_head(&self.0, &request.into_inner())
     }
 
     async fn fetch_bundle(
