@@ -74,7 +74,10 @@ async fn receive(accepted: Accepted, tasks: &Tasks) -> io::Result<Served> {
 pub async fn identify(mut connection: Connection, tasks: &Tasks) -> io::Result<Served> {
     let head = preamble::read(&mut connection).await?;
     if tls::is_handshake(&head) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client speaks TLS, which this address does not"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the client speaks TLS, which this address does not",
+        ));
     }
     if &head != BACKCHANNEL {
         return Ok(Served::Plain(Rewound::new(head, connection)));

@@ -51,10 +51,11 @@ pub const VOTE_PING_INTERVAL: Duration = Duration::from_secs(1);
 /// See [`VOTE_PING_INTERVAL`].
 pub const VOTE_PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Streams that the peer may have open at once; Gitaly's backlog on the side that dials. One more is reset.
-const MAX_INBOUND_STREAMS: usize = 256;
+/// Streams that the peer may have open at once on a connection that we dialled: a sidechannel for each fetch that goes on.
+/// One more is reset. Where we accept, it is the one for RPCs.
+const MAX_INBOUND_STREAMS: usize = 1024;
 /// Streams that we may have open at once. Whoever wants one more waits.
-const MAX_OUTBOUND_STREAMS: usize = 256;
+const MAX_OUTBOUND_STREAMS: usize = 1024;
 /// What may lie here of a stream that nobody reads. Streams begin with half of it, which HashiCorp's side never raises.
 const WINDOW_BYTES: u32 = 512 * 1024;
 /// What may wait of one stream to be sent. It bounds how long a vote stands behind a pack.

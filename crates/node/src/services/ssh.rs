@@ -78,13 +78,11 @@ fn decided_within(
         let next = if decided(&negotiation) {
             messages.next().await
         } else {
-            match timeout_at(until, messages.next()).await {
-                Ok(next) => next,
-                Err(_) => {
-                    let text = "waiting for negotiation: context canceled";
-                    return Some((Err(Status::deadline_exceeded(text)), None));
-                }
-            }
+            let Ok(next) = timeout_at(until, messages.next()).await else {
+                let text = "waiting for negotiation: context canceled";
+                return Some((Err(Status::deadline_exceeded(text)), None));
+            };
+            next
         };
         if let Some(Ok(data)) = &next {
             negotiation.hear(data);
@@ -102,8 +100,8 @@ fn failed(what: &str, exit: Exit, stderr: &[u8]) -> Status {
     Status::internal(format!("{what}cmd wait: {exit}, stderr: {stderr:?}"))
 }
 
-fn exit_status(exit: Exit) -> Option<ExitStatus> {
-    Some(ExitStatus { value: exit.code.unwrap_or(-1) })
+fn exit_status(exit: Exit) -> ExitStatus {
+    ExitStatus { value: exit.code.unwrap_or(-1) }
 }
 
 fn check_first_of_push(first: &SshReceivePackRequest) -> Result<(), Status> {
@@ -196,7 +194,10 @@ impl SshService for SshServer {
                 last.push(Ok(SshUploadPackResponse { stderr: stderr.into(), ..Default::default() }));
             }
             if let Some(failure) = failure {
-                last.push(Ok(SshUploadPackResponse { exit_status: exit_status(exit), ..Default::default() }));
+                last.push(Ok(SshUploadPackResponse {
+                    exit_status: Some(exit_status(exit)),
+                    ..Default::default()
+                }));
                 last.push(Err(failure));
             }
             Box::pin(std::future::ready(Ok(last)))
@@ -222,7 +223,10 @@ impl SshService for SshServer {
             if !stderr.is_empty() {
                 last.push(Ok(SshUploadArchiveResponse { stderr: stderr.into(), ..Default::default() }));
             }
-            last.push(Ok(SshUploadArchiveResponse { exit_status: exit_status(exit), ..Default::default() }));
+            last.push(Ok(SshUploadArchiveResponse {
+                exit_status: Some(exit_status(exit)),
+                ..Default::default()
+            }));
             last.extend(failure.map(Err));
             Box::pin(std::future::ready(Ok(last)))
         };
@@ -241,10 +245,11 @@ impl SshService for SshServer {
         let choices = conversation(&request.git_config_options, &request.git_protocol);
         let command = transport::upload_pack(&self.0.git, &repository, &choices)?;
         let ended = sidechannel::run(command, &side, Voice::Banded, Some(NEGOTIATION_PATIENCE)).await?;
+        // What git said of a failure is to arrive as well.
+        side.finish();
         if !ended.exit.success() {
             return Err(failed("running upload-pack: ", ended.exit, &ended.stderr));
         }
-        side.finish();
         Ok(Response::new(SshUploadPackWithSidechannelResponse {
             packfile_negotiation_statistics: Some(ended.negotiation.into_statistics()),
         }))
@@ -283,7 +288,7 @@ async fn push_ended(
     if !stderr.is_empty() {
         last.push(Ok(SshReceivePackResponse { stderr: stderr.into(), ..Default::default() }));
     }
-    last.push(Ok(SshReceivePackResponse { exit_status: exit_status(exit), ..Default::default() }));
+    last.push(Ok(SshReceivePackResponse { exit_status: Some(exit_status(exit)), ..Default::default() }));
     last.push(Err(failure));
     Ok(last)
 }

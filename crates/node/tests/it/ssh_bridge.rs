@@ -70,7 +70,10 @@ pub(crate) async fn serve(client: SshServiceClient<Client>, storage: &str, fetch
         while let Ok((connection, _)) = listener.accept().await {
             let call = Call { client: client.clone(), storage: storage.clone(), fetches: fetches.clone() };
             let ends = Arc::clone(&kept);
-            tokio::spawn(async move { ends.lock().unwrap().push(call.serve(connection).await) });
+            tokio::spawn(async move {
+                let end = call.serve(connection).await;
+                ends.lock().unwrap().push(end);
+            });
         }
     });
     Bridge { url, ends }
@@ -83,10 +86,15 @@ struct Call {
 }
 
 /// What the client says, in messages.
-fn said<T: Send + 'static>(first: T, mut from: OwnedReadHalf, wrap: fn(Bytes) -> T) -> ReceiverStream<T> {
+fn said<T: Send + 'static>(
+    first: T,
+    (more, mut from): (Bytes, OwnedReadHalf),
+    wrap: fn(Bytes) -> T,
+) -> ReceiverStream<T> {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     tokio::spawn(async move {
         let _ = sender.send(first).await;
+        let _ = sender.send(wrap(more)).await;
         let mut buffer = BytesMut::with_capacity(64 * 1024);
         while from.read_buf(&mut buffer).await.unwrap_or(0) > 0 {
             if sender.send(wrap(buffer.split().freeze())).await.is_err() {
@@ -130,7 +138,8 @@ impl Call {
             }
             connection.read_buf(&mut buffer).await.unwrap();
         };
-        assert!(buffer.is_empty(), "clients wait for the server");
+        // Who wants an archive says so at once; others wait for the server.
+        let more = buffer.freeze();
         let (service, rest) = request.split_once(" /").unwrap();
         let path = rest.split('\0').next().unwrap().to_owned();
         let git_protocol = rest.split('\0').find(|part| part.starts_with("version=")).unwrap_or_default();
@@ -151,20 +160,26 @@ impl Call {
                     git_protocol: git_protocol.to_owned(),
                     ..Default::default()
                 };
-                let said = said(first, from, |stdin| SshReceivePackRequest { stdin, ..Default::default() });
+                let said =
+                    said(first, (more, from), |stdin| SshReceivePackRequest { stdin, ..Default::default() });
                 relay!(client.ssh_receive_pack(said).await, to)
             }
             "git-upload-archive" => {
                 let first = SshUploadArchiveRequest { repository, ..Default::default() };
-                let said = said(first, from, |stdin| SshUploadArchiveRequest { stdin, ..Default::default() });
+                let said = said(first, (more, from), |stdin| SshUploadArchiveRequest {
+                    stdin,
+                    ..Default::default()
+                });
                 relay!(client.ssh_upload_archive(said).await, to)
             }
             "git-upload-pack" => match self.fetches.clone() {
                 Fetches::Messages => {
                     let git_protocol = git_protocol.to_owned();
                     let first = SshUploadPackRequest { repository, git_protocol, ..Default::default() };
-                    let said =
-                        said(first, from, |stdin| SshUploadPackRequest { stdin, ..Default::default() });
+                    let said = said(first, (more, from), |stdin| SshUploadPackRequest {
+                        stdin,
+                        ..Default::default()
+                    });
                     relay!(client.ssh_upload_pack(said).await, to)
                 }
                 Fetches::Sidechannel(sidechannels) => {

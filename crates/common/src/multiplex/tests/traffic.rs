@@ -163,8 +163,9 @@ async fn a_peer_that_opens_too_many_streams_loses_only_those() {
     let peer = tokio::spawn(async move {
         let mut connection = listener.accept().await.unwrap().secure().await.unwrap();
         connection.read_exact(&mut [0; BACKCHANNEL.len()]).await.unwrap();
-        let mut yamux =
-            yamux::Connection::new(connection.compat(), yamux::Config::default(), yamux::Mode::Server);
+        let mut settings = yamux::Config::default();
+        settings.set_max_connection_receive_window(None).set_max_num_streams(2 * MAX_INBOUND_STREAMS);
+        let mut yamux = yamux::Connection::new(connection.compat(), settings, yamux::Mode::Server);
         let mut streams = Vec::new();
         for _ in 0..MAX_INBOUND_STREAMS + 44 {
             let open = poll_fn(|cx| {

@@ -370,16 +370,15 @@ impl State {
             self.forget_if_left(stream);
             return Ok(Received { arrived, payload });
         }
-        match header.kind {
-            Kind::Data => entry.window -= header.length,
-            _ => {
-                entry.credit = entry.credit.saturating_add(header.length);
-                if let Some(writer) = entry.writer.take() {
-                    writer.wake();
-                }
-                if header.has(FIN) {
-                    self.peer_finished(stream);
-                }
+        if header.kind == Kind::Data {
+            entry.window -= header.length;
+        } else {
+            entry.credit = entry.credit.saturating_add(header.length);
+            if let Some(writer) = entry.writer.take() {
+                writer.wake();
+            }
+            if header.has(FIN) {
+                self.peer_finished(stream);
             }
         }
         Ok(Received { arrived, payload })
