@@ -20,6 +20,8 @@
 //! Whether a replica's objects are whole git looks up when it is told to: [`soundness`]. One that was found corrupt says so
 //! in itself ([`corruption`]) until the next copy makes it again, which keeps the old one aside: [`kept`].
 //!
+//! What is fetched goes beside the RPC that asked for it, where the client offers a sidechannel (`services/sidechannel.rs`).
+//!
 //! * [`storage_health`]: whether each disk can be used, found out by using it.
 //! * [`config`]: the file; `deploy/config/node.toml` is an example.
 //! * [`records`]: what stands beside each replica, for when the database is not there or lost.
@@ -28,7 +30,7 @@
 //! * [`fetch_proxy`]: the subcommand that git runs instead of `ssh` to fetch from another node.
 //! * [`error`]: codes and texts, word for word Gitaly's.
 //!
-//! Not here: GitLab's access checks, SSH and sidechannels. Methods that are not written answer `UNIMPLEMENTED`.
+//! Methods that are not written answer `UNIMPLEMENTED`.
 //!
 //! Tests: `cargo test -p tabularium-node`; the integration tests need git 2.39 or newer in `PATH` and nothing else.
 

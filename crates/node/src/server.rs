@@ -15,11 +15,12 @@ use tabularium_proto::{
     DESCRIPTORS,
     gitaly::{
         blob_service_server::BlobServiceServer, commit_service_server::CommitServiceServer,
-        diff_service_server::DiffServiceServer,
-        internal_gitaly_server::InternalGitalyServer, operation_service_server::OperationServiceServer,
-        ref_service_server::RefServiceServer, remote_service_server::RemoteServiceServer,
-        repository_service_server::RepositoryServiceServer, server_service_server::ServerServiceServer,
-        smart_http_service_server::SmartHttpServiceServer,
+        conflicts_service_server::ConflictsServiceServer, diff_service_server::DiffServiceServer,
+        internal_gitaly_server::InternalGitalyServer, object_pool_service_server::ObjectPoolServiceServer,
+        operation_service_server::OperationServiceServer, ref_service_server::RefServiceServer,
+        remote_service_server::RemoteServiceServer, repository_service_server::RepositoryServiceServer,
+        server_service_server::ServerServiceServer, smart_http_service_server::SmartHttpServiceServer,
+        ssh_service_server::SshServiceServer,
     },
     node::{
         replica_service_server::ReplicaServiceServer, upload_pack_service_server::UploadPackServiceServer,
@@ -46,10 +47,20 @@ use crate::{
     node::Node,
     rpc_log::RpcLogLayer,
     services::{
-        blob_service::BlobServer, commit_service::CommitServer, diff_service::DiffServer, internal::InternalServer,
-        operation_service::OperationServer, ref_service::RefServer, remote::RemoteServer,
-        replica::ReplicaServer, repository::RepositoryServer, server_info::ServerInfoServer,
-        smart_http::SmartHttpServer, upload_pack::UploadPackServer,
+        blob_service::BlobServer,
+        commit_service::CommitServer,
+        diff_service::DiffServer,
+        internal::InternalServer,
+        object_pool::ObjectPoolServer,
+        operation_service::{ConflictsServer, OperationServer},
+        ref_service::RefServer,
+        remote::RemoteServer,
+        replica::ReplicaServer,
+        repository::RepositoryServer,
+        server_info::ServerInfoServer,
+        smart_http::SmartHttpServer,
+        ssh::SshServer,
+        upload_pack::UploadPackServer,
     },
     storage::Storages,
     storage_health::StorageHealth,
@@ -296,3 +307,4 @@ fn routes(node: &Arc<Node>, health: HealthReporter) -> Result<tonic::service::Ro
     routes.add_service(OperationServiceServer::new(OperationServer::new(Arc::clone(node))));
     Ok(routes.routes())
 }
+    routes.add_service(SshServiceServer::new(SshServer::new(Arc::clone(node))));

@@ -505,6 +505,25 @@ impl GitProcess {
         let durable = session.is_some_and(|session| session.is_durable());
         if let Some((directory, since)) = self.touches.take().filter(|_| !durable) {
             let synced = tokio::task::spawn_blocking(move || durable::sync_changed(&directory, since)).await;
+    /// The same, of at most `most` bytes, behind `front` bytes for what is to stand before it.
+    pub(crate) async fn read_behind(
+        &mut self,
+        front: usize,
+        most: usize,
+    ) -> Result<Option<BytesMut>, GitError> {
+        let Some(stdout) = &mut self.stdout else { return Ok(None) };
+        let mut buffer = BytesMut::with_capacity(front + most);
+        buffer.resize(front, 0);
+        let mut room = (&mut buffer).limit(most);
+        let read = tokio::select! {
+            biased;
+            read = stdout.read_buf(&mut room) => read,
+            () = self.stopping.cancelled() => return Err(GitError::Stopping),
+        };
+        let length = read.map_err(|source| GitError::Io { subcommand: self.subcommand, source })?;
+        Ok((length > 0).then_some(buffer))
+    }
+
             let synced = synced.map_err(io::Error::other).and_then(|synced| synced);
             synced.map_err(|source| GitError::Io { subcommand, source })?;
         }

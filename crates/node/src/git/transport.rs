@@ -52,6 +52,11 @@ pub(crate) fn upload_pack(
         .command(repository, "upload-pack")
         .reads()
         .config("uploadpack.allowFilter=true")
+/// `git upload-archive`.
+pub(crate) fn upload_archive(git: &Git, repository: &RepositoryPath) -> GitCommand {
+    git.command(repository, "upload-archive").reads().arg(&repository.path)
+}
+
         .config("uploadpack.allowAnySHA1InWant=true");
     for prefix in HIDDEN_FROM_FETCH {
         command = command.config(format!("uploadpack.hideRefs={prefix}"));

@@ -14,4 +14,6 @@ pub(crate) mod repository;
 pub(crate) mod server_info;
 pub(crate) mod smart_http;
 pub(crate) mod streams;
+mod sidechannel;
 pub(crate) mod upload_pack;
+pub(crate) mod ssh;

@@ -26,3 +26,5 @@ mod server;
 mod transport;
 mod upkeep;
 mod voting;
+mod ssh;
+mod ssh_bridge;

@@ -300,7 +300,7 @@ const CASES: &[Case] = &[
 ];
 
 /// Mutators that are tested elsewhere, or that routers send without a transaction.
-const ELSEWHERE: [(&str, &str); 2] = [
+const ELSEWHERE: [(&str, &str); 3] = [
     ("/gitaly.SmartHTTPService/PostReceivePack", "pushes.rs"),
     ("/gitaly.RepositoryService/ReplicateRepository", "a copy makes one replica equal; nobody votes on it"),
 ];
@@ -328,6 +328,7 @@ fn state(node: &TestNode) -> BTreeMap<String, String> {
     shown.collect()
 }
 
+    ("/gitaly.SSHService/SSHReceivePack", "../ssh.rs"),
 #[test]
 fn no_mutator_is_forgotten() {
     let page = api::on_node();
