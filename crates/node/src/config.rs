@@ -1,14 +1,20 @@
 //! The node's configuration file.
 
+mod gitlab;
+
 use std::{collections::HashSet, ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 use tabularium_common::{
     config::{ConfigDuration, Fault, SecretFile, Validate},
-    grpc::ListenAddress,
+    grpc::ListenAddresses,
     ids::StorageName,
     telemetry::TelemetryConfig,
+    tls::TlsConfig,
 };
+
+pub(crate) use gitlab::Place;
+pub use gitlab::{GitlabConfig, HooksConfig, HttpSettings};
 
 /// Fewest git processes that may be configured: a listing needs two at once.
 const MIN_GIT_PROCESSES: usize = 2;
@@ -25,13 +31,18 @@ const HOOK_PROGRAM: &str = "tabularium-hook";
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where gRPC is served: `127.0.0.1:8075`, port 0 for the kernel's choice, or `unix:/path`.
-    pub listen: ListenAddress,
+    /// Where gRPC is served, one address or a list of them: `127.0.0.1:8075`, port 0 for the kernel's choice,
+    /// `tls://127.0.0.1:9999`, `unix:/path`.
+    pub listen: ListenAddresses,
     /// Where metrics, liveness and readiness are served.
     pub admin_listen: SocketAddr,
     /// File with the secret that callers sign their calls with. Absent: every caller is let in.
     #[serde(default)]
     pub token_file: Option<SecretFile>,
+    /// Whether callers without a good token are let in all the same, and only counted: while the secret is introduced or
+    /// changed.
+    #[serde(default)]
+    pub token_transitioning: bool,
     /// The git program, at least 2.39; a bare name is looked up in `PATH`.
     #[serde(default = "default_git")]
     pub git: PathBuf,
@@ -57,6 +68,15 @@ pub struct Config {
     /// How a secondary takes part in pushes.
     #[serde(default)]
     pub following: FollowingConfig,
+    /// Whom changes are checked with. Absent: nobody is asked.
+    #[serde(default)]
+    pub gitlab: Option<GitlabConfig>,
+    /// Hooks of all repositories.
+    #[serde(default)]
+    pub hooks: HooksConfig,
+    /// Certificates, keys, and whom to believe.
+    #[serde(default)]
+    pub tls: TlsConfig,
     /// Logs and traces.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
@@ -178,6 +198,9 @@ fn default_drain_seconds() -> u64 {
 impl Validate for Config {
     fn faults(&self) -> Vec<Fault> {
         let mut faults = self.telemetry.faults();
+        faults.extend(self.tls.faults(self.listen.iter()));
+        faults.extend(self.gitlab.iter().flat_map(Validate::faults));
+        faults.extend(self.hooks.faults());
         if self.storage.is_empty() {
             faults.push(Fault::new("storage", "none", "at least one [[storage]] table with name and path"));
         }

@@ -14,7 +14,8 @@ use tonic::Status;
 
 use crate::{
     error::internal_io,
-    git::{Git, references, transport::CUSTOM_HOOKS},
+    git::{Git, references},
+    hooks::CUSTOM_HOOKS,
     place::blocking,
     storage::RepositoryPath,
 };

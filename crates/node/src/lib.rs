@@ -13,9 +13,9 @@
 //! A write that several replicas decide about together says so in its metadata. Before the node changes anything for
 //! it, and again afterwards, it asks the router, over the connection that the request came on: [`votes`]. `git push`
 //! and `git fetch` move references themselves, so their votes are cast by git's [`hooks`]; those are a second program of
-//! this crate, `tabularium-hook`, which asks the node over a private socket. A repository's own hooks run on the primary
-//! only, and a push that moves one reference is run there only: the other replicas do the same in fewer steps
-//! ([`following`]). What replicas must have in common, and a digest of it, is in [`contents`].
+//! this crate, `tabularium-hook`, which asks the node over a private socket. Who else has a say in a change, GitLab
+//! ([`access`]) and custom hooks, is asked on the primary only, and a push that moves one reference is run there only: the
+//! other replicas do the same in fewer steps ([`following`]). What replicas must have in common, and a digest of it, is in [`contents`].
 //!
 //! Whether a replica's objects are whole git looks up when it is told to: [`soundness`]. One that was found corrupt says so
 //! in itself ([`corruption`]) until the next copy makes it again, which keeps the old one aside: [`kept`].
@@ -34,6 +34,7 @@
 //!
 //! Tests: `cargo test -p tabularium-node`; the integration tests need git 2.39 or newer in `PATH` and nothing else.
 
+mod access;
 pub mod config;
 mod contents;
 mod copy_attempts;
@@ -56,6 +57,7 @@ mod rpc_log;
 pub mod server;
 mod services;
 mod soundness;
+mod ssh_keys;
 mod storage;
 mod storage_health;
 mod votes;

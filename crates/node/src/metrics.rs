@@ -38,6 +38,26 @@ pub(crate) enum SecondaryPush {
     Run,
 }
 
+/// Seconds; GitLab looks at what is pushed before it answers.
+const GITLAB_BUCKETS: [f64; 9] = [0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GitlabLabels {
+    endpoint: &'static str,
+    outcome: &'static str,
+}
+
+/// What became of a call to GitLab.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum GitlabOutcome {
+    /// Whatever the answer was.
+    Answered,
+    /// GitLab refused or failed.
+    Refused,
+    /// There was no answer, or none in time.
+    Unreachable,
+}
+
 /// The node's metrics. Clones share the same values.
 #[derive(Clone)]
 pub(crate) struct Metrics {
@@ -47,6 +67,8 @@ pub(crate) struct Metrics {
     git_killed: Counter,
     git_queue: Histogram,
     secondary_pushes: Family<PushLabels, Counter>,
+    gitlab_calls: Family<GitlabLabels, Counter>,
+    gitlab_seconds: Histogram,
 }
 
 impl Metrics {
@@ -59,7 +81,19 @@ impl Metrics {
             git_killed: Counter::default(),
             git_queue: Histogram::new(QUEUE_BUCKETS),
             secondary_pushes: Family::default(),
+            gitlab_calls: Family::default(),
+            gitlab_seconds: Histogram::new(GITLAB_BUCKETS),
         };
+        registry.register(
+            "tabularium_node_gitlab_calls",
+            "Calls to GitLab, by endpoint and what became of them",
+            metrics.gitlab_calls.clone(),
+        );
+        registry.register(
+            "tabularium_node_gitlab_call_seconds",
+            "How long calls to GitLab took",
+            metrics.gitlab_seconds.clone(),
+        );
         registry.register("tabularium_node_rpcs", "RPCs ended, by method and code", metrics.rpcs.clone());
         registry.register(
             "tabularium_node_git_processes_started",
@@ -93,6 +127,17 @@ impl Metrics {
     pub(crate) fn rpc(&self, method: &str, code: tonic::Code) {
         let labels = RpcLabels { method: method.to_owned(), code: format!("{code:?}") };
         self.rpcs.get_or_create(&labels).inc();
+    }
+
+    /// GitLab was called.
+    pub(crate) fn gitlab_called(&self, endpoint: &'static str, outcome: GitlabOutcome, took: Duration) {
+        let outcome = match outcome {
+            GitlabOutcome::Answered => "answered",
+            GitlabOutcome::Refused => "refused",
+            GitlabOutcome::Unreachable => "unreachable",
+        };
+        self.gitlab_calls.get_or_create(&GitlabLabels { endpoint, outcome }).inc();
+        self.gitlab_seconds.observe(took.as_secs_f64());
     }
 
     /// A process waited this long for its slot.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use tabularium_common::lifecycle::Tasks;
+use tabularium_common::{lifecycle::Tasks, tls::TlsConfig};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -11,7 +11,7 @@ use crate::{
     copy_attempts::CopyAttempts,
     following::HeadListing,
     git::Git,
-    hooks::Hooks,
+    hooks::{Hooks, Judges},
     keyed_locks::KeyedLocks,
     metrics::Metrics,
     storage::Storages,
@@ -31,10 +31,14 @@ pub(crate) struct Node {
     pub(crate) tasks: Tasks,
     /// Answers git's hooks.
     pub(crate) hooks: Hooks,
+    /// Who has a say in changes.
+    pub(crate) judges: Arc<Judges>,
     /// Changes that are being decided and made.
     pub(crate) sections: Arc<Sections>,
     /// The program that git runs instead of `ssh` to fetch from another node: `<this> fetch-proxy`.
     pub(crate) fetch_proxy: PathBuf,
+    /// As that program dials.
+    pub(crate) tls: TlsConfig,
     /// What `git --version` says, without the words.
     pub(crate) git_version: String,
     /// What git's hooks are told of a branch that `HEAD` stands for.

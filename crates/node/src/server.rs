@@ -7,9 +7,10 @@ use tabularium_common::{
     announce::Announcement,
     auth::RequireToken,
     config::ConfigError,
-    grpc::{self, Address, ListenAddress, Listener},
+    grpc::{self, Address, Listener},
     lifecycle::{Readiness, Tasks},
     methods, multiplex,
+    tls::Application,
 };
 use tabularium_proto::{
     DESCRIPTORS,
@@ -36,11 +37,13 @@ use tonic_health::{
 use tower::util::{MapRequestLayer, MapResponseLayer};
 
 use crate::{
+    access::{Access, GitlabError},
     config::{Config, Surroundings},
     copy_attempts::CopyAttempts,
     expectation::ExpectationLayer,
     following::HeadListing,
     git::{Git, command::QUEUE_WAIT},
+    hooks::{CustomHooks, Judges},
     kept,
     keyed_locks::KeyedLocks,
     metrics::Metrics,
@@ -79,6 +82,9 @@ pub enum ServerError {
     /// A secret cannot be read.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// GitLab cannot be asked as configured.
+    #[error(transparent)]
+    Gitlab(#[from] GitlabError),
     /// git is missing or too old.
     #[error("git {}: {problem}", path.display())]
     Git {
@@ -209,6 +215,8 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
 
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
+    let require =
+        RequireToken::new(token).transitioning(config.token_transitioning).counted(&mut registry, "node");
     let git = Git::new(
         program,
         surroundings.search_path,
@@ -224,7 +232,9 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
             .map_err(|source| ServerError::Storage { name: "threads".to_owned(), source })?;
     let sections = Arc::new(Sections::default());
     let hook_program = config.hook_program.as_ref().unwrap_or(&surroundings.hook_program);
-    let hooks = preparation::hooks(hook_program, &storages, &sections, &tasks)?;
+    let custom_hooks = CustomHooks::new(config.hooks.custom_hooks_dir.clone());
+    let judges = Arc::new(Judges { access: Access::new(config.gitlab.as_ref(), &metrics)?, custom_hooks });
+    let hooks = preparation::hooks(hook_program, &storages, &judges, &sections, &tasks)?;
     let head_listing = match storages.first() {
         Some(storage) => HeadListing::find_out(&git, &storage.temporary()).await,
         None => HeadListing::Unknown,
@@ -233,11 +243,13 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
     let node = Arc::new(Node {
         storages: Storages::new(storages),
         hooks,
+        judges: Arc::clone(&judges),
         sections,
         storage_health,
         git,
         tasks: tasks.clone(),
         fetch_proxy: surroundings.fetch_proxy,
+        tls: config.tls.clone(),
         git_version,
         head_listing,
         instance: uuid::Uuid::new_v4().to_string(),
@@ -251,8 +263,12 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         shutdown: shutdown.clone(),
     });
     kept::start(&node);
+    let stop_asking = shutdown.clone();
+    tasks.spawn("introduction to GitLab", async move {
+        stop_asking.run_until_cancelled(judges.access.introduce()).await;
+    });
 
-    let listener = bind(&config.listen).await?;
+    let listener = bind(&config).await?;
     let listen_error = |source| ServerError::Listen { address: config.admin_listen.to_string(), source };
     // Bound here and not only when it is served, so that nothing has started when a port is taken.
     let address = listener.address().map_err(listen_error)?;
@@ -266,7 +282,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         .layer(MapRequestLayer::new(multiplex::introduce))
         .layer(RpcLogLayer::new(Arc::new(methods::Registry::read()?), metrics))
         .layer(MapResponseLayer::new(grpc::say_as_gitaly_does))
-        .layer(InterceptorLayer::new(RequireToken(token)))
+        .layer(InterceptorLayer::new(require))
         .layer(ExpectationLayer::new(Arc::clone(&node)))
         .layer(MapRequestLayer::new(whole_requests::guard))
         .add_routes(routes(&node, health_reporter)?);
@@ -277,9 +293,9 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
     Ok(Running { address, admin, readiness, shutdown, served, tasks, drain, _claims: claims })
 }
 
-async fn bind(address: &ListenAddress) -> Result<Listener, ServerError> {
-    let bound = Listener::bind(address).await;
-    bound.map_err(|source| ServerError::Listen { address: address.to_string(), source })
+async fn bind(config: &Config) -> Result<Listener, ServerError> {
+    let bound = Listener::bind_all(&config.listen, &config.tls, Application::Grpc).await;
+    bound.map_err(|source| ServerError::Listen { address: config.listen.to_string(), source })
 }
 
 /// Every service of the node.
@@ -294,6 +310,7 @@ fn routes(node: &Arc<Node>, health: HealthReporter) -> Result<tonic::service::Ro
     routes.add_service(reflection().build_v1()?);
     routes.add_service(reflection().build_v1alpha()?);
     routes.add_service(SmartHttpServiceServer::new(SmartHttpServer::new(Arc::clone(node))));
+    routes.add_service(SshServiceServer::new(SshServer::new(Arc::clone(node))));
     routes.add_service(UploadPackServiceServer::new(UploadPackServer::new(Arc::clone(node))));
     routes.add_service(ReplicaServiceServer::new(ReplicaServer::new(Arc::clone(node))));
     routes.add_service(RepositoryServiceServer::new(RepositoryServer::new(Arc::clone(node))));
@@ -305,6 +322,7 @@ fn routes(node: &Arc<Node>, health: HealthReporter) -> Result<tonic::service::Ro
     routes.add_service(BlobServiceServer::new(BlobServer::new(Arc::clone(node))));
     routes.add_service(DiffServiceServer::new(DiffServer::new(Arc::clone(node))));
     routes.add_service(OperationServiceServer::new(OperationServer::new(Arc::clone(node))));
+    routes.add_service(ConflictsServiceServer::new(ConflictsServer::new(Arc::clone(node))));
+    routes.add_service(ObjectPoolServiceServer::new(ObjectPoolServer::new(Arc::clone(node))));
     Ok(routes.routes())
 }
-    routes.add_service(SshServiceServer::new(SshServer::new(Arc::clone(node))));

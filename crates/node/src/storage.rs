@@ -39,9 +39,9 @@ impl Storage {
         self.root.join(OWN_DIRECTORY).join("tmp")
     }
 
-    /// The hooks that git runs for pushes to repositories with custom hooks.
-    pub(crate) fn hooks(&self) -> PathBuf {
-        self.root.join(OWN_DIRECTORY).join("hooks")
+    /// What is known of who borrows whose objects.
+    pub(crate) fn pool_members(&self) -> PathBuf {
+        self.root.join(OWN_DIRECTORY).join("pool-members")
     }
 }
 
@@ -215,7 +215,7 @@ fn quarantine(
     Ok(Some(Quarantine { object_directory, alternates }))
 }
 
-/// An object directory given relative to the repository: inside of it, or in one of its quarantines.
+/// An object directory given relative to the repository: among its objects, or in one of its quarantines.
 fn object_directory(located: &RepositoryPath, given: &str) -> Result<PathBuf, RepositoryError> {
     // The list of alternates is joined with colons, so one in a name would smuggle in another directory.
     if given.contains([':', '\0', '\n', '"']) {
@@ -237,7 +237,8 @@ fn object_directory(located: &RepositoryPath, given: &str) -> Result<PathBuf, Re
             first.as_os_str().to_string_lossy().starts_with(&quarantine_prefix(&located.relative_path))
         })
     });
-    if !path.starts_with(&located.path) && !own_quarantine {
+    // Where git keeps a push that has not been accepted, and what it builds on.
+    if !path.starts_with(located.path.join("objects")) && !own_quarantine {
         return Err(RepositoryError::ForeignObjects);
     }
     check_inside(&located.storage.root, &path).map_err(|_| RepositoryError::ForeignObjects)?;
@@ -304,6 +305,8 @@ mod tests {
             (own.as_str(), true),
             (foreign.as_str(), false),
             ("../b.git/objects", false),
+            ("refs", false),
+            (".", false),
             ("/etc", false),
             ("objects:/etc", false),
         ] {

@@ -143,6 +143,8 @@ pub struct ClusterOptions {
     pub environment: Option<Environment>,
     /// What services speak over.
     pub transport: Transport,
+    /// More of the nodes' configuration, such as a `[gitlab]` table.
+    pub node_tables: toml::Table,
 }
 
 impl ClusterOptions {
@@ -161,6 +163,7 @@ impl ClusterOptions {
             faults: false,
             environment: None,
             transport: Transport::Tcp,
+            node_tables: toml::Table::new(),
         }
     }
 }
@@ -320,7 +323,8 @@ impl Cluster {
             let storage = storage_name(index);
             let path = self.storage_path(site, index);
             private_directory(&path).map_err(io_error(format!("cannot create {}", path.display())))?;
-            let config = recipe::node(&self.facts(site), &storage, &path, &listen);
+            let mut config = recipe::node(&self.facts(site), &storage, &path, &listen);
+            config.extend(self.options.node_tables.clone());
             services.push(self.service(site, Kind::Node, index, config));
         }
         Ok(services)

@@ -24,8 +24,8 @@ use tonic::{Status, metadata::MetadataMap};
 
 use crate::{config::GitlabConfig, metrics::Metrics, storage::RepositoryPath};
 use gitlab::Gitlab;
-pub(crate) use http::GitlabError;
 use http::Caller;
+pub(crate) use http::GitlabError;
 
 /// Who is asked.
 pub(crate) enum Access {
@@ -92,7 +92,8 @@ impl Requester {
             let value = metadata.get(key)?.as_encoded_bytes();
             ::http::HeaderValue::from_bytes(value).ok()
         };
-        self.caller = Caller { remote_ip: header("remote_ip"), correlation_id: header("x-gitlab-correlation-id") };
+        self.caller =
+            Caller { remote_ip: header("remote_ip"), correlation_id: header("x-gitlab-correlation-id") };
         let context = metadata.get_bin("gitaly-client-context-bin").and_then(|value| value.to_bytes().ok());
         self.client_context = context.map(|bytes| STANDARD.encode(bytes)).unwrap_or_default();
         self
@@ -259,7 +260,9 @@ impl Access {
                 "GitLab can be asked"
             ),
             Ok(_) => tracing::warn!("GitLab can be asked, but says that its Redis cannot"),
-            Err(problem) => tracing::error!(problem, "GitLab cannot be asked; until it can nothing may be pushed"),
+            Err(problem) => {
+                tracing::error!(problem, "GitLab cannot be asked; until it can nothing may be pushed")
+            }
         }
     }
 }

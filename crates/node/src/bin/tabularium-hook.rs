@@ -1,5 +1,6 @@
-//! `tabularium-hook`: what git runs as `pre-receive`, `update`, `reference-transaction` and `post-receive` when a push
-//! or a fetch is part of a transaction. It asks the node, over the node's private socket, and does as it is told.
+//! `tabularium-hook`: what git runs as `pre-receive`, `update`, `reference-transaction` and `post-receive` when somebody has a
+//! say in a push or a fetch: other replicas, GitLab, custom hooks. It asks the node, over the node's private socket, and does
+//! as it is told.
 //!
 //! It runs several times in every push, so it is small and needs nothing but the standard library. Not for people.
 
@@ -7,9 +8,9 @@ use std::{
     env,
     ffi::{OsStr, OsString},
     io::{self, Read as _, Write as _},
-    os::unix::{ffi::OsStrExt as _, net::UnixStream, process::CommandExt as _},
+    os::unix::{ffi::OsStrExt as _, net::UnixStream},
     path::Path,
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
 };
 
 #[path = "../hooks/wire.rs"]
@@ -20,6 +21,8 @@ use wire::Frame;
 const REFERENCE_TRANSACTION: &str = "reference-transaction";
 /// The states of a reference transaction that are voted on. Git has others, and newer versions have more.
 const VOTED_ON: [&str; 2] = ["prepared", "committed"];
+/// Git tells these, on standard input, what is to change or has changed.
+const TOLD_CHANGES: [&str; 2] = ["pre-receive", "post-receive"];
 /// The exit code of a hook that was killed or could not ask.
 const FAILED: u8 = 1;
 
@@ -52,34 +55,56 @@ fn run() -> io::Result<u8> {
     let mut node = UnixStream::connect(socket)?;
     let hello = [token.as_bytes(), hook.as_bytes(), first.as_bytes()].join(&0);
     node.write_all(&wire::frame(Frame::Hello, &hello))?;
+    let mut input = None;
     if transaction {
-        send_input(&mut node)?;
+        send_input(&mut node, |_| {})?;
+    } else if TOLD_CHANGES.iter().any(|told| hook == *told) {
+        send_variables(&mut node)?;
+        let mut kept = Vec::new();
+        send_input(&mut node, |piece| kept.extend_from_slice(piece))?;
+        input = Some(kept);
     }
     loop {
         let (kind, payload) = read_frame(&mut node)?;
         match kind {
             Frame::Exit => return end(&payload),
+            Frame::Say => say(&payload)?,
             Frame::Run => {
-                let mut command = Command::new(OsStr::from_bytes(&payload));
-                command.args(&arguments).env_remove(wire::SOCKET).env_remove(wire::TOKEN);
-                if hook == "post-receive" {
-                    drop(node);
-                    return Err(command.exec());
-                }
-                let code =
-                    command.status()?.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED);
+                let code = run_custom_hook(OsStr::from_bytes(&payload), &arguments, input.as_deref());
                 node.write_all(&wire::frame(Frame::Ran, &[code]))?;
             }
-            Frame::Hello | Frame::Input | Frame::End | Frame::Ran => return Err(senseless()),
+            Frame::Hello | Frame::Input | Frame::End | Frame::Ran | Frame::Variable => {
+                return Err(senseless());
+            }
         }
     }
+}
+
+fn say(text: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text)?;
+    // What a custom hook says comes after it.
+    stdout.flush()
 }
 
 fn senseless() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the node's answer makes no sense")
 }
 
-fn send_input(node: &mut UnixStream) -> io::Result<()> {
+fn send_variables(node: &mut UnixStream) -> io::Result<()> {
+    for (name, value) in env::vars_os() {
+        if wire::VARIABLES.iter().any(|known| name.as_bytes().starts_with(known.as_bytes())) {
+            let variable = [name.as_bytes(), value.as_bytes()].join(&b'=');
+            if variable.len() > wire::MAX_PAYLOAD_BYTES {
+                return Err(io::Error::other(format!("{} is too long", name.display())));
+            }
+            node.write_all(&wire::frame(Frame::Variable, &variable))?;
+        }
+    }
+    Ok(())
+}
+
+fn send_input(node: &mut UnixStream, mut keep: impl FnMut(&[u8])) -> io::Result<()> {
     let mut stdin = io::stdin().lock();
     let mut buffer = vec![0; wire::MAX_PAYLOAD_BYTES];
     loop {
@@ -89,6 +114,32 @@ fn send_input(node: &mut UnixStream) -> io::Result<()> {
             return node.write_all(&wire::frame(Frame::End, &[]));
         }
         node.write_all(&wire::frame(Frame::Input, piece))?;
+        keep(piece);
+    }
+}
+
+/// How it ended. What it says goes where we would say it.
+#[expect(clippy::print_stderr, reason = "git shows it to whoever pushes")]
+fn run_custom_hook(program: &OsStr, arguments: &[OsString], input: Option<&[u8]>) -> u8 {
+    let ran = || {
+        let mut command = Command::new(program);
+        command.args(arguments).env_remove(wire::SOCKET).env_remove(wire::TOKEN);
+        // Git says `.`, which is of no use to a hook that goes elsewhere.
+        command.env("GIT_DIR", env::current_dir()?);
+        command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+        let mut child = command.spawn()?;
+        if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
+            // A hook need not read what it is told.
+            let _ = stdin.write_all(input);
+        }
+        child.wait()
+    };
+    match ran() {
+        Ok(status) => status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED),
+        Err(error) => {
+            eprintln!("hook {}: {error}", program.display());
+            FAILED
+        }
     }
 }
 

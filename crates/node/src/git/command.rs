@@ -8,7 +8,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fmt, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
     time::{Duration, Instant},
@@ -75,6 +75,7 @@ struct Shared {
     binary: PathBuf,
     search_path: OsString,
     slots: Arc<Semaphore>,
+    push_slots: Arc<Semaphore>,
     queue_wait: Duration,
     tasks: Tasks,
     metrics: Metrics,
@@ -154,6 +155,7 @@ impl Git {
         tasks: Tasks,
         metrics: Metrics,
     ) -> Self {
+        let push_slots = Arc::new(Semaphore::new(slots));
         let slots = Arc::new(Semaphore::new(slots));
         let writers = Arc::new(Writers::default());
         let (waiting, stopping) = (Arc::clone(&writers), tasks.stopping());
@@ -161,7 +163,7 @@ impl Git {
             // Stopping in the middle of it is harmless: the next process of the node begins anew.
             stopping.run_until_cancelled(waiting.clear_waiting()).await;
         });
-        Self(Arc::new(Shared { binary, search_path, slots, queue_wait, tasks, metrics, writers }))
+        Self(Arc::new(Shared { binary, search_path, slots, push_slots, queue_wait, tasks, metrics, writers }))
     }
 
     /// `git <subcommand>` in a repository. It counts as a writer unless [`GitCommand::reads`] says otherwise.
@@ -184,29 +186,42 @@ impl Git {
 
     /// Waits for room for one process.
     pub(crate) async fn slot(&self) -> Result<Slot, GitError> {
-        Ok(self.permits(1).await?.into())
+        Ok(self.permits(&self.0.slots, 1).await?.into())
+    }
+
+    /// Waits for room for a push that somebody is asked about who reads from this node meanwhile. There is as much of it as
+    /// for everything else, and reads do not wait for it.
+    pub(crate) async fn push_slot(&self) -> Result<Slot, GitError> {
+        Ok(self.permits(&self.0.push_slots, 1).await?.into())
     }
 
     /// Waits for room for two processes that work together. Whoever took one and then waited for the other would
     /// starve, and be starved by, everybody else who does so.
     pub(crate) async fn two_slots(&self) -> Result<(Slot, Slot), GitError> {
-        let mut both = self.permits(2).await?;
+        let mut both = self.permits(&self.0.slots, 2).await?;
         let one = both.split(1).ok_or(GitError::QueueTimeout)?;
         Ok((one.into(), both.into()))
     }
 
-    async fn permits(&self, count: u32) -> Result<OwnedSemaphorePermit, GitError> {
+    async fn permits(&self, slots: &Arc<Semaphore>, count: u32) -> Result<OwnedSemaphorePermit, GitError> {
         let shared = &self.0;
         let began = Instant::now();
-        let queued = timeout(shared.queue_wait, Arc::clone(&shared.slots).acquire_many_owned(count)).await;
+        let queued = timeout(shared.queue_wait, Arc::clone(slots).acquire_many_owned(count)).await;
         let Ok(Ok(permits)) = queued else { return Err(GitError::QueueTimeout) };
         shared.metrics.git_queued(began.elapsed());
         Ok(permits)
     }
 
-    /// Where programs are found, for whatever runs beside git.
-    pub(crate) fn search_path(&self) -> &OsStr {
-        &self.0.search_path
+    /// The program.
+    pub(crate) fn binary(&self) -> &Path {
+        &self.0.binary
+    }
+
+    /// Where programs are found, for whatever runs beside git: this git before all others.
+    pub(crate) fn search_path(&self) -> OsString {
+        let own = self.0.binary.parent().filter(|directory| directory.is_absolute());
+        let own = own.map(|directory| directory.as_os_str().to_owned());
+        join(own.into_iter().chain(Some(self.0.search_path.clone())), ":")
     }
 
     /// Counts the caller as a writer of the repository, in which nothing of an earlier process of the node is left then.
@@ -490,21 +505,6 @@ impl GitProcess {
         Ok((length > 0).then(|| self.buffer.split().freeze()))
     }
 
-    /// Closes both pipes, waits for the end and answers it with the end of standard error. What the process changed in
-    /// its repository is on disk by then.
-    pub(crate) async fn finish(mut self) -> Result<(Exit, Vec<u8>), GitError> {
-        self.stdin = None;
-        self.stdout = None;
-        let subcommand = self.subcommand;
-        let exit = match &mut self.running {
-            None => return Err(GitError::Io { subcommand, source: io::Error::other("has ended already") }),
-            Some(running) => running.child.wait().await,
-        };
-        let exit = exit.map_err(|source| GitError::Io { subcommand, source })?;
-        let session = self.running.as_ref().and_then(|running| running.session.as_ref());
-        let durable = session.is_some_and(|session| session.is_durable());
-        if let Some((directory, since)) = self.touches.take().filter(|_| !durable) {
-            let synced = tokio::task::spawn_blocking(move || durable::sync_changed(&directory, since)).await;
     /// The same, of at most `most` bytes, behind `front` bytes for what is to stand before it.
     pub(crate) async fn read_behind(
         &mut self,
@@ -524,6 +524,21 @@ impl GitProcess {
         Ok((length > 0).then_some(buffer))
     }
 
+    /// Closes both pipes, waits for the end and answers it with the end of standard error. What the process changed in
+    /// its repository is on disk by then.
+    pub(crate) async fn finish(mut self) -> Result<(Exit, Vec<u8>), GitError> {
+        self.stdin = None;
+        self.stdout = None;
+        let subcommand = self.subcommand;
+        let exit = match &mut self.running {
+            None => return Err(GitError::Io { subcommand, source: io::Error::other("has ended already") }),
+            Some(running) => running.child.wait().await,
+        };
+        let exit = exit.map_err(|source| GitError::Io { subcommand, source })?;
+        let session = self.running.as_ref().and_then(|running| running.session.as_ref());
+        let durable = session.is_some_and(|session| session.is_durable());
+        if let Some((directory, since)) = self.touches.take().filter(|_| !durable) {
+            let synced = tokio::task::spawn_blocking(move || durable::sync_changed(&directory, since)).await;
             let synced = synced.map_err(io::Error::other).and_then(|synced| synced);
             synced.map_err(|source| GitError::Io { subcommand, source })?;
         }
@@ -616,6 +631,7 @@ mod tests {
             binary: "git".into(),
             search_path: git.0.search_path.clone(),
             slots: Arc::clone(&git.0.slots),
+            push_slots: Arc::clone(&git.0.push_slots),
             queue_wait: Duration::from_secs(10),
             tasks: git.0.tasks.clone(),
             metrics: git.0.metrics.clone(),

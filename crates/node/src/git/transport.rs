@@ -23,13 +23,6 @@ const CLIENT_SECTIONS: [&str; 4] = ["transfer", "uploadpack", "receive", "pack"]
 /// In those sections, the ones that run programs all the same.
 const CLIENT_FORBIDDEN: [&str; 2] = ["uploadpack.packobjectshook", "receive.certnonceseed"];
 
-/// The directory of custom hooks in a repository.
-pub(crate) const CUSTOM_HOOKS: &str = "custom_hooks";
-/// The hooks that [`CUSTOM_HOOK`] stands for.
-pub(crate) const CUSTOM_HOOK_NAMES: [&str; 3] = ["pre-receive", "update", "post-receive"];
-/// Runs a repository's custom hooks; lies in each storage under the names above.
-pub(crate) const CUSTOM_HOOK: &str = include_str!("custom_hook.sh");
-
 /// What callers may choose about a transport.
 pub(crate) struct Choices<'a> {
     /// `key=value`; later ones win over the node's own.
@@ -52,16 +45,16 @@ pub(crate) fn upload_pack(
         .command(repository, "upload-pack")
         .reads()
         .config("uploadpack.allowFilter=true")
-/// `git upload-archive`.
-pub(crate) fn upload_archive(git: &Git, repository: &RepositoryPath) -> GitCommand {
-    git.command(repository, "upload-archive").reads().arg(&repository.path)
-}
-
         .config("uploadpack.allowAnySHA1InWant=true");
     for prefix in HIDDEN_FROM_FETCH {
         command = command.config(format!("uploadpack.hideRefs={prefix}"));
     }
     Ok(finish(command.arg("--strict"), choices)?.arg(&repository.path))
+}
+
+/// `git upload-archive`.
+pub(crate) fn upload_archive(git: &Git, repository: &RepositoryPath) -> GitCommand {
+    git.command(repository, "upload-archive").reads().arg(&repository.path)
 }
 
 /// `git receive-pack`.
@@ -83,11 +76,6 @@ pub(crate) fn receive_pack(
         "receive.fsck.missingSpaceBeforeDate=ignore",
         "receive.fsck.zeroPaddedFilemode=ignore",
     ] {
-        command = command.config(setting);
-    }
-    if repository.path.join(CUSTOM_HOOKS).is_dir() {
-        let mut setting = std::ffi::OsString::from("core.hooksPath=");
-        setting.push(repository.storage.hooks());
         command = command.config(setting);
     }
     Ok(finish(command, choices)?.arg(&repository.path))

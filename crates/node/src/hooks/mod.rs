@@ -1,12 +1,14 @@
-//! Git's hooks of pushes and fetches that are part of a transaction.
+//! Git's hooks, where somebody has a say in what git does: the other replicas, GitLab, custom hooks.
 //!
 //! `git receive-pack` and `git fetch` move references when they see fit, so what has to happen right before and right
 //! after is done in their hooks. A git that a [`Session`] attends gets a directory of hooks in which every name is the
 //! small program `tabularium-hook`; it connects to a socket that only this node's user can reach, names the session by a
-//! token from its environment, and is told how to end ([`wire`]). Which votes are cast and whose own hooks run is decided
-//! here, in [`session`].
+//! token from its environment, and is told what to do and how to end ([`wire`]). Who is asked, which votes are cast and
+//! whose custom hooks run is decided here, in [`session`]; which custom hooks there are, in [`custom`].
 
+mod custom;
 mod session;
+mod told;
 #[path = "wire.rs"]
 mod wire;
 
@@ -22,7 +24,7 @@ use std::{
 use tabularium_common::lifecycle::Tasks;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
     sync::Semaphore,
     time::timeout,
@@ -30,16 +32,21 @@ use tokio::{
 use tonic::Status;
 
 use crate::{
+    access::{Access, Requester},
     git::GitCommand,
+    node::Node,
     storage::RepositoryPath,
     votes::{Sections, Voter},
 };
 
+pub(crate) use custom::{CustomHooks, DIRECTORY as CUSTOM_HOOKS};
 pub(crate) use session::{Session, synchronization_point};
 use wire::Frame;
 
-/// The names under which git looks for hooks.
-const NAMES: [&str; 4] = ["pre-receive", "update", "reference-transaction", "post-receive"];
+/// The names under which git looks for hooks of pushes.
+const NAMES: [&str; 3] = ["pre-receive", "update", "post-receive"];
+/// And of whatever moves references.
+const TRANSACTION_NAME: &str = "reference-transaction";
 /// Hooks answered at once. A git process waits for one at a time, so their number bounds it first.
 const MAX_CONNECTIONS: usize = 4096;
 /// How long a hook may take to say who it is.
@@ -52,9 +59,25 @@ const MAX_SOCKET_PATH: usize = 100;
 /// The socket of this node, and whose hooks may use it.
 pub(crate) struct Hooks(Arc<Shared>);
 
+/// Who has a say in changes on this node, beside the other replicas.
+pub(crate) struct Judges {
+    /// Outside of the cluster.
+    pub(crate) access: Access,
+    pub(crate) custom_hooks: CustomHooks,
+}
+
+impl Judges {
+    /// Nobody but repositories' own hooks.
+    #[cfg(test)]
+    fn nobody() -> Self {
+        Self { access: Access::Nobody, custom_hooks: CustomHooks::default() }
+    }
+}
+
 struct Shared {
-    /// Holds the socket and the directory of hooks.
+    /// Holds the socket and the directories of hooks.
     directory: PathBuf,
+    judges: Arc<Judges>,
     sections: Arc<Sections>,
     sessions: Mutex<HashMap<String, Weak<Session>>>,
     _elsewhere: Option<TempDir>,
@@ -65,8 +88,9 @@ impl Shared {
         self.directory.join("socket")
     }
 
-    fn programs(&self) -> PathBuf {
-        self.directory.join("git")
+    /// The hooks of a git in a transaction, or of a push that is in none.
+    fn programs(&self, transaction: bool) -> PathBuf {
+        self.directory.join(if transaction { "transaction" } else { "push" })
     }
 
     fn find(&self, token: &[u8]) -> Option<Arc<Session>> {
@@ -84,15 +108,19 @@ impl Hooks {
     pub(crate) fn start(
         place: &Path,
         program: &Path,
+        judges: Arc<Judges>,
         sections: Arc<Sections>,
         tasks: &Tasks,
     ) -> io::Result<Self> {
         let (directory, elsewhere) = private_directory(place)?;
-        let shared =
-            Arc::new(Shared { directory, sections, sessions: Mutex::default(), _elsewhere: elsewhere });
-        fs::create_dir(shared.programs())?;
-        for name in NAMES {
-            symlink(program, shared.programs().join(name))?;
+        let sessions = Mutex::default();
+        let shared = Arc::new(Shared { directory, judges, sections, sessions, _elsewhere: elsewhere });
+        for transaction in [false, true] {
+            let directory = shared.programs(transaction);
+            fs::create_dir(&directory)?;
+            for name in NAMES.into_iter().chain(transaction.then_some(TRANSACTION_NAME)) {
+                symlink(program, directory.join(name))?;
+            }
         }
         let listener = UnixListener::bind(shared.socket())?;
         let (owner, stopping) = (tasks.clone(), tasks.stopping());
@@ -106,14 +134,50 @@ impl Hooks {
 
     /// Attends the git processes of one request; `None` if no transaction is about it.
     pub(crate) fn session(&self, voter: &Voter, repository: &RepositoryPath) -> Option<Arc<Session>> {
-        if !voter.takes_part() {
-            return None;
-        }
-        let session = Arc::new(Session::new(Arc::clone(&self.0), voter.clone(), repository.clone()));
+        voter.takes_part().then(|| self.begin(voter, repository, None))
+    }
+
+    fn begin(
+        &self,
+        voter: &Voter,
+        repository: &RepositoryPath,
+        requester: Option<Requester>,
+    ) -> Arc<Session> {
+        let session = Session::new(Arc::clone(&self.0), voter.clone(), repository.clone(), requester);
+        let session = Arc::new(session);
         let mut sessions = self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.insert(session.token().to_owned(), Arc::downgrade(&session));
-        Some(session)
+        session
     }
+}
+
+/// A push by `requester`, attended if anybody has a say in it.
+pub(crate) async fn attend_push(
+    node: &Node,
+    repository: &RepositoryPath,
+    voter: &Voter,
+    requester: Requester,
+    command: GitCommand,
+) -> Result<(GitCommand, Option<Arc<Session>>), Status> {
+    let Judges { access, custom_hooks } = &*node.judges;
+    if !voter.takes_part() && !access.asks() && !custom_hooks.may_exist(&repository.path) {
+        return Ok((command, None));
+    }
+    // Whoever is asked reads the new objects, and must not wait for room behind those that wait for the answer.
+    let command = if access.asks() { command.slot(&node.git.push_slot().await?) } else { command };
+    let session = node.hooks.begin(voter, repository, Some(requester));
+    Ok((session.attend(command), Some(session)))
+}
+
+/// What custom hooks find in their environment about whoever made the change.
+pub(crate) fn environment(requester: &Requester) -> [(&'static str, &str); 5] {
+    [
+        ("GL_ID", &requester.gl_id),
+        ("GL_USERNAME", &requester.gl_username),
+        ("GL_REPOSITORY", &requester.gl_repository),
+        ("GL_PROJECT_PATH", &requester.gl_project_path),
+        ("GL_PROTOCOL", requester.protocol.name()),
+    ]
 }
 
 /// The command, attended by the session if there is one.
@@ -180,7 +244,7 @@ async fn serve(shared: &Shared, mut connection: UnixStream) -> io::Result<()> {
     write_frame(&mut connection, kind, &payload).await
 }
 
-async fn read_frame(connection: &mut UnixStream) -> io::Result<(Frame, Vec<u8>)> {
+async fn read_frame(connection: &mut (impl AsyncRead + Unpin)) -> io::Result<(Frame, Vec<u8>)> {
     let mut header = [0; wire::HEADER_BYTES];
     connection.read_exact(&mut header).await?;
     let (kind, length) = wire::parse_header(header).ok_or(io::ErrorKind::InvalidData)?;
@@ -208,7 +272,7 @@ mod tests {
             Some((Frame::Exit, wire::MAX_PAYLOAD_BYTES))
         );
         assert_eq!(header(&[0, 0xff, 0, 0, 0]), None);
-        assert_eq!(header(&[6, 0, 0, 0, 0]), None);
+        assert_eq!(header(&[8, 0, 0, 0, 0]), None);
     }
 
     #[tokio::test]
@@ -216,7 +280,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let tasks = Tasks::new();
         let place = directory.path().join("run");
-        let hooks = Hooks::start(&place, Path::new("/bin/true"), Arc::default(), &tasks).unwrap();
+        let start = |tasks: &Tasks| {
+            let judges = Arc::new(Judges::nobody());
+            Hooks::start(&place, Path::new("/bin/true"), judges, Arc::default(), tasks).unwrap()
+        };
+        let hooks = start(&tasks);
         let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&place).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o700);
         let mut connection = UnixStream::connect(hooks.0.socket()).await.unwrap();
@@ -226,6 +294,6 @@ mod tests {
         tasks.drain(Duration::from_secs(5)).await.unwrap();
         drop(hooks);
         // A new process finds what the old one left.
-        Hooks::start(&place, Path::new("/bin/true"), Arc::default(), &Tasks::new()).unwrap();
+        start(&Tasks::new());
     }
 }

@@ -1,4 +1,4 @@
-//! One request's hooks: the votes they cast, and whether the repository's own hooks run (wire reference, section i.2).
+//! One request's hooks: who is asked, the votes they cast, and which custom hooks run (wire reference, section i.2).
 
 use std::{
     io,
@@ -11,12 +11,12 @@ use sha1::{Digest as _, Sha1};
 use tokio::{io::AsyncReadExt as _, net::UnixStream, sync::Notify};
 use tonic::Status;
 
-use super::{Shared, read_frame, wire, wire::Frame, write_frame};
+use super::{Shared, read_frame, told::Told, wire, wire::Frame, write_frame};
 use crate::{
+    access::{ChangeRequest, CheckError, Denied, RequestError, Requester},
     git::{
         GitCommand,
         durable::{self, Moment},
-        transport::CUSTOM_HOOKS,
     },
     storage::RepositoryPath,
     votes::{Section, VoteError, Voter},
@@ -28,9 +28,18 @@ enum HookError {
     /// The word of the router.
     #[error(transparent)]
     Vote(#[from] VoteError),
-    /// A hook of the repository refused; its words have been seen.
+    /// A custom hook refused; its words have been seen.
     #[error("exit code {0}")]
     Refused(u8),
+    /// Custom hooks cannot be looked for.
+    #[error("looking for custom hooks: {0}")]
+    CustomHooks(io::Error),
+    /// GitLab refused.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// GitLab could not be asked or told.
+    #[error(transparent)]
+    Request(#[from] RequestError),
     /// The hook is gone, and git with it.
     #[error("the hook went away: {0}")]
     Gone(#[from] io::Error),
@@ -45,12 +54,20 @@ enum HookError {
     Unknown,
 }
 
-/// What a hook is told, unless it fails.
-enum Answer {
-    /// All is well.
-    Succeed,
-    /// Become the repository's own hook of this name.
-    Become(&'static str),
+impl From<CheckError> for HookError {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::Denied(denied) => denied.into(),
+            CheckError::Request(error) => error.into(),
+        }
+    }
+}
+
+impl HookError {
+    /// Somebody who has a say decided, and it is for the other replicas too. Not so when git has just gone away.
+    fn decides_for_all(&self) -> bool {
+        !matches!(self, Self::Gone(_) | Self::Over)
+    }
 }
 
 /// How far the change of references has come.
@@ -71,16 +88,23 @@ pub(crate) struct Session {
     token: String,
     voter: Voter,
     repository: RepositoryPath,
+    /// Whoever pushes; nobody does in a fetch.
+    requester: Option<Requester>,
     began: Moment,
     progress: Mutex<Progress>,
     applied: Notify,
 }
 
 impl Session {
-    pub(super) fn new(shared: Arc<Shared>, voter: Voter, repository: RepositoryPath) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        voter: Voter,
+        repository: RepositoryPath,
+        requester: Option<Requester>,
+    ) -> Self {
         let token = uuid::Uuid::new_v4().simple().to_string();
         let (began, progress, applied) = (Moment::now(), Mutex::default(), Notify::new());
-        Self { shared, token, voter, repository, began, progress, applied }
+        Self { shared, token, voter, repository, requester, began, progress, applied }
     }
 
     pub(super) fn token(&self) -> &str {
@@ -91,15 +115,19 @@ impl Session {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The command, with these hooks instead of all others.
+    /// The command, with these hooks instead of all others, and with what custom hooks are told of whoever pushes.
     pub(crate) fn attend(self: &Arc<Self>, command: GitCommand) -> GitCommand {
         let mut setting = std::ffi::OsString::from("core.hooksPath=");
-        setting.push(self.shared.programs());
-        command
+        setting.push(self.shared.programs(self.voter.takes_part()));
+        let mut command = command
             .config(setting)
             .env(wire::SOCKET, self.shared.socket())
             .env(wire::TOKEN, &self.token)
-            .attended_by(Arc::clone(self))
+            .attended_by(Arc::clone(self));
+        for (name, value) in self.requester.iter().flat_map(super::environment) {
+            command = command.env(name, value);
+        }
+        command
     }
 
     /// The first vote that did not allow going on.
@@ -144,16 +172,15 @@ impl Session {
         connection: &mut UnixStream,
     ) -> (Frame, Vec<u8>) {
         let answer = match (hook, state) {
-            (b"pre-receive", _) => self.before("pre-receive", connection).await,
-            (b"update", _) => self.before("update", connection).await,
+            (b"pre-receive", _) => self.pre_receive(connection).await,
+            (b"update", _) => self.update(connection).await,
             (b"reference-transaction", b"prepared") => self.prepared(connection).await,
             (b"reference-transaction", b"committed") => self.committed(connection).await,
-            (b"post-receive", _) => self.after("post-receive", connection).await,
+            (b"post-receive", _) => self.post_receive(connection).await,
             _ => Err(HookError::Unknown),
         };
         match answer {
-            Ok(Answer::Succeed) => (Frame::Exit, vec![0]),
-            Ok(Answer::Become(name)) => (Frame::Run, self.own_hook(name)),
+            Ok(()) => (Frame::Exit, vec![0]),
             Err(HookError::Refused(code)) => (Frame::Exit, vec![code]),
             Err(error) => {
                 tracing::info!(%error, hook = %String::from_utf8_lossy(hook), "a hook fails");
@@ -162,40 +189,100 @@ impl Session {
         }
     }
 
-    /// The program that runs the repository's own hooks of a name.
-    fn own_hook(&self, name: &str) -> Vec<u8> {
-        self.repository.storage.hooks().join(name).into_os_string().as_bytes().to_vec()
+    /// Whether anybody outside of the cluster is asked about this push, and told of it.
+    fn asks(&self) -> bool {
+        self.requester.is_some() && self.voter.runs_hooks() && self.shared.judges.access.asks()
     }
 
-    /// Whether there are own hooks that are to run here.
-    async fn runs_own_hooks(&self) -> bool {
-        self.voter.runs_hooks()
-            && tokio::fs::metadata(self.repository.path.join(CUSTOM_HOOKS))
-                .await
-                .is_ok_and(|found| found.is_dir())
+    /// Whoever has a say decides on the primary; the others wait until it is done.
+    async fn pre_receive(&self, connection: &mut UnixStream) -> Result<(), HookError> {
+        let told = Told::read(connection, self.asks()).await?;
+        if self.voter.runs_hooks() {
+            let decided = self.decide(&told, connection).await;
+            self.stopping(decided).await?;
+        }
+        self.synchronize("pre-receive", connection).await
     }
 
-    async fn before(&self, name: &'static str, connection: &mut UnixStream) -> Result<Answer, HookError> {
-        if self.runs_own_hooks().await {
-            write_frame(connection, Frame::Run, &self.own_hook(name)).await?;
-            let (kind, payload) = read_frame(connection).await?;
-            match (kind, payload.as_slice()) {
-                (Frame::Ran, [0]) => {}
-                (Frame::Ran, [code]) => {
-                    self.voter.stop().await;
-                    return Err(HookError::Refused(*code));
-                }
+    async fn decide(&self, told: &Told, connection: &mut UnixStream) -> Result<(), HookError> {
+        let Some(requester) = self.requester.as_ref().filter(|_| self.asks()) else {
+            return self.run_custom_hooks("pre-receive", connection).await;
+        };
+        // Git says where objects are without symbolic links.
+        let directory = tokio::fs::canonicalize(&self.repository.path).await?;
+        let push_options = told.push_options();
+        let change = ChangeRequest {
+            repository: &self.repository,
+            requester,
+            changes: &told.changes,
+            objects: told.objects(&directory),
+            push_options: &push_options,
+        };
+        let access = &self.shared.judges.access;
+        unless_gone(connection, access.check(&change)).await?;
+        self.run_custom_hooks("pre-receive", connection).await?;
+        unless_gone(connection, access.announce(&change)).await
+    }
+
+    async fn update(&self, connection: &mut UnixStream) -> Result<(), HookError> {
+        if self.voter.runs_hooks() {
+            let decided = self.run_custom_hooks("update", connection).await;
+            self.stopping(decided).await?;
+        }
+        self.synchronize("update", connection).await
+    }
+
+    async fn post_receive(&self, connection: &mut UnixStream) -> Result<(), HookError> {
+        let told = Told::read(connection, self.asks()).await?;
+        // The router has recorded the change when it answers, and whoever is told now may look for it.
+        self.synchronize("post-receive", connection).await?;
+        if !self.voter.runs_hooks() {
+            return Ok(());
+        }
+        if let Some(requester) = self.requester.as_ref().filter(|_| self.asks()) {
+            let push_options = told.push_options();
+            let change = ChangeRequest {
+                repository: &self.repository,
+                requester,
+                changes: &told.changes,
+                objects: None,
+                push_options: &push_options,
+            };
+            // GitLab is told even if git goes away meanwhile: the change has been made.
+            let (text, told) = self.shared.judges.access.report(&change).await;
+            for piece in text.as_bytes().chunks(wire::MAX_PAYLOAD_BYTES) {
+                write_frame(connection, Frame::Say, piece).await?;
+            }
+            told?;
+        }
+        self.run_custom_hooks("post-receive", connection).await
+    }
+
+    /// One after the other, by the hook that asks, so that what they say reaches the user at once. The first that fails
+    /// ends it.
+    async fn run_custom_hooks(
+        &self,
+        name: &'static str,
+        connection: &mut UnixStream,
+    ) -> Result<(), HookError> {
+        let found = self.shared.judges.custom_hooks.find(&self.repository.path, name).await;
+        for program in found.map_err(HookError::CustomHooks)? {
+            write_frame(connection, Frame::Run, program.as_os_str().as_bytes()).await?;
+            match read_frame(connection).await? {
+                (Frame::Ran, code) if code == [0] => {}
+                (Frame::Ran, code) if code.len() == 1 => return Err(HookError::Refused(code[0])),
                 _ => return Err(HookError::Gone(io::ErrorKind::InvalidData.into())),
             }
         }
-        self.synchronize(name, connection).await?;
-        Ok(Answer::Succeed)
+        Ok(())
     }
 
-    async fn after(&self, name: &'static str, connection: &mut UnixStream) -> Result<Answer, HookError> {
-        // The router has recorded the change when it answers, and what these hooks start may look for it.
-        self.synchronize(name, connection).await?;
-        Ok(if self.runs_own_hooks().await { Answer::Become(name) } else { Answer::Succeed })
+    /// Ends the transaction for all replicas if this says so.
+    async fn stopping(&self, decided: Result<(), HookError>) -> Result<(), HookError> {
+        if decided.as_ref().is_err_and(HookError::decides_for_all) {
+            self.voter.stop().await;
+        }
+        decided
     }
 
     async fn synchronize(&self, name: &str, connection: &mut UnixStream) -> Result<(), HookError> {
@@ -203,8 +290,8 @@ impl Session {
         self.noting(unless_gone(connection, self.voter.synchronize(&point)).await)
     }
 
-    async fn prepared(&self, connection: &mut UnixStream) -> Result<Answer, HookError> {
-        let Some(ballot) = read_updates(connection).await? else { return Ok(Answer::Succeed) };
+    async fn prepared(&self, connection: &mut UnixStream) -> Result<(), HookError> {
+        let Some(ballot) = read_updates(connection).await? else { return Ok(()) };
         // Of an earlier transaction of the same git, which it gave up without a word.
         self.leave();
         let deciding = async {
@@ -221,18 +308,17 @@ impl Session {
             return Err(HookError::Over);
         }
         (progress.applying, progress.durable) = (Some(section), false);
-        Ok(Answer::Succeed)
+        Ok(())
     }
 
-    async fn committed(&self, connection: &mut UnixStream) -> Result<Answer, HookError> {
-        let Some(ballot) = read_updates(connection).await? else { return Ok(Answer::Succeed) };
+    async fn committed(&self, connection: &mut UnixStream) -> Result<(), HookError> {
+        let Some(ballot) = read_updates(connection).await? else { return Ok(()) };
         self.leave();
         self.sync(durable::sync_references).await?;
         self.progress().durable = true;
         // What has been done is reported even if git is being killed meanwhile.
         let told = self.voter.committed(&self.repository.path, ballot).await;
-        self.noting(told.map_err(HookError::from))?;
-        Ok(Answer::Succeed)
+        self.noting(told.map_err(HookError::from))
     }
 
     /// Git syncs files and not the directories it renames them into.
@@ -272,10 +358,13 @@ pub(crate) fn synchronization_point(hook: &str) -> String {
 }
 
 /// Gives up when the hook goes away; that is how a killed git is noticed.
-async fn unless_gone<T>(
+async fn unless_gone<T, E>(
     connection: &mut UnixStream,
-    asking: impl Future<Output = Result<T, VoteError>>,
-) -> Result<T, HookError> {
+    asking: impl Future<Output = Result<T, E>>,
+) -> Result<T, HookError>
+where
+    HookError: From<E>,
+{
     let mut nothing = [0];
     tokio::select! {
         biased;
@@ -379,7 +468,9 @@ mod tests {
         let tasks = tabularium_common::lifecycle::Tasks::new();
         let sections = Arc::<crate::votes::Sections>::default();
         let place = directory.path().join("run");
-        let hooks = super::super::Hooks::start(&place, Path::new("/bin/true"), Arc::clone(&sections), &tasks);
+        let judges = Arc::new(super::super::Judges::nobody());
+        let program = Path::new("/bin/true");
+        let hooks = super::super::Hooks::start(&place, program, judges, Arc::clone(&sections), &tasks);
         let storage = crate::storage::Storage {
             name: "a".into(),
             root: directory.path().to_owned(),
@@ -389,7 +480,7 @@ mod tests {
         let repository =
             RepositoryPath { storage, relative_path: "a.git".into(), path: path.clone(), quarantine: None };
         let shared = Arc::clone(&hooks.unwrap().0);
-        let session = || Arc::new(Session::new(Arc::clone(&shared), Voter::none(), repository.clone()));
+        let session = || Arc::new(Session::new(Arc::clone(&shared), Voter::none(), repository.clone(), None));
         let still = || tokio::time::timeout(std::time::Duration::from_millis(20), sections.still(&path));
 
         let told = session();

@@ -1,13 +1,20 @@
 //! What git's hooks and the node say to each other. This file is part of both programs, and `tabularium-hook` has
 //! nothing but the standard library.
 //!
-//! A hook connects and sends [`Frame::Hello`]: the token, its name and its first argument, separated by zero bytes. A
-//! `reference-transaction` goes on with its standard input in [`Frame::Input`]s and [`Frame::End`]. The node answers
+//! A hook connects and sends [`Frame::Hello`]: the token, its name and its first argument, separated by zero bytes. Those that
+//! git writes to go on: `pre-receive` and `post-receive` with [`VARIABLES`] of their environment, one in each
+//! [`Frame::Variable`], and all three with their standard input in [`Frame::Input`]s and [`Frame::End`]. The node answers,
+//! as often as it likes,
 //!
-//! * [`Frame::Exit`]: an exit code and, behind it, what to say on standard error; or
-//! * [`Frame::Run`]: the program of the repository's own hooks. `post-receive` becomes that program; the others run it, tell
-//!   how it ended with [`Frame::Ran`] and wait for [`Frame::Exit`].
+//! * [`Frame::Run`]: a program, a custom hook. The hook runs it with its own arguments and input and tells how it ended with
+//!   [`Frame::Ran`];
+//! * [`Frame::Say`]: what to say on standard output;
+//!
+//! and in the end [`Frame::Exit`]: an exit code and, behind it, what to say on standard error.
 
+/// What the names of the variables that the node is told of begin with: where new objects are, and the options of the push.
+pub(crate) const VARIABLES: [&str; 3] =
+    ["GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PUSH_OPTION_"];
 /// Environment variable: the node's socket.
 pub(crate) const SOCKET: &str = "TABULARIUM_HOOK_SOCKET";
 /// Environment variable: which request git runs for.
@@ -32,9 +39,22 @@ pub(crate) enum Frame {
     Run,
     /// Node to hook: end so.
     Exit,
+    /// Hook to node: `NAME=value` of its environment.
+    Variable,
+    /// Node to hook: say this.
+    Say,
 }
 
-const KINDS: [Frame; 6] = [Frame::Hello, Frame::Input, Frame::End, Frame::Ran, Frame::Run, Frame::Exit];
+const KINDS: [Frame; 8] = [
+    Frame::Hello,
+    Frame::Input,
+    Frame::End,
+    Frame::Ran,
+    Frame::Run,
+    Frame::Exit,
+    Frame::Variable,
+    Frame::Say,
+];
 
 /// A whole frame; what is too long is cut.
 pub(crate) fn frame(kind: Frame, payload: &[u8]) -> Vec<u8> {

@@ -16,8 +16,7 @@ use tokio::process::Command;
 
 use crate::{
     config::StorageConfig,
-    git::transport,
-    hooks::Hooks,
+    hooks::{Hooks, Judges},
     server::ServerError,
     storage::{OWN_DIRECTORY, Storage},
     storage_health::{IDENTITY_FILE, Identity, read_identity},
@@ -47,7 +46,6 @@ pub(super) fn storage(config: &StorageConfig, tasks: &Tasks) -> io::Result<Prepa
     fs::create_dir_all(own.join("tmp"))?;
     let claim = claim(&own)?;
     let storage = Storage { name: config.name.to_string(), filesystem_id: filesystem_id(&root)?, root };
-    write_hooks(&storage)?;
     // The claim says that whoever made these is dead.
     let stale: Vec<_> = fs::read_dir(storage.temporary())?.collect::<Result<_, _>>()?;
     if !stale.is_empty() {
@@ -67,22 +65,11 @@ pub(super) fn storage(config: &StorageConfig, tasks: &Tasks) -> io::Result<Prepa
     Ok(Prepared { storage, claim })
 }
 
-fn write_hooks(storage: &Storage) -> io::Result<()> {
-    fs::create_dir_all(storage.hooks())?;
-    for name in transport::CUSTOM_HOOK_NAMES {
-        let mut file = tempfile::Builder::new()
-            .permissions(fs::Permissions::from_mode(0o755))
-            .tempfile_in(storage.temporary())?;
-        file.write_all(transport::CUSTOM_HOOK.as_bytes())?;
-        file.persist(storage.hooks().join(name))?;
-    }
-    Ok(())
-}
-
 /// Serves git's hooks from the first storage, which no other process uses.
 pub(super) fn hooks(
     program: &Path,
     storages: &[Storage],
+    judges: &Arc<Judges>,
     sections: &Arc<Sections>,
     tasks: &Tasks,
 ) -> Result<Hooks, ServerError> {
@@ -95,7 +82,7 @@ pub(super) fn hooks(
     if mode & 0o111 == 0 {
         return Err(failed(io::ErrorKind::PermissionDenied.into()));
     }
-    Hooks::start(&place, &program, Arc::clone(sections), tasks).map_err(failed)
+    Hooks::start(&place, &program, Arc::clone(judges), Arc::clone(sections), tasks).map_err(failed)
 }
 
 fn remove(path: &Path) -> io::Result<()> {

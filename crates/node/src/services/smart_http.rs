@@ -1,23 +1,28 @@
-//! `gitaly.SmartHTTPService`: Git over HTTP for Workhorse and the gateway. Fetches go through
-//! [`super::upload_pack`]; Gitaly's own fetch needs a sidechannel and answers `UNIMPLEMENTED`.
+//! `gitaly.SmartHTTPService`: Git over HTTP for Workhorse and the gateway. What is fetched goes over a sidechannel; whoever
+//! has none uses [`super::upload_pack`].
 
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures::{TryStreamExt as _, stream};
-use tabularium_common::pktline;
+use tabularium_common::{multiplex::sidechannel::OpenError, pktline};
 use tabularium_proto::gitaly::{
     InfoRefsRequest, InfoRefsResponse, PostReceivePackRequest, PostReceivePackResponse,
+    PostUploadPackWithSidechannelRequest, PostUploadPackWithSidechannelResponse,
     smart_http_service_server::SmartHttpService,
 };
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    access::{Protocol, Requester},
     following::{self, Part},
     git::{Exit, GitCommand, transport, transport::Choices},
     hooks::{self, Session},
     node::Node,
-    services::streams::{self, Ending, ResponseStream},
+    services::{
+        sidechannel::{self, Voice},
+        streams::{self, Ending, ResponseStream},
+    },
     votes::Voter,
 };
 
@@ -57,6 +62,15 @@ async fn advertise(
     Ok(Response::new(streams::relay(leading, process, None, info_refs, ended)))
 }
 
+/// Clients try again when the connection is at its end.
+fn not_opened(error: &OpenError) -> Status {
+    let text = format!("open sidechannel: {error}");
+    match error {
+        OpenError::Stream(_) => Status::unavailable(text),
+        _ => Status::internal(text),
+    }
+}
+
 fn check_first(first: &PostReceivePackRequest) -> Result<(), Status> {
     if first.gl_id.is_empty() {
         return Err(Status::invalid_argument("empty GlId"));
@@ -65,6 +79,19 @@ fn check_first(first: &PostReceivePackRequest) -> Result<(), Status> {
         return Err(Status::invalid_argument("non-empty Data"));
     }
     Ok(())
+}
+
+fn requester(first: &PostReceivePackRequest) -> Requester {
+    let repository = first.repository.clone().unwrap_or_default();
+    let named = [repository.gl_repository, first.gl_repository.clone()];
+    Requester {
+        gl_id: first.gl_id.clone(),
+        gl_username: first.gl_username.clone(),
+        gl_repository: named.into_iter().find(|name| !name.is_empty()).unwrap_or_default(),
+        gl_project_path: repository.gl_project_path,
+        protocol: Protocol::Http,
+        ..Requester::default()
+    }
 }
 
 #[tonic::async_trait]
@@ -89,12 +116,38 @@ impl SmartHttpService for SmartHttpServer {
         advertise("receive-pack", command).await
     }
 
+    async fn post_upload_pack_with_sidechannel(
+        &self,
+        request: Request<PostUploadPackWithSidechannelRequest>,
+    ) -> Result<Response<PostUploadPackWithSidechannelResponse>, Status> {
+        let message = request.get_ref();
+        let repository = self.0.storages.open(message.repository.as_ref())?;
+        let choices = Choices {
+            git_config_options: &message.git_config_options,
+            git_protocol: &message.git_protocol,
+            stateless: true,
+            advertise: false,
+        };
+        let command = transport::upload_pack(&self.0.git, &repository, &choices)?;
+        let side = sidechannel::open(&request).await.map_err(|error| not_opened(&error))?;
+        let ended = sidechannel::run(command, &side, Voice::Plain, None).await?;
+        // What git said of a failure is to arrive as well.
+        side.finish();
+        if !ended.exit.success() && !ended.negotiation.is_shallow() {
+            let stderr = String::from_utf8_lossy(&ended.stderr);
+            return Err(Status::internal(format!("running upload-pack: {}, stderr: {stderr:?}", ended.exit)));
+        }
+        Ok(Response::new(PostUploadPackWithSidechannelResponse {
+            packfile_negotiation_statistics: Some(ended.negotiation.into_statistics()),
+        }))
+    }
+
     async fn post_receive_pack(
         &self,
         request: Request<Streaming<PostReceivePackRequest>>,
     ) -> Result<Response<ResponseStream<PostReceivePackResponse>>, Status> {
         let voter = Voter::of(request.metadata(), request.extensions())?;
-        let mut messages = request.into_inner();
+        let (metadata, _, mut messages) = request.into_parts();
         let first = messages.message().await?.unwrap_or_default();
         check_first(&first)?;
         let repository = self.0.storages.open(first.repository.as_ref())?;
@@ -117,15 +170,10 @@ impl SmartHttpService for SmartHttpServer {
             stateless: true,
             advertise: false,
         };
-        let project = first.repository.map(|repository| repository.gl_project_path).unwrap_or_default();
-        let command = transport::receive_pack(&self.0.git, &repository, &choices)?
-            .env("GL_ID", &first.gl_id)
-            .env("GL_USERNAME", &first.gl_username)
-            .env("GL_REPOSITORY", &first.gl_repository)
-            .env("GL_PROJECT_PATH", &project)
-            .env("GL_PROTOCOL", "http");
-        let session = self.0.hooks.session(&voter, &repository);
-        let mut process = hooks::attend(session.as_ref(), command).spawn(true).await?;
+        let command = transport::receive_pack(&self.0.git, &repository, &choices)?;
+        let requester = requester(&first).sent_with(&metadata);
+        let (command, session) = hooks::attend_push(&self.0, &repository, &voter, requester, command).await?;
+        let mut process = command.spawn(true).await?;
         let stdin = process.take_stdin().ok_or_else(|| Status::internal("no pipe to git"))?;
         let fed = streams::feed(data, front, |data| data, stdin);
         let pump = self.0.tasks.spawn("receive-pack input", fed).into();

@@ -26,6 +26,9 @@ struct Shared {
     storage: String,
     /// Required `Authorization` header, if any.
     authorization: Option<String>,
+    /// Who pushes.
+    gl_id: String,
+    gl_repository: String,
 }
 
 /// Serves the node's repositories under the answered address until the test ends.
@@ -35,8 +38,19 @@ pub(crate) async fn serve(node: &TestNode, authorization: Option<&str>) -> Strin
 
 /// The same, for a node that is not in this process.
 pub(crate) async fn serve_from(client: Client, storage: &str, authorization: Option<&str>) -> String {
-    let storage = storage.to_owned();
-    let shared = Shared { client, storage, authorization: authorization.map(str::to_owned) };
+    let (gl_id, gl_repository) = ("user-1".to_owned(), "project-1".to_owned());
+    let (storage, authorization) = (storage.to_owned(), authorization.map(str::to_owned));
+    serve_shared(Shared { client, storage, authorization, gl_id, gl_repository }).await
+}
+
+/// The same, for pushes by somebody to something.
+pub(crate) async fn serve_as(node: &TestNode, gl_id: &str, gl_repository: &str) -> String {
+    let (client, storage) = (node.channel(), node.storage.clone());
+    let (gl_id, gl_repository) = (gl_id.to_owned(), gl_repository.to_owned());
+    serve_shared(Shared { client, storage, authorization: None, gl_id, gl_repository }).await
+}
+
+async fn serve_shared(shared: Shared) -> String {
     let app = Router::new()
         .route("/{repository}/info/refs", get(info_refs))
         .route("/{repository}/git-receive-pack", post(receive_pack))
@@ -123,7 +137,9 @@ async fn receive_pack(
 ) -> Response {
     let first = PostReceivePackRequest {
         repository: Some(shared.repository(name)),
-        gl_id: "user-1".to_owned(),
+        gl_id: shared.gl_id.clone(),
+        gl_username: "jane".to_owned(),
+        gl_repository: shared.gl_repository.clone(),
         git_protocol: protocol(&headers),
         ..PostReceivePackRequest::default()
     };

@@ -13,9 +13,12 @@ use tabularium_common::{
     config::SecretFile,
     grpc::{self, Address},
     telemetry::TelemetryConfig,
+    tls::TlsConfig,
 };
 use tabularium_node::{
-    config::{Config, FollowingConfig, KeptConfig, StorageConfig, StorageHealthConfig, Surroundings},
+    config::{
+        Config, FollowingConfig, HooksConfig, KeptConfig, StorageConfig, StorageHealthConfig, Surroundings,
+    },
     server::{self, Running},
 };
 use tabularium_proto::gitaly::{
@@ -96,24 +99,39 @@ impl TestNode {
         Self::start_configured("default", change).await
     }
 
+    /// Or why it did not start.
+    pub(crate) async fn try_start_with(
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self, server::ServerError> {
+        Self::try_start("default", change).await
+    }
+
     async fn start_configured(storage: &str, change: impl FnOnce(&mut Config)) -> Self {
+        Self::try_start(storage, change).await.unwrap()
+    }
+
+    async fn try_start(storage: &str, change: impl FnOnce(&mut Config)) -> Result<Self, server::ServerError> {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("storage");
         std::fs::create_dir(&root).unwrap();
         let token_file = directory.path().join("token");
         std::fs::write(&token_file, TOKEN).unwrap();
         let mut config = Config {
-            listen: "127.0.0.1:0".parse().map(grpc::ListenAddress::Tcp).unwrap(),
+            listen: "127.0.0.1:0".parse().map(grpc::ListenAddress::Tcp).unwrap().into(),
             admin_listen: "127.0.0.1:0".parse().unwrap(),
             token_file: Some(SecretFile(token_file)),
+            token_transitioning: false,
             git: std::env::var_os("TEST_GIT").map_or_else(|| "git".into(), PathBuf::from),
             max_git_processes: 16,
             hook_program: None,
             drain_seconds: 10,
             storage: vec![StorageConfig { name: storage.parse().unwrap(), path: root }],
             storage_health: StorageHealthConfig::default(),
+            gitlab: None,
+            hooks: HooksConfig::default(),
             following: FollowingConfig::default(),
             kept: KeptConfig { minimum_free_mebibytes: 0, ..KeptConfig::default() },
+            tls: TlsConfig::NONE,
             telemetry: TelemetryConfig::default(),
         };
         change(&mut config);
@@ -122,15 +140,15 @@ impl TestNode {
             hook_program: env!("CARGO_BIN_EXE_tabularium-hook").into(),
             search_path: std::env::var_os("PATH").unwrap(),
         };
-        let running = server::start(config, surroundings).await.unwrap();
+        let running = server::start(config, surroundings).await?;
         running.ready();
-        Self {
+        Ok(Self {
             address: running.address().clone(),
             admin: running.admin(),
             running: Some(running),
             storage: storage.to_owned(),
             directory,
-        }
+        })
     }
 
     pub(crate) async fn stop(mut self) {

@@ -56,11 +56,15 @@ pub(super) async fn create(
             let branch = Branch { name: request.branch_name, target_commit: Some(commit) };
             Ok(Response::new(UserCreateBranchResponse { branch: Some(branch) }))
         }
+        // Without a detail, and with a code that says nothing: this is how GitLab's clients know it.
+        Err(UpdateError::Hook(refusal)) if refusal.denied().is_some() => {
+            Err(Status::internal(refusal.full_message()))
+        }
         Err(UpdateError::Hook(refusal)) => {
             let error = user_create_branch_error::Error::CustomHook(refusal.detail());
-            let text = format!("creation denied by custom hooks: {}", refusal.message());
             let detail = UserCreateBranchError { error: Some(error) };
-            Err(with_detail(Code::PermissionDenied, &text, "UserCreateBranchError", &detail))
+            let text = "creation denied by custom hooks";
+            Err(with_detail(Code::PermissionDenied, text, "UserCreateBranchError", &detail))
         }
         Err(UpdateError::Reference) => Err(Status::failed_precondition(change.refusal())),
         Err(UpdateError::Failed(status)) => Err(status),
@@ -95,16 +99,18 @@ pub(super) async fn update_branch(
     };
     let sent = request.repository.clone().unwrap_or_default();
     let requester = Requester { repository: &sent, user, voter };
+    let could_not = || {
+        let name = String::from_utf8_lossy(&request.branch_name);
+        Status::failed_precondition(format!("Could not update {name}. Please refresh and try again."))
+    };
     match update(node, &repository, requester, None, &change).await {
         Ok(()) => Ok(Response::new(UserUpdateBranchResponse { pre_receive_error: String::new() })),
+        // GitLab's clients are not told that it was GitLab.
+        Err(UpdateError::Hook(refusal)) if refusal.denied().is_some() => Err(could_not()),
         Err(UpdateError::Hook(refusal)) => {
             Ok(Response::new(UserUpdateBranchResponse { pre_receive_error: refusal.message() }))
         }
-        Err(UpdateError::Reference) => {
-            let name = String::from_utf8_lossy(&request.branch_name);
-            let text = format!("Could not update {name}. Please refresh and try again.");
-            Err(Status::failed_precondition(text))
-        }
+        Err(UpdateError::Reference) => Err(could_not()),
         Err(UpdateError::Failed(status)) => Err(status),
     }
 }
@@ -135,11 +141,13 @@ pub(super) async fn delete(
     let requester = Requester { repository: &sent, user, voter };
     let (code, text, error) = match update(node, &repository, requester, None, &change).await {
         Ok(()) => return Ok(Response::new(UserDeleteBranchResponse {})),
-        Err(UpdateError::Hook(refusal)) => (
-            Code::PermissionDenied,
-            format!("deletion denied by custom hooks: {}", refusal.message()),
-            user_delete_branch_error::Error::CustomHook(refusal.detail()),
-        ),
+        Err(UpdateError::Hook(refusal)) => {
+            let (by, error) = match refusal.denied() {
+                Some(denied) => ("access checks", user_delete_branch_error::Error::AccessCheck(denied)),
+                None => ("custom hooks", user_delete_branch_error::Error::CustomHook(refusal.detail())),
+            };
+            (Code::PermissionDenied, format!("deletion denied by {by}: {}", refusal.full_message()), error)
+        }
         Err(UpdateError::Reference) => (
             Code::FailedPrecondition,
             format!("reference update failed: {}", change.refusal()),

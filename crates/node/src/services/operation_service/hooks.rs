@@ -1,17 +1,18 @@
-//! Custom hooks: programs in a repository's `custom_hooks` that may refuse a change (wire reference, section i.2). Which
-//! they are and in what order they run is decided by the script that git runs for a push, and here too.
+//! Who has a say in a change that a user makes through a web interface: GitLab, and custom hooks (wire reference,
+//! section i.2). It is what a push's hooks do, without git.
 
 use std::{
     ffi::{OsStr, OsString},
     io,
     os::unix::ffi::OsStrExt as _,
-    path::PathBuf,
+    path::Path,
     process::Stdio,
+    sync::Arc,
     time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use tabularium_proto::gitaly::{CustomHookError, Repository, User, custom_hook_error::HookType};
+use tabularium_proto::gitaly::{AccessCheckError, CustomHookError, custom_hook_error::HookType};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     process::{Child, Command},
@@ -19,10 +20,12 @@ use tokio::{
 };
 
 use crate::{
+    access::{ChangeRequest, CheckError, Denied, ObjectDirectories, RequestError, Requester},
     error::GitError,
-    git::{Git, transport::CUSTOM_HOOKS},
-    hooks::synchronization_point,
-    storage::RepositoryPath,
+    git::Git,
+    hooks::{Judges, environment, synchronization_point},
+    node::Node,
+    storage::{Quarantine, RepositoryPath},
 };
 
 /// How much of the hooks' output is kept; the rest is read and dropped.
@@ -64,127 +67,213 @@ impl Hook {
     }
 }
 
-/// A hook that did not agree.
+/// Somebody who has a say did not agree.
 #[derive(Debug)]
 pub(super) struct Refusal {
     hook: Hook,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
-    end: String,
+    by: By,
+}
+
+#[derive(Debug)]
+enum By {
+    Gitlab(Denied),
+    CustomHook { stdout: Vec<u8>, stderr: Vec<u8>, end: String },
 }
 
 impl Refusal {
-    /// What users are shown: standard error, else standard output, else how the hook ended.
+    /// What users are shown: of a custom hook standard error, else standard output, else how it ended.
     pub(super) fn message(&self) -> String {
         let blank = |text: &[u8]| text.trim_ascii().is_empty();
-        match (blank(&self.stderr), blank(&self.stdout)) {
-            (false, _) => String::from_utf8_lossy(&self.stderr).into_owned(),
-            (true, false) => String::from_utf8_lossy(&self.stdout).into_owned(),
-            (true, true) => format!("{} hook: {}", self.hook.name(), self.end),
+        match &self.by {
+            By::Gitlab(denied) => denied.to_string(),
+            By::CustomHook { stderr, .. } if !blank(stderr) => String::from_utf8_lossy(stderr).into_owned(),
+            By::CustomHook { stdout, .. } if !blank(stdout) => String::from_utf8_lossy(stdout).into_owned(),
+            By::CustomHook { end, .. } => format!("executing custom hooks: {end}"),
+        }
+    }
+
+    /// The same, and when it was said.
+    pub(super) fn full_message(&self) -> String {
+        format!("running {} hooks: {}", self.hook.name(), self.message())
+    }
+
+    /// For the status details of RPCs that tell GitLab's refusals from others.
+    pub(super) fn denied(&self) -> Option<AccessCheckError> {
+        match &self.by {
+            By::Gitlab(denied) => Some(denied.detail()),
+            By::CustomHook { .. } => None,
         }
     }
 
     /// For the status details.
     pub(super) fn detail(&self) -> CustomHookError {
-        CustomHookError {
-            stdout: self.stdout.clone(),
-            stderr: self.stderr.clone(),
-            hook_type: self.hook.kind() as i32,
-        }
+        let (stdout, stderr) = match &self.by {
+            By::Gitlab(denied) => (Vec::new(), denied.to_string().into_bytes()),
+            By::CustomHook { stdout, stderr, .. } => (stdout.clone(), stderr.clone()),
+        };
+        CustomHookError { stdout, stderr, hook_type: self.hook.kind() as i32 }
     }
 }
 
-/// Why hooks did not all succeed.
-#[derive(Debug)]
+/// Why there is no agreement.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum HookError {
-    /// One refused.
+    /// Somebody refused.
+    #[error("{}", .0.full_message())]
     Refused(Refusal),
-    /// They could not be run.
-    Io(io::Error),
+    /// GitLab could not be asked or told.
+    #[error("running {} hooks: {}", .0.name(), .1)]
+    Request(Hook, RequestError),
+    /// Hooks could not be run.
+    #[error("running custom hooks: {0}")]
+    Io(#[from] io::Error),
     /// Too many processes ran for too long.
-    Busy(GitError),
+    #[error(transparent)]
+    Busy(#[from] GitError),
 }
 
 /// What hooks are told about a change.
 pub(super) struct Surroundings {
     git: Git,
-    environment: Vec<(&'static str, OsString)>,
-    /// The repository.
-    directory: PathBuf,
-    /// Where the node's own scripts are, by the names of hooks.
-    scripts: PathBuf,
+    judges: Arc<Judges>,
+    requester: Requester,
+    repository: RepositoryPath,
 }
 
 impl Surroundings {
-    /// Of a change by `user`; `repository` is seen with the change's new objects.
-    pub(super) fn new(git: &Git, repository: &RepositoryPath, sent: &Repository, user: &User) -> Self {
-        let mut environment: Vec<(&'static str, OsString)> = vec![
-            ("PATH", git.search_path().to_owned()),
-            ("HOME", "/nonexistent".into()),
-            ("LANG", "C".into()),
-            ("GIT_DIR", repository.path.clone().into()),
-            ("GL_REPOSITORY", sent.gl_repository.clone().into()),
-            ("GL_PROJECT_PATH", sent.gl_project_path.clone().into()),
-            ("GL_ID", user.gl_id.clone().into()),
-            ("GL_USERNAME", user.gl_username.clone().into()),
-            ("GL_PROTOCOL", "web".into()),
-        ];
-        if let Some(quarantine) = &repository.quarantine {
-            if let Some(objects) = &quarantine.object_directory {
-                environment.push(("GIT_OBJECT_DIRECTORY", objects.clone().into()));
-            }
-            if let Some(first) = quarantine.alternates.first() {
-                environment.push(("GIT_ALTERNATE_OBJECT_DIRECTORIES", first.clone().into()));
-            }
-        }
-        // A NUL cannot be in an environment, and nothing above needs one.
-        environment.retain(|(_, value)| !value.as_bytes().contains(&0));
-        let (directory, scripts) = (repository.path.clone(), repository.storage.hooks());
-        Self { git: git.clone(), environment, directory, scripts }
+    /// Of a change by `requester`; `repository` is seen with the change's new objects.
+    pub(super) fn new(node: &Node, repository: &RepositoryPath, requester: Requester) -> Self {
+        let (git, judges) = (node.git.clone(), Arc::clone(&node.judges));
+        Self { git, judges, requester, repository: repository.clone() }
     }
 
-    /// Runs all hooks of a kind; the first that fails ends it.
-    pub(super) async fn run(&self, hook: Hook, arguments: &[&[u8]], input: &[u8]) -> Result<(), HookError> {
-        match tokio::fs::metadata(self.directory.join(CUSTOM_HOOKS)).await {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(HookError::Io(error)),
+    fn request<'a>(&'a self, changes: &'a [u8]) -> ChangeRequest<'a> {
+        ChangeRequest {
+            repository: &self.repository,
+            requester: &self.requester,
+            changes,
+            objects: self.repository.quarantine.as_ref().and_then(|quarantine| {
+                let directory = quarantine.object_directory.as_ref()?;
+                let repository = &self.repository.path;
+                Some(ObjectDirectories::relative_to(repository, directory, &quarantine.alternates))
+            }),
+            push_options: &[],
         }
-        let _slot = self.git.slot().await.map_err(HookError::Busy)?;
-        let mut command = Command::new(self.scripts.join(hook.name()));
+    }
+
+    /// Asks whether the change may be made.
+    pub(super) async fn ask(&self, changes: &[u8]) -> Result<(), HookError> {
+        let (hook, change) = (Hook::PreReceive, self.request(changes));
+        self.judges.access.check(&change).await.map_err(|error| match error {
+            CheckError::Denied(denied) => HookError::Refused(Refusal { hook, by: By::Gitlab(denied) }),
+            CheckError::Request(error) => HookError::Request(hook, error),
+        })?;
+        self.run(hook, &[], changes).await?;
+        let announced = self.judges.access.announce(&change).await;
+        announced.map_err(|error| HookError::Request(hook, error))
+    }
+
+    /// Says that it has been made. There is nobody who could read what GitLab says about it.
+    pub(super) async fn tell(&self, changes: &[u8]) -> Result<(), HookError> {
+        let (_, told) = self.judges.access.report(&self.request(changes)).await;
+        told.map_err(|error| HookError::Request(Hook::PostReceive, error))?;
+        self.run(Hook::PostReceive, &[], changes).await
+    }
+
+    /// Runs all custom hooks of a kind; the first that fails ends it.
+    pub(super) async fn run(&self, hook: Hook, arguments: &[&[u8]], input: &[u8]) -> Result<(), HookError> {
+        let programs = self.judges.custom_hooks.find(&self.repository.path, hook.name()).await?;
+        if programs.is_empty() {
+            return Ok(());
+        }
+        let _slot = self.git.slot().await?;
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let run = async {
+            for program in &programs {
+                let end = self.run_one(program, arguments, input, &mut stdout, &mut stderr).await?;
+                if let Some(end) = end {
+                    return Ok(Some(format!("error executing {:?}: {end}", program.display().to_string())));
+                }
+            }
+            Ok::<_, io::Error>(None)
+        };
+        let end = match timeout(DEADLINE, run).await {
+            Ok(end) => end?,
+            Err(_) => Some(format!("still running after {} s", DEADLINE.as_secs())),
+        };
+        match end {
+            None => Ok(()),
+            Some(end) => {
+                Err(HookError::Refused(Refusal { hook, by: By::CustomHook { stdout, stderr, end } }))
+            }
+        }
+    }
+
+    /// How it ended, if not well.
+    async fn run_one(
+        &self,
+        program: &Path,
+        arguments: &[&[u8]],
+        input: &[u8],
+        stdout: &mut Vec<u8>,
+        stderr: &mut Vec<u8>,
+    ) -> io::Result<Option<String>> {
+        let mut command = Command::new(program);
         command
             .args(arguments.iter().map(|argument| OsStr::from_bytes(argument)))
             .env_clear()
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .current_dir(&self.directory)
+            .envs(self.environment())
+            .current_dir(&self.repository.path)
             .process_group(0)
             .kill_on_drop(true)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut group = Group(command.spawn().map_err(HookError::Io)?);
-        let (stdin, stdout, stderr) = (group.0.stdin.take(), group.0.stdout.take(), group.0.stderr.take());
+        let mut group = Group(command.spawn()?);
+        let pipes = (group.0.stdin.take(), group.0.stdout.take(), group.0.stderr.take());
         let feed = async move {
-            if let Some(mut stdin) = stdin {
+            if let Some(mut stdin) = pipes.0 {
                 // A hook need not read what it is told.
                 let _ = stdin.write_all(input).await;
             }
         };
-        let run = async {
-            let ((), stdout, stderr, end) =
-                tokio::join!(feed, keep_beginning(stdout), keep_beginning(stderr), group.0.wait());
-            (stdout, stderr, end)
-        };
-        let Ok((stdout, stderr, end)) = timeout(DEADLINE, run).await else {
-            let end = format!("still running after {} s", DEADLINE.as_secs());
-            return Err(HookError::Refused(Refusal { hook, stdout: Vec::new(), stderr: Vec::new(), end }));
-        };
-        let end = end.map_err(HookError::Io)?;
-        if end.success() {
-            return Ok(());
-        }
-        Err(HookError::Refused(Refusal { hook, stdout, stderr, end: end.to_string() }))
+        let (keep_stdout, keep_stderr) = (keep_beginning(pipes.1, stdout), keep_beginning(pipes.2, stderr));
+        let ((), (), (), end) = tokio::join!(feed, keep_stdout, keep_stderr, group.0.wait());
+        let end = end?;
+        Ok(match end.code() {
+            Some(0) => None,
+            Some(code) => Some(format!("exit status {code}")),
+            None => Some(end.to_string()),
+        })
     }
+
+    fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let directory = self.repository.path.clone().into_os_string();
+        let mut environment: Vec<(&'static str, OsString)> = vec![
+            ("PATH", self.git.search_path()),
+            ("HOME", "/nonexistent".into()),
+            ("LANG", "C".into()),
+            ("GIT_DIR", directory),
+        ];
+        environment.extend(environment_of(&self.requester));
+        if let Some(Quarantine { object_directory, alternates }) = &self.repository.quarantine {
+            if let Some(objects) = object_directory {
+                environment.push(("GIT_OBJECT_DIRECTORY", objects.clone().into()));
+            }
+            if !alternates.is_empty() {
+                let joined: Vec<&OsStr> = alternates.iter().map(AsRef::as_ref).collect();
+                let joined = joined.join(OsStr::new(":"));
+                environment.push(("GIT_ALTERNATE_OBJECT_DIRECTORIES", joined));
+            }
+        }
+        // A NUL cannot be in an environment, and nothing above needs one.
+        environment.retain(|(_, value)| !value.as_bytes().contains(&0));
+        environment
+    }
+}
+
+fn environment_of(requester: &Requester) -> impl Iterator<Item = (&'static str, OsString)> {
+    environment(requester).into_iter().map(|(name, value)| (name, value.into()))
 }
 
 /// Hooks and everything they started; all of it ends when this is dropped.
@@ -201,13 +290,12 @@ impl Drop for Group {
     }
 }
 
-async fn keep_beginning(pipe: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
-    let Some(mut pipe) = pipe else { return Vec::new() };
-    let mut kept = Vec::new();
+async fn keep_beginning(pipe: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
+    let Some(mut pipe) = pipe else { return };
     let mut piece = vec![0; 8 * 1024];
     loop {
         match pipe.read(&mut piece).await {
-            Ok(0) | Err(_) => return kept,
+            Ok(0) | Err(_) => return,
             Ok(length) => {
                 let room = MAX_OUTPUT_BYTES.saturating_sub(kept.len()).min(length);
                 kept.extend_from_slice(piece.get(..room).unwrap_or_default());

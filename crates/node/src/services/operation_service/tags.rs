@@ -71,8 +71,14 @@ pub(super) async fn create(
     match update(node, &repository, requester, Some(quarantine), &change).await {
         Ok(()) => Ok(Response::new(UserCreateTagResponse { tag: Some(tag) })),
         Err(UpdateError::Hook(refusal)) => {
-            let text = format!("reference update denied by custom hooks: {}", refusal.message());
-            Err(detailed(Code::PermissionDenied, &text, Error::CustomHook(refusal.detail())))
+            let denied = "reference update denied by";
+            let (text, error) = match refusal.denied() {
+                Some(check) => {
+                    (format!("{denied} access checks: {}", refusal.full_message()), Error::AccessCheck(check))
+                }
+                None => (format!("{denied} custom hooks"), Error::CustomHook(refusal.detail())),
+            };
+            Err(detailed(Code::PermissionDenied, &text, error))
         }
         Err(UpdateError::Reference) => {
             let text = format!("reference update failed: {}", change.refusal());
@@ -173,6 +179,10 @@ pub(super) async fn delete(
     let requester = Requester { repository: &sent, user, voter };
     match update(node, &repository, requester, None, &change).await {
         Ok(()) => Ok(Response::new(UserDeleteTagResponse { pre_receive_error: String::new() })),
+        // As GitLab's clients know it.
+        Err(UpdateError::Hook(refusal)) if refusal.denied().is_some() => {
+            Err(Status::internal(refusal.full_message()))
+        }
         Err(UpdateError::Hook(refusal)) => {
             Ok(Response::new(UserDeleteTagResponse { pre_receive_error: refusal.message() }))
         }

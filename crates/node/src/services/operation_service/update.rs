@@ -8,6 +8,7 @@ use tonic::Status;
 
 use super::hooks::{Hook, HookError, Refusal, Surroundings};
 use crate::{
+    access,
     error::internal_io,
     git::{
         quarantine::Quarantine,
@@ -49,7 +50,7 @@ impl Change {
 
 /// Why a reference was not moved.
 pub(super) enum UpdateError {
-    /// A custom hook refused.
+    /// GitLab or a custom hook refused.
     Hook(Refusal),
     /// It was not what was expected, or cannot be what was asked for.
     Reference,
@@ -85,13 +86,14 @@ pub(super) async fn update(
     }
     let voter = requester.voter.clone();
     let seen = quarantine.as_ref().map_or(repository, Quarantine::repository);
-    let before = Surroundings::new(&node.git, seen, requester.repository, requester.user);
+    let who = access::Requester::web(requester.repository, requester.user);
+    let before = Surroundings::new(node, seen, who.clone());
     let line = [change.old.as_bytes(), b" ", change.new.as_bytes(), b" ", &change.reference, b"\n"].concat();
     let arguments: [&[u8]; 3] = [&change.reference, change.old.as_bytes(), change.new.as_bytes()];
-    ask_hooks(&before, &voter, Hook::PreReceive, &[], &line).await?;
-    ask_hooks(&before, &voter, Hook::Update, &arguments, &[]).await?;
+    agree(&voter, Hook::PreReceive, before.ask(&line)).await?;
+    agree(&voter, Hook::Update, before.run(Hook::Update, &arguments, &[])).await?;
 
-    let after = Surroundings::new(&node.git, repository, requester.repository, requester.user);
+    let after = Surroundings::new(node, repository, who);
     let (owner, repository, change) = (Arc::clone(node), repository.clone(), change.clone());
     let accepted = node.tasks.spawn("accepted change", async move {
         if let Some(quarantine) = quarantine {
@@ -100,7 +102,7 @@ pub(super) async fn update(
         move_reference(&owner, &repository, &change, &voter).await?;
         voter.synchronize(&Hook::PostReceive.synchronization_point()).await.map_err(Status::from)?;
         if voter.runs_hooks() {
-            tell_hooks(&after, &line).await;
+            tell(&after, &line).await;
         }
         Ok(())
     });
@@ -110,16 +112,14 @@ pub(super) async fn update(
     }
 }
 
-/// Hooks are asked where they run; the other replicas wait for what they say.
-async fn ask_hooks(
-    surroundings: &Surroundings,
+/// Whoever has a say is asked on the primary; the other replicas wait for what they say.
+async fn agree(
     voter: &Voter,
     hook: Hook,
-    arguments: &[&[u8]],
-    input: &[u8],
+    asking: impl Future<Output = Result<(), HookError>>,
 ) -> Result<(), UpdateError> {
     if voter.runs_hooks()
-        && let Err(error) = surroundings.run(hook, arguments, input).await
+        && let Err(error) = asking.await
     {
         voter.stop().await;
         return Err(refused(error));
@@ -127,23 +127,22 @@ async fn ask_hooks(
     Ok(voter.synchronize(&hook.synchronization_point()).await.map_err(Status::from)?)
 }
 
-/// The reference has moved whatever a hook says now.
-async fn tell_hooks(surroundings: &Surroundings, line: &[u8]) {
-    match surroundings.run(Hook::PostReceive, &[], line).await {
+/// The reference has moved whatever anybody says now.
+async fn tell(surroundings: &Surroundings, line: &[u8]) {
+    match surroundings.tell(line).await {
         Ok(()) => {}
-        Err(HookError::Refused(refusal)) => {
-            tracing::warn!(message = refusal.message(), "post-receive hook failed");
+        Err(error @ HookError::Request(..)) => {
+            tracing::error!(%error, "GitLab does not know of a change that has been made");
         }
-        Err(HookError::Io(error)) => tracing::warn!(%error, "post-receive hook could not be run"),
-        Err(HookError::Busy(error)) => tracing::warn!(%error, "post-receive hook was not run"),
+        Err(error) => tracing::warn!(%error, "post-receive hooks did not all run"),
     }
 }
 
 fn refused(error: HookError) -> UpdateError {
     match error {
         HookError::Refused(refusal) => UpdateError::Hook(refusal),
-        HookError::Io(error) => internal_io("running custom hooks")(error).into(),
         HookError::Busy(error) => UpdateError::Failed(error.into()),
+        error @ (HookError::Request(..) | HookError::Io(_)) => Status::internal(error.to_string()).into(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! ReplicateRepository and CreateFork: copies from another storage (wire reference, section j).
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tabularium_proto::gitaly::{
@@ -12,12 +12,13 @@ use tabularium_proto::gitaly::{
 use tokio::time::timeout;
 use tonic::{Code, Request, Status};
 
-use super::{files, write_ref};
+use super::{custom_hooks, files, write_ref};
 use crate::{
     copy_attempts::{CopyAttempt, Turn},
     corruption::{self, Corruption},
     error::{GitError, RepositoryError, internal_io},
-    git::{revision::check_reference, transport::CUSTOM_HOOKS},
+    git::revision::check_reference,
+    hooks::CUSTOM_HOOKS,
     kept,
     node::Node,
     peer::{Peer, QUESTION_TIMEOUT, question},
@@ -29,8 +30,6 @@ use crate::{
 
 /// Largest `config` file taken from another node.
 const MAX_CONFIG_BYTES: usize = 1024 * 1024;
-/// Largest archive of custom hooks taken from another node.
-const MAX_HOOKS_BYTES: usize = 64 * 1024 * 1024;
 
 /// How long a copy waits for changes under way at its target. A router that is lost is noticed much sooner.
 const STILLNESS_DEADLINE: Duration = Duration::from_secs(10);
@@ -304,27 +303,22 @@ async fn copy_custom_hooks(
     let mut client = RepositoryServiceClient::new(peer.channel());
     let request = question(GetCustomHooksRequest { repository: Some(source.clone()) });
     let stream = client.get_custom_hooks(request).await?.into_inner();
-    let archive = collect(stream, MAX_HOOKS_BYTES, |message| message.data.into()).await?;
+    let archive = collect(stream, custom_hooks::MAX_ARCHIVE_BYTES, |message| message.data.into()).await?;
     let present = target.path.join(CUSTOM_HOOKS);
     if archive.is_empty() && !present.exists() {
         return Ok(());
     }
     let scratch = Temporary::new(node, &target.storage, "hooks-")?;
+    let replica = target.path.clone();
     let replacing = blocking(move || {
-        let replacement = scratch.path().join(CUSTOM_HOOKS);
-        if !archive.is_empty() {
-            files::unpack_custom_hooks(&archive, scratch.path())
-                .and_then(|()| place::sync_tree(&replacement))
-                .map_err(internal_io("unpacking custom hooks"))?;
+        let (replacement, aside) = (scratch.path().join(CUSTOM_HOOKS), scratch.path().join("previous"));
+        if archive.is_empty() {
+            return custom_hooks::remove(&replica, &aside).map_err(internal_io("removing custom hooks"));
         }
-        let absent_is_fine = |result: io::Result<()>| match result {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        };
-        absent_is_fine(std::fs::rename(&present, scratch.path().join("old")))
-            .and_then(|()| absent_is_fine(std::fs::rename(&replacement, &present)))
-            .and_then(|()| place::sync_parent(&present))
-            .map_err(internal_io("replacing custom hooks"))
+        custom_hooks::unpack(archive.as_slice(), scratch.path())
+            .and_then(|()| place::sync_tree(&replacement))
+            .map_err(internal_io("unpacking custom hooks"))?;
+        custom_hooks::replace(&replica, &replacement, &aside).map_err(internal_io("replacing custom hooks"))
     });
     turn.to_its_end(replacing).await
 }

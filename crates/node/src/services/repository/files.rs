@@ -1,23 +1,17 @@
-//! The files of a repository that are copied as they are: `config` and `custom_hooks`.
+//! The `config` of a repository.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    path::{Component, Path},
-};
+use std::{collections::BTreeSet, io};
 
-use tabularium_proto::gitaly::{
-    GetConfigRequest, GetConfigResponse, GetCustomHooksRequest, GetCustomHooksResponse,
-};
+use tabularium_proto::gitaly::{GetConfigRequest, GetConfigResponse};
 use tonic::Status;
 
 use crate::{
     contents::is_description,
     error::internal_io,
-    git::{CHUNK_BYTES, transport::CUSTOM_HOOKS},
+    git::CHUNK_BYTES,
     node::Node,
     place::{Temporary, blocking, replace_file},
-    services::streams::{self, ResponseStream},
+    services::streams::ResponseStream,
     storage::{RepositoryPath, Storage},
 };
 
@@ -76,43 +70,6 @@ fn foreign_settings(listed: &[u8]) -> BTreeSet<String> {
         .collect()
 }
 
-pub(super) fn custom_hooks(
-    node: &Node,
-    request: &GetCustomHooksRequest,
-) -> Result<ResponseStream<GetCustomHooksResponse>, Status> {
-    let repository = node.storages.open(request.repository.as_ref())?;
-    let hooks = repository.path.join(CUSTOM_HOOKS);
-    if !hooks.is_dir() {
-        return Ok(Box::pin(tokio_stream::empty()));
-    }
-    let wrap = |data: bytes::Bytes| GetCustomHooksResponse { data: data.to_vec() };
-    Ok(streams::produce(wrap, move |writer| {
-        let mut archive = tar::Builder::new(writer);
-        archive.follow_symlinks(false);
-        archive
-            .append_dir_all(CUSTOM_HOOKS, &hooks)
-            .and_then(|()| archive.finish())
-            .map_err(internal_io("archiving custom hooks"))
-    }))
-}
-
-/// Unpacks an archive of custom hooks below `directory`: only files and directories under `custom_hooks`.
-pub(super) fn unpack_custom_hooks(archive: &[u8], directory: &Path) -> io::Result<()> {
-    let mut archive = tar::Archive::new(archive);
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        let path = entry.path()?.into_owned();
-        let inside = path.starts_with(CUSTOM_HOOKS)
-            && path.components().all(|part| matches!(part, Component::Normal(_)));
-        let kind = entry.header().entry_type();
-        if !inside || !(kind.is_file() || kind.is_dir()) {
-            return Err(io::Error::other(format!("unexpected entry {}", path.display())));
-        }
-        entry.unpack_in(directory)?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,20 +79,5 @@ mod tests {
         let listed = b"core.bare\0core.sshcommand\0extensions.objectformat\0include.path\0gitlab.fullpath\0";
         let foreign: Vec<_> = foreign_settings(listed).into_iter().collect();
         assert_eq!(foreign, ["core.sshcommand", "include.path"]);
-    }
-
-    #[test]
-    fn hooks_cannot_be_unpacked_elsewhere() {
-        let directory = tempfile::tempdir().unwrap();
-        for name in ["hooks/x", "custom_hooks_too/x"] {
-            let mut builder = tar::Builder::new(Vec::new());
-            let mut header = tar::Header::new_gnu();
-            header.set_size(1);
-            header.set_mode(0o644);
-            builder.append_data(&mut header, name, &b"x"[..]).unwrap();
-            let archive = builder.into_inner().unwrap();
-            assert!(unpack_custom_hooks(&archive, directory.path()).is_err(), "{name}");
-        }
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }

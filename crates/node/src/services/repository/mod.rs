@@ -7,42 +7,55 @@ mod bundle;
 mod changes;
 mod copy;
 mod create;
+mod create_from;
+mod custom_hooks;
 mod facts;
 mod fetch_remote;
+mod fetch_source_branch;
 mod files;
 mod indexes;
 mod optimize;
 mod revisions;
 mod search;
+mod settings;
 mod snapshot;
 mod write_ref;
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tabularium_proto::gitaly::{
-    CalculateChecksumRequest, CalculateChecksumResponse, CreateBundleRequest, CreateBundleResponse,
-    CreateBundleFromRefListRequest, CreateBundleFromRefListResponse, FastExportRequest, FastExportResponse,
-    FindMergeBaseRequest, FindMergeBaseResponse, GetFileAttributesRequest, GetFileAttributesResponse,
-    GetInfoAttributesRequest, GetInfoAttributesResponse, GetRawChangesRequest, GetRawChangesResponse,
-    ObjectsSizeRequest, ObjectsSizeResponse, SearchFilesByContentRequest, SearchFilesByContentResponse,
-    SearchFilesByNameRequest, SearchFilesByNameResponse,
-    CreateForkRequest, CreateForkResponse, CreateRepositoryFromSnapshotRequest,
-    CreateRepositoryFromSnapshotResponse, CreateRepositoryRequest, CreateRepositoryResponse,
-    FetchBundleRequest, FetchBundleResponse, FetchRemoteRequest, FetchRemoteResponse, FsckRequest,
-    FsckResponse, GetArchiveRequest, GetArchiveResponse, GetConfigRequest, GetConfigResponse,
-    GetCustomHooksRequest, GetCustomHooksResponse, GetObjectDirectorySizeRequest,
-    GetObjectDirectorySizeResponse, GetSnapshotRequest, GetSnapshotResponse, HasLocalBranchesRequest,
-    HasLocalBranchesResponse, ObjectFormatRequest, ObjectFormatResponse, OptimizeRepositoryRequest,
-    OptimizeRepositoryResponse, RemoveRepositoryRequest, RemoveRepositoryResponse,
-    ReplicateRepositoryRequest, ReplicateRepositoryResponse, RepositoryExistsRequest,
-    RepositoryExistsResponse, RepositoryInfoRequest, RepositoryInfoResponse, RepositorySizeRequest,
-    RepositorySizeResponse, WriteRefRequest, WriteRefResponse, repository_service_server::RepositoryService,
+    ApplyGitattributesRequest, ApplyGitattributesResponse, BackupCustomHooksRequest,
+    BackupCustomHooksResponse, CalculateChecksumRequest, CalculateChecksumResponse,
+    CreateBundleFromRefListRequest, CreateBundleFromRefListResponse, CreateBundleRequest,
+    CreateBundleResponse, CreateForkRequest, CreateForkResponse, CreateRepositoryFromBundleRequest,
+    CreateRepositoryFromBundleResponse, CreateRepositoryFromSnapshotRequest,
+    CreateRepositoryFromSnapshotResponse, CreateRepositoryFromUrlRequest, CreateRepositoryFromUrlResponse,
+    CreateRepositoryRequest, CreateRepositoryResponse, FastExportRequest, FastExportResponse,
+    FetchBundleRequest, FetchBundleResponse, FetchRemoteRequest, FetchRemoteResponse,
+    FetchSourceBranchRequest, FetchSourceBranchResponse, FindMergeBaseRequest, FindMergeBaseResponse,
+    FsckRequest, FsckResponse, FullPathRequest, FullPathResponse, GetArchiveRequest, GetArchiveResponse,
+    GetConfigRequest, GetConfigResponse, GetCustomHooksRequest, GetCustomHooksResponse,
+    GetFileAttributesRequest, GetFileAttributesResponse, GetInfoAttributesRequest, GetInfoAttributesResponse,
+    GetObjectDirectorySizeRequest, GetObjectDirectorySizeResponse, GetRawChangesRequest,
+    GetRawChangesResponse, GetSnapshotRequest, GetSnapshotResponse, HasLocalBranchesRequest,
+    HasLocalBranchesResponse, ObjectFormatRequest, ObjectFormatResponse, ObjectsSizeRequest,
+    ObjectsSizeResponse, OptimizeRepositoryRequest, OptimizeRepositoryResponse,
+    PruneUnreachableObjectsRequest, PruneUnreachableObjectsResponse, RemoveRepositoryRequest,
+    RemoveRepositoryResponse, ReplicateRepositoryRequest, ReplicateRepositoryResponse,
+    RepositoryExistsRequest, RepositoryExistsResponse, RepositoryInfoRequest, RepositoryInfoResponse,
+    RepositorySizeRequest, RepositorySizeResponse, RestoreCustomHooksRequest, RestoreCustomHooksResponse,
+    SearchFilesByContentRequest, SearchFilesByContentResponse, SearchFilesByNameRequest,
+    SearchFilesByNameResponse, SetCustomHooksRequest, SetCustomHooksResponse, SetFullPathRequest,
+    SetFullPathResponse, WriteRefRequest, WriteRefResponse, repository_service_server::RepositoryService,
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{node::Node, services::streams::ResponseStream, votes::Voter};
+use crate::{node::Node, peer::Peers, services::streams::ResponseStream, votes::Voter};
 
 pub(super) use copy::fence;
+pub(super) use optimize::optimize;
 
 pub(crate) struct RepositoryServer(Arc<Node>);
 
@@ -271,6 +284,97 @@ impl RepositoryService for RepositoryServer {
         &self,
         request: Request<GetCustomHooksRequest>,
     ) -> Result<Response<ResponseStream<GetCustomHooksResponse>>, Status> {
-        files::custom_hooks(&self.0, &request.into_inner()).map(Response::new)
+        let wrap = |data: Bytes| GetCustomHooksResponse { data: data.into() };
+        custom_hooks::get(&self.0, request.into_inner().repository.as_ref(), wrap).map(Response::new)
+    }
+
+    async fn backup_custom_hooks(
+        &self,
+        request: Request<BackupCustomHooksRequest>,
+    ) -> Result<Response<ResponseStream<BackupCustomHooksResponse>>, Status> {
+        let wrap = |data: Bytes| BackupCustomHooksResponse { data: data.into() };
+        custom_hooks::get(&self.0, request.into_inner().repository.as_ref(), wrap).map(Response::new)
+    }
+
+    async fn set_custom_hooks(
+        &self,
+        request: Request<Streaming<SetCustomHooksRequest>>,
+    ) -> Result<Response<SetCustomHooksResponse>, Status> {
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.unwrap_or_default();
+        let rest = messages.map_ok(|message| message.data);
+        let archive = stream::once(async { Ok(first.data) }).chain(rest);
+        custom_hooks::set(&self.0, &voter, first.repository.as_ref(), pin!(archive)).await?;
+        Ok(Response::new(SetCustomHooksResponse {}))
+    }
+
+    async fn restore_custom_hooks(
+        &self,
+        request: Request<Streaming<RestoreCustomHooksRequest>>,
+    ) -> Result<Response<RestoreCustomHooksResponse>, Status> {
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.unwrap_or_default();
+        let rest = messages.map_ok(|message| message.data);
+        let archive = stream::once(async { Ok(first.data) }).chain(rest);
+        custom_hooks::set(&self.0, &voter, first.repository.as_ref(), pin!(archive)).await?;
+        Ok(Response::new(RestoreCustomHooksResponse {}))
+    }
+
+    async fn fetch_source_branch(
+        &self,
+        request: Request<FetchSourceBranchRequest>,
+    ) -> Result<Response<FetchSourceBranchResponse>, Status> {
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        let (metadata, extensions, message) = request.into_parts();
+        let peers = Peers::of(metadata, extensions);
+        fetch_source_branch::fetch(&self.0, message, &peers, &voter).await.map(Response::new)
+    }
+
+    async fn create_repository_from_url(
+        &self,
+        request: Request<CreateRepositoryFromUrlRequest>,
+    ) -> Result<Response<CreateRepositoryFromUrlResponse>, Status> {
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        create_from::url(&self.0, &request.into_inner(), &voter).await.map(Response::new)
+    }
+
+    async fn create_repository_from_bundle(
+        &self,
+        request: Request<Streaming<CreateRepositoryFromBundleRequest>>,
+    ) -> Result<Response<CreateRepositoryFromBundleResponse>, Status> {
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        create_from::bundle(&self.0, request.into_inner(), &voter).await.map(Response::new)
+    }
+
+    async fn prune_unreachable_objects(
+        &self,
+        request: Request<PruneUnreachableObjectsRequest>,
+    ) -> Result<Response<PruneUnreachableObjectsResponse>, Status> {
+        optimize::prune_unreachable(&self.0, &request.into_inner()).await.map(Response::new)
+    }
+
+    async fn set_full_path(
+        &self,
+        request: Request<SetFullPathRequest>,
+    ) -> Result<Response<SetFullPathResponse>, Status> {
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        settings::set_full_path(&self.0, &request.into_inner(), &voter).await.map(Response::new)
+    }
+
+    async fn full_path(
+        &self,
+        request: Request<FullPathRequest>,
+    ) -> Result<Response<FullPathResponse>, Status> {
+        settings::full_path(&self.0, &request.into_inner()).await.map(Response::new)
+    }
+
+    async fn apply_gitattributes(
+        &self,
+        request: Request<ApplyGitattributesRequest>,
+    ) -> Result<Response<ApplyGitattributesResponse>, Status> {
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        settings::apply_attributes(&self.0, &request.into_inner(), &voter).await.map(Response::new)
     }
 }

@@ -113,8 +113,10 @@ impl Gitlab {
         calls.iter().filter(|call| call.endpoint() != "check").cloned().collect()
     }
 
+    /// How often GitLab was asked who it is.
     pub(crate) fn checks(&self) -> usize {
-        self.0.calls.lock().unwrap().len() - self.calls().len()
+        let calls = self.0.calls.lock().unwrap();
+        calls.iter().filter(|call| call.endpoint() == "check").count()
     }
 
     /// The ends of their paths.

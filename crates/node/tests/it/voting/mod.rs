@@ -1,6 +1,8 @@
 //! Writes that several replicas decide about together: which votes a node casts, and what it does with the answers.
 
 mod mutators;
+mod operations;
 mod pushes;
 mod quiesce;
-mod router;
+mod repositories;
+pub(crate) mod router;

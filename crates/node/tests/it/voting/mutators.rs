@@ -8,18 +8,23 @@ use tabularium_common::methods::{Operation, Registry};
 use tabularium_proto::gitaly::{
     CreateForkRequest, CreateRepositoryFromSnapshotRequest, CreateRepositoryRequest, DeleteRefsRequest,
     FetchBundleRequest, FetchRemoteRequest, Remote, RemoveRepositoryRequest, Repository,
-    UpdateReferencesRequest, UserCommitFilesAction, UserCommitFilesActionHeader, UserCommitFilesRequest,
-    UserCommitFilesRequestHeader, UserCreateBranchRequest, UserCreateTagRequest, UserDeleteBranchRequest,
-    UserDeleteTagRequest, UserMergeBranchRequest, UserUpdateBranchRequest, WriteRefRequest,
-    update_references_request::Update, user_commit_files_action::UserCommitFilesActionPayload,
+    RestoreCustomHooksRequest, SetCustomHooksRequest, UpdateReferencesRequest, UserCommitFilesAction,
+    UserCommitFilesActionHeader, UserCommitFilesRequest, UserCommitFilesRequestHeader,
+    UserCreateBranchRequest, UserCreateTagRequest, UserDeleteBranchRequest, UserDeleteTagRequest,
+    UserMergeBranchRequest, UserUpdateBranchRequest, WriteRefRequest, update_references_request::Update,
+    user_commit_files_action::UserCommitFilesActionPayload,
     user_commit_files_request::UserCommitFilesRequestPayload, vote_transaction_request::Phase,
 };
 use tonic::{Code, Status, client::Grpc};
 
-use super::router::{Answer, Router};
+use super::{
+    operations, repositories,
+    router::{Answer, Router},
+};
 use crate::{
     api::{self, Raw},
     bridge,
+    custom_hooks::archive,
     files::serve_once,
     harness::{Client, TestNode, eventually, git, servers},
     operations::{moment, user},
@@ -28,28 +33,28 @@ use crate::{
 };
 
 /// Votes of a change that users make: they wait for each other around hooks, and vote on the reference.
-const BY_USER: &str = "SSPCS";
+pub(super) const BY_USER: &str = "SSPCS";
 
 /// A request, and what it takes.
-struct Case {
-    path: &'static str,
-    votes: &'static str,
+pub(super) struct Case {
+    pub(super) path: &'static str,
+    pub(super) votes: &'static str,
     /// The request's messages for a repository on a node.
-    messages: fn(&Scene) -> Vec<Vec<u8>>,
+    pub(super) messages: fn(&Scene) -> Vec<Vec<u8>>,
 }
 
 /// A node with a repository that has commits, and what requests need beside it.
-struct Scene {
-    node: TestNode,
+pub(super) struct Scene {
+    pub(super) node: TestNode,
     repository: Repository,
-    /// A branch of its own, without common history, is merged.
-    main: String,
-    side: String,
+    /// What two branches are at; the second one is from an earlier commit of the first.
+    pub(super) main: String,
+    pub(super) side: String,
     /// Another repository, over HTTP.
-    remote: String,
+    pub(super) remote: String,
     snapshot: String,
     /// Of another repository.
-    bundle: Vec<u8>,
+    pub(super) bundle: Vec<u8>,
 }
 
 impl Scene {
@@ -70,19 +75,21 @@ impl Scene {
         let remote = format!("{}/other.git", bridge::serve(&node, None).await);
         let tar = crate::files::snapshot(&node, &node.named("other.git")).await;
         let (snapshot, _) = serve_once(tar).await;
-        Self { node, repository, main, side, remote, snapshot, bundle }
+        let scene = Self { node, repository, main, side, remote, snapshot, bundle };
+        repositories::make_pool(&scene);
+        scene
     }
 
-    fn named(&self, path: &str) -> Repository {
+    pub(super) fn named(&self, path: &str) -> Repository {
         self.node.named(path)
     }
 
-    fn target(&self) -> Repository {
+    pub(super) fn target(&self) -> Repository {
         self.repository.clone()
     }
 }
 
-fn one(message: &impl Message) -> Vec<Vec<u8>> {
+pub(super) fn one(message: &impl Message) -> Vec<Vec<u8>> {
     vec![message.encode_to_vec()]
 }
 
@@ -158,6 +165,21 @@ const CASES: &[Case] = &[
         path: "/gitaly.RepositoryService/RemoveRepository",
         votes: "PC",
         messages: |scene| one(&RemoveRepositoryRequest { repository: Some(scene.target()) }),
+    },
+    Case {
+        path: "/gitaly.RepositoryService/SetCustomHooks",
+        votes: "PC",
+        messages: |scene| {
+            let data = archive(&[("custom_hooks/update", 0o755, "#!/bin/sh\n")]);
+            one(&SetCustomHooksRequest { repository: Some(scene.target()), data })
+        },
+    },
+    Case {
+        path: "/gitaly.RepositoryService/RestoreCustomHooks",
+        votes: "PC",
+        messages: |scene| {
+            one(&RestoreCustomHooksRequest { repository: Some(scene.target()), ..Default::default() })
+        },
     },
     Case {
         path: "/gitaly.RepositoryService/WriteRef",
@@ -299,9 +321,14 @@ const CASES: &[Case] = &[
     Case { path: "/gitaly.OperationService/UserMergeBranch", votes: BY_USER, messages: merge },
 ];
 
+fn cases() -> impl Iterator<Item = &'static Case> {
+    CASES.iter().chain(operations::CASES).chain(repositories::CASES)
+}
+
 /// Mutators that are tested elsewhere, or that routers send without a transaction.
 const ELSEWHERE: [(&str, &str); 3] = [
     ("/gitaly.SmartHTTPService/PostReceivePack", "pushes.rs"),
+    ("/gitaly.SSHService/SSHReceivePack", "../ssh.rs"),
     ("/gitaly.RepositoryService/ReplicateRepository", "a copy makes one replica equal; nobody votes on it"),
 ];
 
@@ -318,17 +345,17 @@ async fn call(client: Client, scene: &Scene, case: &Case) -> Result<(), Status> 
 
 /// What the node's disk shows: every repository's references and HEAD.
 fn state(node: &TestNode) -> BTreeMap<String, String> {
-    let repositories = ["a.git", "other.git", "x/y/new.git", "x"];
-    let shown = repositories.into_iter().filter(|path| node.path(path).exists()).map(|path| {
+    let paths = ["a.git", "other.git", "x/y/new.git", "x", repositories::POOL, repositories::MEMBER];
+    let shown = paths.into_iter().filter(|path| node.path(path).exists()).map(|path| {
         let directory = node.path(path);
         let head = std::fs::read_to_string(directory.join("HEAD")).unwrap_or_default();
         let references = if head.is_empty() { String::new() } else { git(&directory, &["for-each-ref"]) };
-        (path.to_owned(), head + &references)
+        let hooks = if directory.join("custom_hooks").exists() { "custom hooks" } else { "" };
+        (path.to_owned(), head + &references + hooks)
     });
     shown.collect()
 }
 
-    ("/gitaly.SSHService/SSHReceivePack", "../ssh.rs"),
 #[test]
 fn no_mutator_is_forgotten() {
     let page = api::on_node();
@@ -337,7 +364,7 @@ fn no_mutator_is_forgotten() {
         if !page.contains(&method.path) {
             continue;
         }
-        let tested = CASES.iter().any(|case| case.path == method.path);
+        let tested = cases().any(|case| case.path == method.path);
         let elsewhere = ELSEWHERE.iter().any(|(path, _)| *path == method.path);
         assert!(tested != elsewhere, "{} is served, but is it voted on?", method.path);
     }
@@ -345,7 +372,7 @@ fn no_mutator_is_forgotten() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn equal_nodes_cast_equal_votes() {
-    for case in CASES {
+    for case in cases() {
         let router = Router::agreeing();
         let (one, other) = tokio::join!(Scene::new("one"), Scene::new("other"));
         for (scene, primary) in [(&one, true), (&other, false)] {
@@ -363,7 +390,7 @@ async fn equal_nodes_cast_equal_votes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_replicas_do_not_agree_on_leaves_nothing() {
-    for case in CASES {
+    for case in cases() {
         let router = Router::deciding(|vote| match vote.phase {
             Phase::PreparedPhase => Answer::Abort,
             _ => Answer::Commit,
@@ -382,7 +409,7 @@ async fn what_the_replicas_do_not_agree_on_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_needs_a_connection_with_a_way_back() {
     let scene = Scene::new("one").await;
-    for case in CASES {
+    for case in cases() {
         let refused = call(scene.node.in_transaction(), &scene, case).await.unwrap_err();
         let expected = (Code::Internal, "get backchannel: no backchannel for peer 0");
         assert_eq!((refused.code(), refused.message()), expected, "{}", case.path);
