@@ -53,7 +53,7 @@ impl Target {
         let record = ClusterRecord::read(&global.state_dir).map_err(|error| {
             Failure::Internal(format!("cannot read cluster.json in {}: {error}", global.state_dir.display()))
         })?;
-        trust(global, record.as_ref());
+        trust(global, record.as_ref())?;
         let site = match &record {
             Some(record) => Some(record.site(&global.site).cloned().ok_or_else(|| {
                 let names: Vec<_> = record.sites.iter().map(|site| site.name.as_str()).collect();
@@ -157,7 +157,7 @@ impl Target {
 }
 
 /// Whom this process believes at `tls://` addresses: what the command line names, else what the local cluster needs.
-fn trust(global: &Global, record: Option<&ClusterRecord>) {
+fn trust(global: &Global, record: Option<&ClusterRecord>) -> Result<(), Failure> {
     let given = TlsConfig {
         certificate_path: global.tls_certificate.clone(),
         key_path: global.tls_key.clone(),
@@ -169,6 +169,8 @@ fn trust(global: &Global, record: Option<&ClusterRecord>) {
         Some(files) if given == TlsConfig::NONE => tls::install(&files.config()),
         _ => tls::install(&given),
     }
+    let faults: Vec<_> = given.faults([]).iter().map(ToString::to_string).collect();
+    if faults.is_empty() { Ok(()) } else { Err(Failure::Usage(faults.join("; "))) }
 }
 
 type Chosen = (Vec<Address>, Option<SecretString>);

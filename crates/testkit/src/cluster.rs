@@ -27,7 +27,7 @@ use tabularium_proto::{
 use tempfile::TempDir;
 use tonic::{Status, service::interceptor::InterceptedService, transport::Channel};
 
-pub use tabularium_cli::local::{cluster as local_cluster, ports, record, service};
+pub use tabularium_cli::local::{cluster as local_cluster, ports, record, service, transport};
 
 /// The virtual storage of local clusters.
 pub use tabularium_cli::local::recipe::VIRTUAL_STORAGE;
@@ -149,7 +149,7 @@ fn repository(storage: &str, relative_path: &str) -> Repository {
     Repository { storage_name: storage.into(), relative_path: relative_path.into(), ..Default::default() }
 }
 
-/// A channel to `tcp://host:port` that signs its calls with the secret in the file.
+/// A channel to an address such as `tcp://host:port` that signs its calls with the secret in the file.
 pub fn signed(address: &str, token_file: &std::path::Path) -> Signed {
     let address: Address = address.parse().expect("an address");
     let token = SecretFile(token_file.to_owned()).read().expect("a secret");

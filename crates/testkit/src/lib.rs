@@ -7,6 +7,7 @@
 //!   that `TABULARIUM_TEST_POSTGRES_URL` names.
 //! * [`nats::Nats`] does the same for NATS (`TABULARIUM_TEST_NATS_URL`); a test that stops the server starts its own.
 //! * [`cluster::TestCluster`] is a whole cluster of real processes; [`git::GitClient`] pushes to it and clones from it.
+//! * [`certificates::Authority`] issues certificates, for clusters over TLS too.
 //! * [`proxy::FaultProxy`] stands between two processes and cuts, delays or swallows. [`wait::wait_until`] waits for
 //!   conditions instead of times.
 //!
@@ -21,6 +22,7 @@
     reason = "only tests use it, and a test fails by panicking"
 )]
 
+pub mod certificates;
 pub mod cluster;
 pub mod git;
 pub mod nats;

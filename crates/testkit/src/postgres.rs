@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
-use tabularium_cli::local::postgres::{Durability, PostgresServer};
+pub use tabularium_cli::local::postgres::{Durability, PostgresServer};
 use tokio::sync::OnceCell;
 
 /// Names a server to use instead of starting one. Its user must be allowed to create databases.

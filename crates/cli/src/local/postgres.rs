@@ -114,6 +114,8 @@ pub struct PostgresServer {
     user: Option<(u32, u32)>,
     /// Of the server; beside these it has next to nothing.
     environment: Vec<(OsString, OsString)>,
+    /// Beside and instead of our own, from the next start on.
+    settings: Vec<(String, String)>,
     process: Option<Guarded>,
 }
 
@@ -138,7 +140,9 @@ impl PostgresServer {
         let directory = place(directory, user)?;
         let sockets =
             Sockets::near(&directory, user).map_err(io_error("cannot create a directory for sockets"))?;
-        let mut server = Self { programs, directory, sockets, durability, user, environment, process: None };
+        let settings = Vec::new();
+        let mut server =
+            Self { programs, directory, sockets, durability, user, environment, settings, process: None };
         if !server.data().join("PG_VERSION").exists() {
             server.initialise().await?;
         }
@@ -210,6 +214,12 @@ impl PostgresServer {
         self.launch().await
     }
 
+    /// Restarts it with these settings, such as `("ssl", "on")`, beside and instead of our own.
+    pub async fn configure(&mut self, settings: Vec<(String, String)>) -> Result<(), LocalError> {
+        self.settings = settings;
+        self.restart().await
+    }
+
     fn data(&self) -> PathBuf {
         self.directory.join("data")
     }
@@ -256,6 +266,9 @@ impl PostgresServer {
             // Whoever may open the socket is let in: it is the owner's (and root's) alone.
             .args(["-c", "listen_addresses=", "-c", "unix_socket_permissions=0700"])
             .args(["-c".to_owned(), format!("max_connections={MAX_CONNECTIONS}")]);
+        for (name, value) in &self.settings {
+            launch = launch.args(["-c".to_owned(), format!("{name}={value}")]);
+        }
         match self.durability {
             Durability::ThrowAway => {
                 launch = launch.args([

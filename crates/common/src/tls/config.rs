@@ -101,10 +101,12 @@ pub fn check_pair(certificate: (&str, Option<&Path>), key: (&str, Option<&Path>)
         (None, Some(_)) => Some(Fault::new(certificate.0, ABSENT, format!("the certificate of {}", key.0))),
         (Some(certificate_path), Some(key_path)) => match identity::certificates(certificate_path) {
             Err(error) => Some(fault(certificate.0, certificate_path, &error)),
-            Ok(_) => {
-                let read = identity::read(certificate_path, key_path);
-                read.err().map(|error| fault(key.0, key_path, &error))
-            }
+            Ok(_) => identity::read(certificate_path, key_path).err().map(|error| match &error {
+                TlsError::Content { path, .. } if path == certificate_path && path != key_path => {
+                    fault(certificate.0, certificate_path, &error)
+                }
+                _ => fault(key.0, key_path, &error),
+            }),
         },
     };
     fault.into_iter().collect()

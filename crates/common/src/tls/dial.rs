@@ -2,7 +2,8 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -86,30 +87,36 @@ impl Dialer {
     }
 }
 
-enum Installed {
-    /// Nobody has dialled yet. The system's authorities are many, and most processes dial nobody over TLS.
-    Settings(TlsConfig),
-    Made(Arc<Dialer>),
+struct Installed {
+    config: TlsConfig,
+    /// Made when it is first wanted: the system's authorities are many, and most processes dial nobody over TLS.
+    dialer: Option<Arc<Dialer>>,
 }
 
-static INSTALLED: Mutex<Installed> = Mutex::new(Installed::Settings(TlsConfig::NONE));
+static INSTALLED: Mutex<Installed> = Mutex::new(Installed { config: TlsConfig::NONE, dialer: None });
+
+fn installed() -> MutexGuard<'static, Installed> {
+    INSTALLED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Has this process dial with these settings from now on. Without it, the system's authorities alone are believed.
 pub fn install(config: &TlsConfig) {
     // For libraries that do not name theirs. Refused when somebody else has done it before, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    *INSTALLED.lock().unwrap_or_else(PoisonError::into_inner) = Installed::Settings(config.clone());
+    *installed() = Installed { config: config.clone(), dialer: None };
 }
 
 /// This process's.
 pub fn dialer() -> Result<Arc<Dialer>, TlsError> {
-    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
-    match &*installed {
-        Installed::Made(dialer) => Ok(Arc::clone(dialer)),
-        Installed::Settings(config) => {
-            let dialer = Arc::new(Dialer::new(config)?);
-            *installed = Installed::Made(Arc::clone(&dialer));
-            Ok(dialer)
-        }
+    let mut installed = installed();
+    if let Some(dialer) = &installed.dialer {
+        return Ok(Arc::clone(dialer));
     }
+    let dialer = Arc::new(Dialer::new(&installed.config)?);
+    Ok(Arc::clone(installed.dialer.insert(dialer)))
+}
+
+/// The authorities that this process believes beside the system's, for programs that it starts and that dial by themselves.
+pub fn ca_path() -> Option<PathBuf> {
+    installed().config.ca_path.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()))
 }

@@ -58,14 +58,17 @@ impl ResolvesClientCert for Identity {
 pub(super) fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
     let chain = certificates(certificate)?;
     CertifiedKey::from_der(chain, private_key(key)?, &provider()).map_err(|error| {
-        let problem = match error {
+        let (path, problem) = match error {
             rustls::Error::InconsistentKeys(_) => {
-                format!("not the key of the certificate in {}", certificate.display())
+                (key, format!("not the key of the certificate in {}", certificate.display()))
+            }
+            rustls::Error::InvalidCertificate(error) => {
+                (certificate, format!("a certificate that cannot be used: {error}"))
             }
             // Of a kind or size that cannot sign here.
-            _ => "a private key that cannot be used".to_owned(),
+            _ => (key, "a private key that cannot be used".to_owned()),
         };
-        TlsError::Content { path: key.to_owned(), problem }
+        TlsError::Content { path: path.to_owned(), problem }
     })
 }
 
@@ -93,11 +96,14 @@ fn read_text(path: &Path) -> Result<String, TlsError> {
 }
 
 fn warn_of_loose_permissions(key: &Path) {
-    if let Ok(metadata) = fs::metadata(key) {
-        let mode = metadata.permissions().mode() & 0o777;
-        if mode & OTHERS != 0 {
-            let mode = format!("{mode:03o}");
-            tracing::warn!(key = %key.display(), mode, "others than its owner can get at the private key; 600 is enough");
-        }
+    if let Some(mode) = loose_mode(key) {
+        let (key, mode) = (key.display(), format!("{mode:03o}"));
+        tracing::warn!(%key, mode, "others than its owner can get at the private key; 600 is enough");
     }
+}
+
+/// The mode of a key that others than its owner can get at.
+pub(super) fn loose_mode(key: &Path) -> Option<u32> {
+    let mode = fs::metadata(key).ok()?.permissions().mode() & 0o777;
+    (mode & OTHERS != 0).then_some(mode)
 }

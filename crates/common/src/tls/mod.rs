@@ -24,7 +24,7 @@ use rustls::crypto::CryptoProvider;
 
 pub use accept::{Acceptor, Application};
 pub use config::{TlsConfig, check_authorities, check_pair};
-pub use dial::{Dialer, dialer, install};
+pub use dial::{Dialer, ca_path, dialer, install};
 
 /// How long a peer may take for its part of the handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,6 +75,11 @@ fn explained(error: &io::Error, peer: &str) -> io::Error {
         }
         _ => io::Error::new(error.kind(), format!("TLS handshake: {error}")),
     }
+}
+
+/// Whether what a client says first is the beginning of a handshake.
+pub(crate) fn is_handshake(head: &[u8]) -> bool {
+    head.starts_with(&[0x16, 3])
 }
 
 fn timed_out() -> io::Error {

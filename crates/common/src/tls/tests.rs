@@ -221,6 +221,24 @@ async fn silent_connections_hold_up_nobody_and_fail_alone() {
     assert_eq!(rest.first(), Some(&0x15));
 }
 
+#[tokio::test]
+async fn who_speaks_tls_where_nobody_listens_for_it_is_told_so_at_once() {
+    let authority = Authority::new();
+    let dialer = dialing(&authority.issue("server", "127.0.0.1"));
+    let listener = Listener::bind(&ListenAddress::Tcp(([127, 0, 0, 1], 0).into())).await.unwrap();
+    let Address::Tcp(bound) = listener.address().unwrap() else { panic!("not TCP") };
+    let address = Address::Tls(bound);
+    let identified = async {
+        let connection = listener.accept().await.unwrap().secure().await.unwrap();
+        crate::multiplex::identify(connection, &crate::lifecycle::Tasks::new()).await.unwrap_err()
+    };
+    let begun = Instant::now();
+    let (dialled, refused) = tokio::join!(address.connect_as(Some(&dialer), Application::Grpc), identified);
+    assert_eq!(refused.to_string(), "the client speaks TLS, which this address does not");
+    dialled.unwrap_err();
+    assert!(begun.elapsed() < crate::grpc::CONNECT_TIMEOUT);
+}
+
 #[test]
 fn what_cannot_be_used_is_named_with_its_key() {
     let authority = Authority::new();
@@ -254,6 +272,17 @@ fn what_cannot_be_used_is_named_with_its_key() {
     assert!(faults(&mixed).contains("not the key of the certificate"), "{}", faults(&mixed));
     let asked_by_nobody = TlsConfig { client_ca_path: good.ca_path.clone(), ..good.clone() };
     assert!(asked_by_nobody.faults([]).iter().any(|fault| fault.key == "tls.client_ca_path"));
+}
+
+#[test]
+fn a_key_that_others_can_read_is_noticed() {
+    let authority = Authority::new();
+    let key = authority.issue("server", "node.example").key_path.unwrap();
+    assert_eq!(identity::loose_mode(&key), None);
+    for mode in [0o640, 0o604, 0o660] {
+        fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(identity::loose_mode(&key), Some(mode));
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
 mod binary;
+mod database_tls;
 mod duties;
 mod geo;
 mod migrations;

@@ -14,8 +14,8 @@ use tabularium_common::{
     grpc::{self, Address},
 };
 use tabularium_coordinator::{
-    Config, Coordinator, DatabaseUrl, FsckConfig, HomeSiteConfig, QuorumPolicy, RepairConfig, StorageConfig,
-    SubscriberConfig, Timing, VirtualStorageConfig,
+    Config, Coordinator, DatabaseTls, DatabaseUrl, FsckConfig, HomeSiteConfig, QuorumPolicy, RepairConfig,
+    StorageConfig, SubscriberConfig, Timing, VirtualStorageConfig,
 };
 use tabularium_proto::coordinator::{
     self as wire, abort_write_request::Outcome, duty_service_client::DutyServiceClient,
@@ -135,12 +135,13 @@ pub(crate) async fn repair(site: &Site) {
 fn config(database: &str, nats_url: &str, nodes: &[Node]) -> Config {
     Config {
         site: "here".parse().unwrap(),
-        listen: grpc::ListenAddress::Tcp(([127, 0, 0, 1], 0).into()),
-        http_listen: ([127, 0, 0, 1], 0).into(),
+        listen: grpc::ListenAddress::Tcp(([127, 0, 0, 1], 0).into()).into(),
+        http_listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into(),
         advertise: None,
         token_file: None,
         database_url: DatabaseUrl::new(database),
         database_password_file: None,
+        database_tls: DatabaseTls::default(),
         database_schema: "tabularium".into(),
         max_database_connections: 8,
         nats_url: nats_url.into(),
@@ -176,6 +177,7 @@ fn config(database: &str, nats_url: &str, nodes: &[Node]) -> Config {
         repair: RepairConfig::default(),
         fsck: FsckConfig { share_percent: 0, ..FsckConfig::default() },
         drain_seconds: 10,
+        tls: tabularium_common::tls::TlsConfig::NONE,
         telemetry: tabularium_common::telemetry::TelemetryConfig::default(),
     }
 }
