@@ -1,6 +1,7 @@
 """GitLab's own programs, when `GITALY_BIN` names the folder that has them.
 
-`gitaly` is wanted; `gitaly-ssh` and `praefect` are used when they are there, and `git` is the one that Gitaly runs. Three of
+`gitaly` is wanted, with `gitaly-hooks` beside it unless it brings that along; `gitaly-ssh` and `praefect` are used when they
+are there, and `git` is the one that Gitaly runs. Three of
 GitLab's nodes are a virtual storage of their own; two of them and one of ours are another, in which votes have to agree.
 """
 
@@ -326,9 +327,19 @@ class Ssh:
         equal(self.git("rev-parse", "HEAD", cwd=self.directory / name), ours)
         self.git("fsck", "--strict", cwd=self.directory / name)
 
+    def agreed(self):
+        """Nobody was outvoted by the last write: all have it now, not only when they have been mended."""
+        holds(self.level(), "a node cast another vote than the others and is behind")
+
     def pushed(self):
         self.push()
         until("three equal replicas", self.level)
+
+    def voted(self):
+        """As before, of a push to replicas that are level."""
+        self.change("voted")
+        self.push()
+        self.agreed()
 
     def kill_and_repair(self):
         """A node is lost in the middle of a day; writes go on, and it is brought up to date."""
@@ -350,8 +361,10 @@ class Ssh:
         if program("gitaly-ssh") is None:
             self.report.skip("all checks", f"no program gitaly-ssh in {folder()}")
             return
-        check("a repository", self.create)
+        if check("a repository", self.create):
+            check("votes agree on a creation", self.agreed)
         if check("push", self.pushed):
+            check("votes agree on a push", self.voted)
             check("clone over a sidechannel", self.clone, "with", True)
             check("clone without one", self.clone, "without", False)
             check("a node is killed, written without, and repaired", self.kill_and_repair)

@@ -491,7 +491,7 @@ mod tests {
                 other => panic!("{other}"),
             };
         }
-        while bits.len() % 8 != 0 {
+        while !bits.len().is_multiple_of(8) {
             bits.push('1');
         }
         let bytes: Vec<u8> = bits
