@@ -40,6 +40,24 @@ struct Server {
     token: String,
 }
 
+/// What a call says of the storages that it may have to reach; they are looked for when they are needed.
+pub(crate) struct Peers {
+    metadata: MetadataMap,
+    extensions: Extensions,
+}
+
+impl Peers {
+    /// Of a call's metadata and extensions.
+    pub(crate) fn of(metadata: MetadataMap, extensions: Extensions) -> Self {
+        Self { metadata, extensions }
+    }
+
+    /// Where a storage is.
+    pub(crate) fn find(&self, storage: &str) -> Result<Peer, Status> {
+        Peer::find(&self.metadata, &self.extensions, storage)
+    }
+}
+
 /// A storage on another node, or behind a router.
 pub(crate) struct Peer {
     address: Address,

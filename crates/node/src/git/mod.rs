@@ -7,6 +7,7 @@ pub(crate) mod durable;
 pub(crate) mod leftovers;
 pub(crate) mod lines;
 pub(crate) mod log;
+pub(crate) mod merge;
 pub(crate) mod negotiation;
 pub(crate) mod object_listing;
 pub(crate) mod objects;

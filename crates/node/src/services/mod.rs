@@ -3,17 +3,19 @@
 pub(crate) mod blob_service;
 pub(crate) mod commit_service;
 pub(crate) mod diff_service;
+pub(crate) mod object_pool;
 pub(crate) mod operation_service;
 pub(crate) mod ref_service;
 
 pub(crate) mod internal;
 pub(crate) mod listing;
 pub(crate) mod remote;
+mod remote_mirror;
 pub(crate) mod replica;
 pub(crate) mod repository;
 pub(crate) mod server_info;
-pub(crate) mod smart_http;
-pub(crate) mod streams;
 mod sidechannel;
-pub(crate) mod upload_pack;
+pub(crate) mod smart_http;
 pub(crate) mod ssh;
+pub(crate) mod streams;
+pub(crate) mod upload_pack;

@@ -4,10 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use tabularium_proto::gitaly::{
     FindRemoteRepositoryRequest, FindRemoteRepositoryResponse, FindRemoteRootRefRequest,
-    FindRemoteRootRefResponse, remote_service_server::RemoteService,
+    FindRemoteRootRefResponse, UpdateRemoteMirrorRequest, UpdateRemoteMirrorResponse,
+    remote_service_server::RemoteService,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use super::remote_mirror;
 use crate::{
     node::Node,
     remote_url::{REMOTE, RemoteUrl},
@@ -70,6 +72,13 @@ impl RemoteService for RemoteServer {
         }
         let name = root_branch(&output.stdout).ok_or_else(|| Status::not_found("no remote HEAD found"))?;
         Ok(Response::new(FindRemoteRootRefResponse { r#ref: name }))
+    }
+
+    async fn update_remote_mirror(
+        &self,
+        request: Request<Streaming<UpdateRemoteMirrorRequest>>,
+    ) -> Result<Response<UpdateRemoteMirrorResponse>, Status> {
+        remote_mirror::update(&self.0, request.into_inner()).await.map(Response::new)
     }
 }
 

@@ -9,26 +9,26 @@ use tabularium_proto::gitaly::{
     user_commit_files_action_header::ActionType, user_commit_files_error::Error,
     user_commit_files_request::UserCommitFilesRequestPayload as Payload,
 };
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tonic::{Code, Response, Status, Streaming};
 
 use super::{
     commit_object::{NAMELESS, NewCommit, write_commit},
     content::Content,
+    edited_tree::{EditError, edited_tree},
     signature::Signature,
-    tree_edit::{Action, IndexError, Path, TreeEdit, parse_path},
+    start::{Start, has_branches},
+    tree_edit::{Action, IndexError, Path, parse_path},
     update::{Change, Requester, UpdateError, expected_old, update},
 };
 use crate::{
-    error::{internal_io, with_detail},
+    error::with_detail,
     git::{
-        catfile::CatFile,
-        objects::{ItemKind, TreeItem},
         quarantine::Quarantine,
         references,
         revision::{self, ObjectHash, is_zero},
     },
     node::Node,
+    peer::Peers,
     storage::RepositoryPath,
     votes::Voter,
 };
@@ -61,6 +61,7 @@ struct Job {
 pub(super) async fn commit_files(
     node: &Arc<Node>,
     mut requests: Streaming<UserCommitFilesRequest>,
+    peers: &Peers,
     voter: &Voter,
 ) -> Result<Response<UserCommitFilesResponse>, Status> {
     let first = requests.message().await?.and_then(|request| request.user_commit_files_request_payload);
@@ -72,8 +73,8 @@ pub(super) async fn commit_files(
     check(&header, hash)?;
     let reference = revision::branch_reference(&header.branch_name);
     let target = references::read(&node.git, &repository, &reference).await?;
-    let parent = parent_commit(node, &repository, &header, target.clone()).await?;
     let quarantine = Quarantine::create(node, &repository)?;
+    let parent = parent_commit(node, &quarantine, &header, target.clone(), peers).await?;
     let voter = voter.clone();
     let job = Job { node: Arc::clone(node), repository, quarantine, header, hash, target, parent, voter };
 
@@ -98,44 +99,45 @@ fn check(header: &UserCommitFilesRequestHeader, hash: ObjectHash) -> Result<(), 
         hash.parse(header.start_sha.as_bytes())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
     }
-    // Routers rewrite the path of `repository` and not that of `start_repository`, so the same repository may look like
-    // two; the id that GitLab gives it is left alone.
-    let same = match (&header.repository, &header.start_repository) {
-        (Some(one), Some(other)) => {
-            let same_place =
-                one.storage_name == other.storage_name && one.relative_path == other.relative_path;
-            same_place || (!one.gl_repository.is_empty() && one.gl_repository == other.gl_repository)
-        }
-        _ => true,
-    };
-    if !same {
-        return Err(Status::unimplemented(
-            "start_repository: starting from another repository is not supported",
-        ));
-    }
     Ok(())
 }
 
+/// What the commit is made on, with all of its history at hand. `target` is where the branch is now.
 async fn parent_commit(
     node: &Node,
-    repository: &RepositoryPath,
+    quarantine: &Quarantine,
     header: &UserCommitFilesRequestHeader,
     target: Option<String>,
+    peers: &Peers,
 ) -> Result<Option<String>, Status> {
+    let repository = quarantine.repository();
     let unresolved = |name: &str| {
         Status::invalid_argument(format!("cannot resolve parent commit: reference not found: {name:?}"))
     };
+    let branch =
+        if header.start_branch_name.is_empty() { &header.branch_name } else { &header.start_branch_name };
+    let name = revision::branch_reference(branch);
+    let start = Start {
+        target: header.repository.as_ref(),
+        repository: header.start_repository.as_ref(),
+        branch: &name,
+    };
     if !header.start_sha.is_empty() {
+        start.bring(node, quarantine, peers, &header.start_sha).await?;
         let commit = format!("{}^{{commit}}", header.start_sha);
         let found = references::resolve(&node.git, repository, commit.as_bytes()).await?;
         return found.map(Some).ok_or_else(|| unresolved(&header.start_sha));
     }
-    if header.start_branch_name.is_empty() || !references::has_branches(&node.git, repository).await? {
+    let empty = match start.elsewhere() {
+        Some(other) => !has_branches(peers, other).await?,
+        None if header.start_branch_name.is_empty() => true,
+        None => !references::has_branches(&node.git, repository).await?,
+    };
+    if empty {
         return Ok(target);
     }
-    let start = revision::branch_reference(&header.start_branch_name);
-    let found = references::read(&node.git, repository, &start).await?;
-    found.map(Some).ok_or_else(|| unresolved(&String::from_utf8_lossy(&start)))
+    let found = start.commit(node, quarantine, peers).await?;
+    found.map(Some).ok_or_else(|| unresolved(&String::from_utf8_lossy(&name)))
 }
 
 /// An action whose content is still arriving.
@@ -232,31 +234,12 @@ impl Job {
     }
 
     async fn write_tree(&self, actions: &[Action]) -> Result<String, Status> {
-        let repository = self.quarantine.repository();
-        let mut objects = CatFile::start(&self.node.git, repository).await?;
-        let tree = match &self.parent {
-            None => None,
-            Some(parent) => {
-                let tree = objects.info(format!("{parent}^{{tree}}").as_bytes()).await?;
-                Some(tree.ok_or_else(|| Status::internal(format!("tree of {parent} is missing")))?.id)
-            }
-        };
-        let mut edit = TreeEdit::new(tree);
-        for action in actions {
-            for path in action.paths() {
-                while let Some((place, id)) = edit.unread(path) {
-                    let items = objects.tree(id.as_bytes()).await?;
-                    edit.read(
-                        &place,
-                        items.ok_or_else(|| Status::internal(format!("tree {id} is missing")))?,
-                    );
-                }
-            }
-            edit.apply(action).map_err(|error| misfit(&error))?;
-        }
-        objects.close().await?;
-        write_trees(&self.node, repository, &mut edit).await?;
-        edit.id().map(str::to_owned).ok_or_else(|| Status::internal("writing tree: no root"))
+        let edited =
+            edited_tree(&self.node, self.quarantine.repository(), self.parent.as_deref(), actions).await;
+        edited.map_err(|error| match error {
+            EditError::Misfit(error) => misfit(&error),
+            EditError::Failed(status) => status,
+        })
     }
 
     async fn write_commit(&self, tree: &str) -> Result<String, Status> {
@@ -310,74 +293,17 @@ impl Job {
                 ..UserCommitFilesResponse::default()
             })),
             Err(UpdateError::Hook(refusal)) => {
-                let text = format!("denied by custom hooks: {}", refusal.message());
-                Err(detailed(Code::PermissionDenied, &text, Error::CustomHook(refusal.detail())))
+                let (text, error) = match refusal.denied() {
+                    Some(check) => (
+                        format!("denied by access checks: {}", refusal.full_message()),
+                        Error::AccessCheck(check),
+                    ),
+                    None => ("denied by custom hooks".to_owned(), Error::CustomHook(refusal.detail())),
+                };
+                Err(detailed(Code::PermissionDenied, &text, error))
             }
             Err(UpdateError::Reference) => Err(Status::failed_precondition(change.refusal())),
             Err(UpdateError::Failed(status)) => Err(status),
         }
-    }
-}
-
-/// Writes every changed tree through one `git mktree`.
-async fn write_trees(node: &Node, repository: &RepositoryPath, edit: &mut TreeEdit) -> Result<(), Status> {
-    let broken = internal_io("git mktree");
-    let places = edit.changed();
-    if places.is_empty() {
-        return Ok(());
-    }
-    // Everything the entries name was read from a tree or has just been written: `--missing` saves looking again.
-    let command = node.git.command(repository, "mktree").args(["-z", "--batch", "--missing"]);
-    let mut process = command.spawn(true).await?;
-    let (Some(mut stdin), Some(stdout)) = (process.take_stdin(), process.take_stdout()) else {
-        return Err(Status::internal("git mktree: pipes are missing"));
-    };
-    let mut lines = BufReader::new(stdout).lines();
-    let written = async {
-        for place in &places {
-            stdin.write_all(&tree_input(&edit.entries(place))).await?;
-            let id = lines.next_line().await?.ok_or(std::io::ErrorKind::UnexpectedEof)?;
-            edit.written(place, id);
-        }
-        Ok::<(), std::io::Error>(())
-    };
-    let written = written.await;
-    drop(stdin);
-    let (exit, stderr) = process.finish().await?;
-    if !exit.success() {
-        return Err(Status::internal(format!("git mktree: {exit}: {}", String::from_utf8_lossy(&stderr))));
-    }
-    written.map_err(broken)
-}
-
-/// A tree as `git mktree -z --batch` reads it.
-fn tree_input(items: &[TreeItem]) -> Vec<u8> {
-    let mut input = Vec::new();
-    for item in items {
-        let kind = match ItemKind::of_mode(item.mode) {
-            ItemKind::Blob => "blob",
-            ItemKind::Tree => "tree",
-            ItemKind::Commit => "commit",
-        };
-        input.extend_from_slice(format!("{:06o} {kind} {}\t", item.mode, item.id).as_bytes());
-        input.extend_from_slice(&item.name);
-        input.push(0);
-    }
-    input.push(0);
-    input
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn input_of_mktree() {
-        let items = [
-            TreeItem { mode: 0o100_644, name: b"a\n\xff".to_vec(), id: "11".into() },
-            TreeItem { mode: 0o040_000, name: b"d".to_vec(), id: "22".into() },
-        ];
-        assert_eq!(tree_input(&items), b"100644 blob 11\ta\n\xff\x00040000 tree 22\td\0\0");
-        assert_eq!(tree_input(&[]), b"\0");
     }
 }

@@ -120,6 +120,11 @@ pub(super) enum Action {
         path: Path,
         executable: bool,
     },
+    /// Another commit of the repository that is at the path.
+    SetSubmodule {
+        path: Path,
+        id: String,
+    },
 }
 
 impl Action {
@@ -130,7 +135,8 @@ impl Action {
             | Self::Update { path, .. }
             | Self::Delete { path }
             | Self::CreateDirectory { path, .. }
-            | Self::ChangeMode { path, .. } => vec![path],
+            | Self::ChangeMode { path, .. }
+            | Self::SetSubmodule { path, .. } => vec![path],
             Self::Move { from, to, .. } => vec![from, to],
         }
     }
@@ -163,6 +169,8 @@ impl Directory {
 
 const REGULAR: u32 = 0o100_644;
 const EXECUTABLE: u32 = 0o100_755;
+/// A commit of another repository.
+pub(super) const SUBMODULE: u32 = 0o160_000;
 
 /// A tree with changes.
 #[derive(Debug)]
@@ -244,7 +252,7 @@ impl TreeEdit {
             }
             Action::CreateDirectory { path, keep } => {
                 match self.node(path) {
-                    Some(Node::Directory(_) | Node::Leaf { mode: 0o160_000, .. }) => {
+                    Some(Node::Directory(_) | Node::Leaf { mode: SUBMODULE, .. }) => {
                         return Err(fault(Fault::DirectoryExists, path));
                     }
                     Some(Node::Leaf { .. }) => return Err(fault(Fault::FileExists, path)),
@@ -275,12 +283,19 @@ impl TreeEdit {
                 self.add(to, mode, id.as_ref().unwrap_or(&old))
             }
             Action::Delete { path } => self.remove(path),
+            Action::SetSubmodule { path, id } => match self.node(path) {
+                Some(Node::Leaf { mode: SUBMODULE, .. }) => {
+                    self.replace(path, SUBMODULE, id.clone());
+                    Ok(())
+                }
+                _ => Err(fault(Fault::FileNotFound, path)),
+            },
         }
     }
 
     fn file(&mut self, path: &Path) -> Result<(u32, String), IndexError> {
         match self.node(path) {
-            Some(Node::Leaf { mode, id }) if *mode != 0o160_000 => Ok((*mode, id.clone())),
+            Some(Node::Leaf { mode, id }) if *mode != SUBMODULE => Ok((*mode, id.clone())),
             _ => Err(fault(Fault::FileNotFound, path)),
         }
     }

@@ -11,6 +11,7 @@ use crate::{
     git::revision::check_reference,
     node::Node,
     place::{self, Building},
+    services::object_pool::release_members,
     storage::check_repository,
     votes::Voter,
 };
@@ -74,6 +75,7 @@ pub(super) async fn remove(
     voter: &Voter,
 ) -> Result<RemoveRepositoryResponse, Status> {
     let target = node.storages.locate(request.repository.as_ref())?;
+    release_members(node, &target).await?;
     place::remove_agreed(node, target, voter).await?;
     Ok(RemoveRepositoryResponse {})
 }

@@ -1,19 +1,18 @@
 //! FetchRemote: brings a repository up to date with one outside the cluster.
 
-use std::{io::Write as _, os::unix::fs::PermissionsExt as _, time::Duration};
+use std::time::Duration;
 
 use tabularium_proto::gitaly::{FetchRemoteRequest, FetchRemoteResponse};
 use tonic::Status;
 
 use crate::{
     contents,
-    error::internal_io,
-    git::{GitCommand, command::Output},
+    git::command::Output,
     hooks,
     node::Node,
     peer::fetch_atomically,
-    place::Temporary,
     remote_url::{REMOTE, RemoteUrl},
+    ssh_keys::SshKeys,
     storage::RepositoryPath,
     votes::{Voter, ballot},
 };
@@ -33,7 +32,7 @@ pub(super) async fn fetch(
     let refspecs =
         remote.mirror_refmaps.iter().map(|refmap| refspec(refmap)).collect::<Result<Vec<_>, _>>()?;
     let refspecs = if refspecs.is_empty() { vec!["refs/*:refs/*"] } else { refspecs };
-    let keys = SshKeys::write(node, &repository, &request)?;
+    let keys = SshKeys::write(node, &repository, &request.ssh_key, &request.known_hosts)?;
     let _alone = node.copying.lock(&repository.path).await;
 
     let before = Refs::read(node, &repository).await?;
@@ -46,7 +45,8 @@ pub(super) async fn fetch(
     let options = options(&request);
     let session = node.hooks.session(voter, &repository);
     let command = || {
-        let command = keys.apply(configured.clone().config("fetch.recurseSubmodules=false"));
+        let command = configured.clone().config("fetch.recurseSubmodules=false");
+        let command = keys.apply(command, url.host_key_alias(&remote.resolved_address));
         hooks::attend(session.as_ref(), command).args(["--quiet", "--no-write-fetch-head"]).args(&options)
     };
     let fetching = fetch_atomically(command, REMOTE, &refspecs);
@@ -109,49 +109,6 @@ impl Refs {
             all: contents::references(&node.git, repository, "refs/").await?,
             tags: contents::references(&node.git, repository, "refs/tags/").await?,
         })
-    }
-}
-
-/// Key and known hosts of an SSH remote, in files only this process's user can read.
-struct SshKeys {
-    directory: Option<Temporary>,
-    has_key: bool,
-    has_hosts: bool,
-}
-
-impl SshKeys {
-    fn write(node: &Node, repository: &RepositoryPath, request: &FetchRemoteRequest) -> Result<Self, Status> {
-        let has_key = !request.ssh_key.is_empty();
-        let has_hosts = !request.known_hosts.is_empty();
-        if !has_key && !has_hosts {
-            return Ok(Self { directory: None, has_key, has_hosts });
-        }
-        let directory = Temporary::new(node, &repository.storage, "ssh-")?;
-        for (name, content) in [("key", &request.ssh_key), ("hosts", &request.known_hosts)] {
-            let written = std::fs::File::create_new(directory.path().join(name)).and_then(|mut file| {
-                file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-                file.write_all(content.as_bytes())?;
-                file.write_all(b"\n")
-            });
-            written.map_err(internal_io("keeping the SSH key"))?;
-        }
-        Ok(Self { directory: Some(directory), has_key, has_hosts })
-    }
-
-    fn apply(&self, command: GitCommand) -> GitCommand {
-        let mut ssh = "ssh -F /dev/null -o BatchMode=yes".to_owned();
-        if let Some(directory) = &self.directory {
-            let quoted =
-                |name| format!("'{}'", directory.path().join(name).to_string_lossy().replace('\'', r"'\''"));
-            if self.has_key {
-                ssh = format!("{ssh} -o IdentitiesOnly=yes -i {}", quoted("key"));
-            }
-            if self.has_hosts {
-                let hosts = quoted("hosts");
-                ssh = format!("{ssh} -o StrictHostKeyChecking=yes -o UserKnownHostsFile={hosts}");
-            }
-        }
-        command.env("GIT_SSH_COMMAND", ssh)
     }
 }
 

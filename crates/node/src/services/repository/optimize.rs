@@ -6,12 +6,19 @@ use std::{
 };
 
 use tabularium_proto::gitaly::{
-    OptimizeRepositoryRequest, OptimizeRepositoryResponse, optimize_repository_request::Strategy,
+    OptimizeRepositoryRequest, OptimizeRepositoryResponse, PruneUnreachableObjectsRequest,
+    PruneUnreachableObjectsResponse, optimize_repository_request::Strategy,
 };
 use tonic::Status;
 
 use super::facts::{is_loose, walk};
-use crate::{error::internal_io, git::leftovers, node::Node, place::blocking};
+use crate::{
+    error::internal_io,
+    git::leftovers,
+    node::Node,
+    place::blocking,
+    services::object_pool::{alternates, is_pool_path},
+};
 
 /// Loose objects that are worth a pack.
 const MANY_LOOSE_OBJECTS: u64 = 1024;
@@ -55,7 +62,7 @@ fn plan(shape: Shape, eager: bool) -> Plan {
     Plan { repack, pack_refs: eager || shape.loose_refs > MANY_LOOSE_REFS }
 }
 
-pub(super) async fn optimize(
+pub(crate) async fn optimize(
     node: &Node,
     request: &OptimizeRepositoryRequest,
 ) -> Result<OptimizeRepositoryResponse, Status> {
@@ -85,7 +92,16 @@ pub(super) async fn optimize(
         Repack::Nothing => {}
         Repack::LooseObjects => drop(repack().checked().await?),
         Repack::Everything => {
-            repack().args(["--cruft", KEEP_UNREACHABLE, "--write-bitmap-index"]).checked().await?;
+            // What no reference of a pool holds others may have borrowed.
+            let unreachable: &[&str] = if is_pool_path(&repository.relative_path) {
+                &["-a", "--keep-unreachable"]
+            } else {
+                &["--cruft", KEEP_UNREACHABLE]
+            };
+            let borrows = alternates::read(&repository.path).map_err(internal_io("reading alternates"))?;
+            // Git makes none of a part of the objects, and complains.
+            let bitmap: &[&str] = if borrows.is_none() { &["--write-bitmap-index"] } else { &[] };
+            repack().args(unreachable).args(bitmap).checked().await?;
             let graph = node.git.command(&repository, "commit-graph");
             graph.args(["write", "--reachable", "--changed-paths", "--no-progress"]).checked().await?;
         }
@@ -94,6 +110,34 @@ pub(super) async fn optimize(
         node.git.command(&repository, "pack-refs").args(["--all", "--prune"]).checked().await?;
     }
     Ok(OptimizeRepositoryResponse {})
+}
+
+/// How long an unreachable object is kept when somebody wants them gone: no git command takes longer to refer to one.
+const PRUNE_BEFORE: &str = "30.minutes.ago";
+
+pub(super) async fn prune_unreachable(
+    node: &Node,
+    request: &PruneUnreachableObjectsRequest,
+) -> Result<PruneUnreachableObjectsResponse, Status> {
+    let repository = node.storages.open(request.repository.as_ref())?;
+    if is_pool_path(&repository.relative_path) {
+        return Err(Status::invalid_argument("pruning objects for object pool"));
+    }
+    let _alone = node.upkeep.lock(&repository.path).await;
+    let prune = node.git.command(&repository, "prune");
+    prune.args([format!("--expire={PRUNE_BEFORE}"), "--no-progress".to_owned()]).checked().await?;
+    // Those that are in packs go when everything is packed anew.
+    let repack = node.git.command(&repository, "repack").config("repack.updateServerInfo=false");
+    let expiration = format!("--cruft-expiration={PRUNE_BEFORE}");
+    let repack = repack.args(["-d", "-l", "--quiet", "--cruft", &expiration]);
+    let borrows = alternates::read(&repository.path).map_err(internal_io("reading alternates"))?.is_some();
+    let repack = if borrows { repack } else { repack.arg("--write-bitmap-index") };
+    repack.checked().await?;
+    // The present one may name commits that are gone.
+    let graph = node.git.command(&repository, "commit-graph");
+    let graph = graph.args(["write", "--reachable", "--changed-paths", "--no-progress", "--split=replace"]);
+    graph.checked().await?;
+    Ok(PruneUnreachableObjectsResponse {})
 }
 
 fn clear_and_look(path: &Path) -> Result<Shape, Status> {

@@ -96,9 +96,19 @@ async fn update(
     if revision::check_reference(&request.r#ref).is_err() {
         return Err(Status::invalid_argument("invalid reference name"));
     }
-    let mut transaction = Transaction::start(&node.git, repository, true).await.map_err(failed)?;
-    transaction.update(&request.r#ref, &new, &expected).await.map_err(failed)?;
-    transaction.commit(node, voter).await.map_err(failed)
+    move_reference(node, repository, (&request.r#ref, &new, &expected), voter).await.map_err(failed)
+}
+
+/// Makes one reference (its name, what it is to point to, what it has to point to) point elsewhere. No hook is asked.
+pub(super) async fn move_reference(
+    node: &Node,
+    repository: &RepositoryPath,
+    (reference, new, expected): (&[u8], &str, &Expected),
+    voter: &Voter,
+) -> Result<(), UpdateRefError> {
+    let mut transaction = Transaction::start(&node.git, repository, true).await?;
+    transaction.update(reference, new, expected).await?;
+    transaction.commit(node, voter).await
 }
 
 fn failed(error: UpdateRefError) -> Status {

@@ -1,7 +1,7 @@
 //! UserMergeBranch, in two stages: the merge commit is made and shown, then the client says whether the branch is to
 //! move there.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tabularium_proto::gitaly::{
     MergeConflictError, OperationBranchUpdate, UserMergeBranchError, UserMergeBranchRequest,
@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 
 use super::{
+    CONFIRMATION_WAIT,
     commit_object::{NewCommit, write_commit},
     signature::Signature,
     update::{Change, Requester, UpdateError, expected_old, update},
@@ -18,6 +19,7 @@ use super::{
 use crate::{
     error::with_detail,
     git::{
+        merge,
         quarantine::Quarantine,
         references,
         revision::{self, ObjectHash},
@@ -27,9 +29,6 @@ use crate::{
     storage::RepositoryPath,
     votes::Voter,
 };
-
-/// How long a client may think about a merge it was shown. Its quarantine is kept that long.
-const CONFIRMATION_WAIT: Duration = Duration::from_secs(600);
 
 fn detailed(code: Code, text: &str, error: Error) -> Status {
     with_detail(code, text, "UserMergeBranchError", &UserMergeBranchError { error: Some(error) })
@@ -53,7 +52,7 @@ pub(super) fn check(request: &UserMergeBranchRequest) -> Result<(), Status> {
         .map_err(|error| Status::invalid_argument(format!("invalid commit ID: {error}")))
 }
 
-pub(super) async fn merge(
+pub(super) async fn merge_branch(
     node: Arc<Node>,
     repository: RepositoryPath,
     voter: Voter,
@@ -103,7 +102,9 @@ pub(super) async fn merge(
                 .await
         }
         Err(UpdateError::Hook(refusal)) => {
-            Err(detailed(Code::PermissionDenied, &refusal.message(), Error::CustomHook(refusal.detail())))
+            let denied = refusal.denied().map(Error::AccessCheck);
+            let error = denied.unwrap_or_else(|| Error::CustomHook(refusal.detail()));
+            Err(detailed(Code::PermissionDenied, &refusal.message(), error))
         }
         Err(UpdateError::Reference) => Err(detailed(
             Code::FailedPrecondition,
@@ -121,52 +122,11 @@ async fn merge_tree(
     ours: &str,
     theirs: &str,
 ) -> Result<String, Status> {
-    let output = node
-        .git
-        .command(repository, "merge-tree")
-        .args(["--write-tree", "-z", "--name-only", "--no-messages", "--allow-unrelated-histories"])
-        .args([ours, theirs])
-        .output()
-        .await?;
-    match output.exit.code {
-        Some(0) => {
-            let (tree, _) = parse_merge(&output.stdout);
-            Ok(tree)
-        }
-        // The same exit code without a tree tells of a revision that is no commit.
-        Some(1) if !output.stdout.is_empty() => {
-            let (_, conflicting_files) = parse_merge(&output.stdout);
-            let detail = MergeConflictError {
-                conflicting_files,
-                conflicting_commit_ids: vec![ours.to_owned(), theirs.to_owned()],
-            };
-            let text = "merging commits: merge: there are conflicting files";
-            Err(detailed(Code::FailedPrecondition, text, Error::MergeConflict(detail)))
-        }
-        _ => {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            Err(Status::internal(format!("merge: {}", stderr.trim_end())))
-        }
-    }
-}
-
-/// The tree and the names of the files in conflict.
-fn parse_merge(stdout: &[u8]) -> (String, Vec<Vec<u8>>) {
-    let mut parts = stdout.split(|byte| *byte == 0);
-    let tree = String::from_utf8_lossy(parts.next().unwrap_or_default().trim_ascii()).into_owned();
-    (tree, parts.take_while(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_merge_tree_prints() {
-        assert_eq!(parse_merge(b"aabb\0"), ("aabb".into(), vec![]));
-        assert_eq!(
-            parse_merge(b"aabb\0a file\0d/\xff\n\0\0more"),
-            ("aabb".into(), vec![b"a file".to_vec(), b"d/\xff\n".to_vec()])
-        );
-    }
+    let merged = merge::merge(&node.git, repository, ours, theirs).await?;
+    merged.clean().map_err(|conflicting_files| {
+        let conflicting_commit_ids = vec![ours.to_owned(), theirs.to_owned()];
+        let detail = MergeConflictError { conflicting_files, conflicting_commit_ids };
+        let text = "merging commits: merge: there are conflicting files";
+        detailed(Code::FailedPrecondition, text, Error::MergeConflict(detail))
+    })
 }
