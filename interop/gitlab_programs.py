@@ -281,15 +281,13 @@ class Ssh:
             raise AssertionError(f"git {arguments[0]}: {done.stderr.strip()[-400:]}")
         return done.stdout.strip()
 
-    def ask(self, *arguments):
-        """A question through the router, over grpcio."""
+    def question(self, *arguments):
+        """How a question is asked through the router, over grpcio."""
         stubs, python = os.environ["INTEROP_STUBS"], os.environ["INTEROP_PYTHON"]
-        asked = subprocess.run(
-            [python, HERE / "ask.py", stubs, self.plan["routers"]["tcp"], self.plan["router_token"], *arguments],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        return [python, HERE / "ask.py", stubs, self.plan["routers"]["tcp"], self.plan["router_token"], *arguments]
+
+    def ask(self, *arguments):
+        asked = subprocess.run(self.question(*arguments), capture_output=True, text=True, timeout=120)
         if asked.returncode != 0:
             raise AssertionError(asked.stderr.strip()[-400:])
         return json.loads(asked.stdout)
@@ -300,7 +298,9 @@ class Ssh:
         return len(answer) == NODES and len(set(answer.values())) == 1 and answer
 
     def create(self):
-        self.ask("create", self.storage, self.path)
+        self.agreed(lambda: self.ask("create", self.storage, self.path))
+
+    def work_tree(self):
         tree = self.directory / "tree"
         for command in (
             ("init", "--quiet", "--initial-branch=main", str(tree)),
@@ -327,19 +327,26 @@ class Ssh:
         equal(self.git("rev-parse", "HEAD", cwd=self.directory / name), ours)
         self.git("fsck", "--strict", cwd=self.directory / name)
 
-    def agreed(self):
-        """Nobody was outvoted by the last write: all have it now, not only when they have been mended."""
-        holds(self.level(), "a node cast another vote than the others and is behind")
+    def agreed(self, write):
+        """Nobody is outvoted by a write: a replica that is would be mended soon, so it is looked at meanwhile."""
+        question = self.question("watch", self.storage, self.path)
+        watcher = subprocess.Popen(question, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            equal(watcher.stdout.readline().strip(), "ready")
+            write()
+        finally:
+            behind, _ = watcher.communicate(timeout=60)
+        equal(json.loads(behind), [], "replicas that were behind")
 
     def pushed(self):
+        self.work_tree()
         self.push()
         until("three equal replicas", self.level)
 
     def voted(self):
         """As before, of a push to replicas that are level."""
         self.change("voted")
-        self.push()
-        self.agreed()
+        self.agreed(self.push)
 
     def kill_and_repair(self):
         """A node is lost in the middle of a day; writes go on, and it is brought up to date."""
@@ -361,8 +368,7 @@ class Ssh:
         if program("gitaly-ssh") is None:
             self.report.skip("all checks", f"no program gitaly-ssh in {folder()}")
             return
-        if check("a repository", self.create):
-            check("votes agree on a creation", self.agreed)
+        check("votes agree on a creation", self.create)
         if check("push", self.pushed):
             check("votes agree on a push", self.voted)
             check("clone over a sidechannel", self.clone, "with", True)
