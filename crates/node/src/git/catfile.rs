@@ -244,6 +244,15 @@ impl CatFile {
         Ok(Some((info, head)))
     }
 
+    /// The first bytes of an object, whichever it is.
+    pub(crate) async fn beginning(
+        &mut self,
+        revision: &[u8],
+        limit: usize,
+    ) -> Result<Option<Vec<u8>>, GitError> {
+        Ok(self.head(revision, limit).await?.map(|(_, head)| head))
+    }
+
     /// The commit a revision peels to.
     pub(crate) async fn commit(&mut self, revision: &[u8]) -> Result<Option<gitaly::GitCommit>, GitError> {
         let peeled = [revision, b"^{commit}"].concat();

@@ -188,6 +188,22 @@ async fn archives_hold_what_was_asked_for() {
         ),
         (&|request| request.exclude = vec![b"none".to_vec()], failed, "exclude[0] doesn't exist"),
         (
+            &|request| {
+                request.path = b"dir".to_vec();
+                request.elide_path = true;
+                request.exclude = vec![b"top".to_vec()];
+            },
+            Code::InvalidArgument,
+            "invalid exclude: \"top\" is not a subdirectory of \"dir\"",
+        ),
+        (&|request| request.commit_id = "none".into(), Code::Internal, "object not found"),
+        (
+            &|request| (request.commit_id, request.path) = ("none".into(), b"dir".to_vec()),
+            failed,
+            "path doesn't exist",
+        ),
+        (&|request| request.format = 9, Code::InvalidArgument, "invalid format"),
+        (
             &|request| request.commit_id = "-x".into(),
             Code::InvalidArgument,
             "invalid commitId: revision can't start with '-'",

@@ -3,9 +3,10 @@
 use std::process::Stdio;
 
 use tabularium_proto::gitaly::{
-    CreateBundleFromRefListRequest, CreateBundleRequest, FastExportRequest, FindMergeBaseRequest,
-    GetFileAttributesRequest, GetInfoAttributesRequest, GetRawChangesRequest, ObjectsSizeRequest, Repository,
-    RepositoryInfoRequest, SearchFilesByContentRequest, SearchFilesByNameRequest,
+    CreateBundleFromRefListRequest, CreateBundleRequest, FastExportRequest, FindLicenseRequest,
+    FindMergeBaseRequest, GetFileAttributesRequest, GetInfoAttributesRequest, GetRawChangesRequest,
+    ObjectsSizeRequest, Repository, RepositoryInfoRequest, SearchFilesByContentRequest,
+    SearchFilesByNameRequest,
     get_raw_changes_response::{RawChange, raw_change::Operation},
 };
 use tonic::{Code, Status};
@@ -325,4 +326,41 @@ async fn what_git_keeps_to_be_faster_is_told_of() {
     let index = indexed.multi_pack_index.unwrap();
     assert_eq!((index.version, index.packfile_count, index.has_reverse_index), (1, 1, true));
     assert_eq!(indexed.multi_pack_index_bitmap.unwrap().version, 1);
+}
+
+#[tokio::test]
+async fn the_license_of_the_default_branch() {
+    let node = TestNode::start().await;
+    let mit = include_str!("../../../../LICENSE-MIT");
+    let apache = include_str!("../../../../LICENSE-APACHE");
+    let find = async |path: &str, files: &[(&str, &str)]| {
+        let repository = node.create(path).await;
+        let mut stream = b"commit refs/heads/main\ncommitter A <a@x> 1 +0000\ndata 1\nm\n".to_vec();
+        for (name, content) in files {
+            stream.extend(format!("M 100644 inline {name}\ndata {}\n{content}\n", content.len()).bytes());
+        }
+        seed::fast_import(&node.path(path), &stream);
+        let request = FindLicenseRequest { repository: Some(repository) };
+        let found = node.repositories().find_license(request).await.unwrap().into_inner();
+        (found.license_short_name, found.license_path, found.license_name)
+    };
+    let told = |short: &str, path: &str, name: &str| (short.to_owned(), path.to_owned(), name.to_owned());
+    assert_eq!(
+        find("a.git", &[("LICENSE", mit), ("README", "x")]).await,
+        told("mit", "LICENSE", "MIT License")
+    );
+    let both = [("LICENSE-3RD-PARTY.md", apache), ("license.txt", mit)];
+    assert_eq!(find("b.git", &both).await, told("mit", "license.txt", "MIT License"));
+    assert_eq!(
+        find("c.git", &both[..1]).await,
+        told("apache-2.0", "LICENSE-3RD-PARTY.md", "Apache License 2.0")
+    );
+    assert_eq!(find("d.git", &[("COPYING", "ours\n")]).await, told("other", "COPYING", "Other"));
+    assert_eq!(find("e.git", &[("legal/LICENSE", mit), ("README", mit)]).await, told("", "", ""));
+    let empty = node.create("f.git").await;
+    let found =
+        node.repositories().find_license(FindLicenseRequest { repository: Some(empty) }).await.unwrap();
+    assert_eq!(found.into_inner(), Default::default());
+    let nobody = node.repositories().find_license(FindLicenseRequest { repository: None }).await;
+    assert_eq!(refusal(nobody), invalid("repository not set"));
 }

@@ -39,6 +39,16 @@ pub(super) async fn get(
             .await?;
         excluded.push(exclude);
     }
+    if request.elide_path {
+        // What is left out is named as before, although the paths in the archive begin behind it.
+        for exclude in &excluded {
+            if inside(path, exclude).is_none() {
+                let (exclude, path) = (String::from_utf8_lossy(exclude), String::from_utf8_lossy(path));
+                let text = format!("invalid exclude: {exclude:?} is not a subdirectory of {path:?}");
+                return Err(Status::invalid_argument(text));
+            }
+        }
+    }
 
     let mut command = node
         .git
@@ -57,11 +67,8 @@ pub(super) async fn get(
         tree.extend_from_slice(path);
         command = command.arg(OsStr::from_bytes(&tree));
         pathspecs.push(b".".to_vec());
-        for exclude in &excluded {
-            if let Some(inside) = exclude.strip_prefix(path).and_then(|rest| rest.strip_prefix(b"/")) {
-                pathspecs.push([b":(exclude,literal)", inside].concat());
-            }
-        }
+        let inner = excluded.iter().filter_map(|exclude| inside(path, exclude));
+        pathspecs.extend(inner.map(|exclude| [b":(exclude,literal)", exclude].concat()));
     } else {
         command = command.arg(&request.commit_id);
         pathspecs.push(if path == b"." { path.to_vec() } else { [b":(literal)", path].concat() });
@@ -77,6 +84,11 @@ pub(super) async fn get(
         Err(Status::internal(format!("git archive: {exit}, stderr: {stderr:?}")))
     };
     Ok(streams::relay(Vec::new(), process, None, |data: Bytes| GetArchiveResponse { data }, ended))
+}
+
+/// The rest of a path below a directory.
+fn inside<'a>(directory: &[u8], path: &'a [u8]) -> Option<&'a [u8]> {
+    path.strip_prefix(directory)?.strip_prefix(b"/")
 }
 
 /// Without slashes at the ends; `.` for the whole tree. Paths that leave the tree are refused.
@@ -112,9 +124,8 @@ async fn require(
         command = command.arg("--").arg(OsStr::from_bytes(path));
     }
     let output = command.output().await?;
-    if !output.exit.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        return Err(Status::failed_precondition(format!("{missing}: {}", stderr.trim_end())));
+    if !output.exit.success() && path == b"." {
+        return Err(Status::internal("object not found"));
     }
     if output.stdout.is_empty() { Err(Status::failed_precondition(missing)) } else { Ok(()) }
 }

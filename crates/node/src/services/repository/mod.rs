@@ -14,6 +14,7 @@ mod fetch_remote;
 mod fetch_source_branch;
 mod files;
 mod indexes;
+mod license;
 mod optimize;
 mod revisions;
 mod search;
@@ -34,7 +35,8 @@ use tabularium_proto::gitaly::{
     CreateRepositoryFromSnapshotResponse, CreateRepositoryFromUrlRequest, CreateRepositoryFromUrlResponse,
     CreateRepositoryRequest, CreateRepositoryResponse, FastExportRequest, FastExportResponse,
     FetchBundleRequest, FetchBundleResponse, FetchRemoteRequest, FetchRemoteResponse,
-    FetchSourceBranchRequest, FetchSourceBranchResponse, FindMergeBaseRequest, FindMergeBaseResponse,
+    FetchSourceBranchRequest, FetchSourceBranchResponse, FindLicenseRequest, FindLicenseResponse,
+    FindMergeBaseRequest, FindMergeBaseResponse,
     FsckRequest, FsckResponse, FullPathRequest, FullPathResponse, GetArchiveRequest, GetArchiveResponse,
     GetConfigRequest, GetConfigResponse, GetCustomHooksRequest, GetCustomHooksResponse,
     GetFileAttributesRequest, GetFileAttributesResponse, GetInfoAttributesRequest, GetInfoAttributesResponse,
@@ -131,6 +133,13 @@ impl RepositoryService for RepositoryServer {
         request: Request<FastExportRequest>,
     ) -> Result<Response<ResponseStream<FastExportResponse>>, Status> {
         bundle::fast_export(&self.0, &request.into_inner()).await.map(Response::new)
+    }
+
+    async fn find_license(
+        &self,
+        request: Request<FindLicenseRequest>,
+    ) -> Result<Response<FindLicenseResponse>, Status> {
+        license::find(&self.0, &request.into_inner()).await.map(Response::new)
     }
 
     async fn find_merge_base(
