@@ -7,18 +7,19 @@ use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use crate::file::duration::GoDuration;
 
 /// The version of Praefect whose place is taken. Clients of Gitaly look at no other.
-const VERSION: &str = concat!("Praefect, version 16.11.0 (Tabularium ", env!("CARGO_PKG_VERSION"), ")");
+pub(crate) const VERSION: &str =
+    concat!("Praefect, version 16.11.0 (Tabularium ", env!("CARGO_PKG_VERSION"), ")");
 
 /// Praefect's seat: router, coordinator and replicator in one process, with Praefect's file and Praefect's commands.
 #[derive(Debug, Parser)]
-#[command(name = "praefect", version = VERSION, disable_version_flag = true, disable_help_subcommand = true)]
+#[command(name = "praefect", disable_help_subcommand = true)]
 pub(crate) struct Arguments {
     /// Load configuration from FILE.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Print the version.
-    #[arg(long, short = 'v', action = clap::ArgAction::Version)]
-    version: Option<bool>,
+    #[arg(long, short = 'v')]
+    pub(crate) version: bool,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 }
@@ -266,7 +267,7 @@ fn two_dashes(word: OsString) -> OsString {
 
 /// Tells of a command line that cannot be used. In Praefect's words where scripts may look for them.
 fn tell(error: &clap::Error) -> ExitCode {
-    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+    if error.kind() == ErrorKind::DisplayHelp {
         // Standard output; whoever closed it does not want to be told.
         let _ = error.print();
         return ExitCode::SUCCESS;
@@ -317,6 +318,7 @@ mod tests {
             assert!(dataloss.partially_unavailable && dataloss.virtual_storage == "v", "{line}");
         }
         assert!(read("-config F").unwrap().command.is_none());
+        assert!(read("-version").unwrap().version && read("-v").unwrap().version);
         let Some(Command::Check(check)) = read("-config F check -q").unwrap().command else { panic!() };
         assert!(check.q);
         let migrate = read("-config F sql-migrate -ignore-unknown=false").unwrap().command;

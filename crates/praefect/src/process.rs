@@ -171,6 +171,8 @@ impl Running {
             let listener = sockets
                 .listen(|known| *known == address, &tls::TlsConfig::NONE, Application::Http)
                 .map_err(ServeError::Listen)?;
+            let served_at = listener.address().map_err(ServeError::Listen)?;
+            tracing::info!(address = %served_at, "metrics are served");
             let routes = metrics::routes(registry, router.readiness.clone(), &read.file.tabularium);
             metrics::serve(listener, routes.merge(coordinator.routes()), &tasks);
         }
@@ -261,7 +263,11 @@ impl Router {
             let router = tabularium_router::Router::start(&config, surroundings).await?;
             // Nobody waits for it any more only when the process is told to stop.
             let _ = tell.send((router.readiness(), registry));
-            router.serve(async { Ok(stopped.cancelled().await) }).await.map_err(ServeError::from)
+            let stop = async {
+                stopped.cancelled().await;
+                Ok(())
+            };
+            router.serve(stop).await.map_err(ServeError::from)
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(failed("the router's runtime"))?;

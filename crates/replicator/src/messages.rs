@@ -34,7 +34,7 @@ pub(crate) enum MessageFault {
 
 /// Messages of one class.
 pub(crate) enum Source {
-    JetStream { context: Context, class: Class, consumer: Option<PullConsumer>, idle: u32 },
+    JetStream { context: Box<Context>, class: Class, consumer: Option<Box<PullConsumer>>, idle: u32 },
     InProcess { exchange: Exchange, class: Class },
 }
 
@@ -42,7 +42,7 @@ impl Source {
     pub(crate) fn new(bus: &Bus, class: Class) -> Self {
         match bus {
             Bus::Nats { client, .. } => {
-                let context = jetstream::new(client.clone());
+                let context = Box::new(jetstream::new(client.clone()));
                 Self::JetStream { context, class, consumer: None, idle: 0 }
             }
             Bus::InProcess(exchange) => Self::InProcess { exchange: exchange.clone(), class },
@@ -65,7 +65,7 @@ impl Source {
             Self::JetStream { context, class, consumer, idle } => {
                 let found = match consumer.take() {
                     Some(found) => found,
-                    None => streams::consumer(context, *class).await?,
+                    None => Box::new(streams::consumer(context, *class).await?),
                 };
                 let message = pull(&found).await.map_err(MessageFault::Bus)?;
                 *idle = if message.is_some() { 0 } else { *idle + 1 };

@@ -40,7 +40,7 @@ pub(super) struct Envelope<'a> {
 /// The bus, as far as the relay uses it.
 pub(super) enum Carrier {
     JetStream {
-        context: Context,
+        context: Box<Context>,
         /// When each stream was made, as its server says: another time is another stream.
         made: HashMap<Class, String>,
     },
@@ -57,7 +57,7 @@ impl Carrier {
             Bus::Nats { client, .. } => {
                 let mut context = jetstream::new(client.clone());
                 context.set_timeout(PUBLISH_DEADLINE);
-                Self::JetStream { context, made: HashMap::new() }
+                Self::JetStream { context: Box::new(context), made: HashMap::new() }
             }
             Bus::InProcess(exchange) => Self::InProcess { exchange: exchange.clone(), prepared: false },
         }

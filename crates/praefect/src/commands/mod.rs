@@ -19,7 +19,7 @@ use tabularium_coordinator::RunError;
 use tonic::Status;
 
 use crate::{
-    arguments::{Arguments, Command, Configuration},
+    arguments::{Arguments, Command, Configuration, VERSION},
     file::{
         faults,
         read::{self, Read, ReadError},
@@ -99,6 +99,9 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
 
 fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     let mut out = std::io::stdout();
+    if arguments.version {
+        return Ok(writeln!(out, "{VERSION}")?);
+    }
     let command = arguments.command.unwrap_or(Command::Serve);
     if let Command::Configuration(Configuration::Validate) = command {
         return configuration::validate(std::io::stdin().lock(), &mut out);

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use tabularium_proto::gitaly::{RepositoryExistsRequest, repository_service_client::RepositoryServiceClient};
 use tabularium_testkit::wait::wait_until;
 
-use crate::stage::{PATIENCE, PROGRAM, Stage, connect, repository};
+use crate::stage::{PATIENCE, PROGRAM, Stage, connect, repository, signal};
 
 #[tokio::test]
 async fn it_serves_on_a_socket_file_and_stops_when_it_is_told_to() {
@@ -21,13 +21,13 @@ async fn it_serves_on_a_socket_file_and_stops_when_it_is_told_to() {
     stage.create("@hashed/aa/bb/one.git").await;
     assert!(stage.exists("@hashed/aa/bb/one.git").await.unwrap());
     assert!(!stage.exists("@hashed/aa/bb/two.git").await.unwrap());
-    stage.signal(stage.pid(), Signal::TERM);
+    signal(stage.pid(), Signal::TERM);
     assert!(stage.ended().await.success());
     let again = stage.serve().await;
     // The limit is a second in a release build on a machine that is not busy.
     println!("serving after {with_migrations:?} on an empty database, {again:?} on its own");
     assert!(stage.exists("@hashed/aa/bb/one.git").await.unwrap());
-    stage.signal(stage.pid(), Signal::INT);
+    signal(stage.pid(), Signal::INT);
     assert!(stage.ended().await.success());
 }
 
@@ -94,7 +94,7 @@ async fn a_process_that_takes_over_refuses_nobody_and_loses_no_read() {
         .await;
     };
     enough(50).await;
-    stage.signal(before, Signal::HUP);
+    signal(before, Signal::HUP);
     wait_until("another process serves", PATIENCE, async || {
         if stage.pid() == before { Err("the same".to_owned()) } else { Ok(()) }
     })
@@ -108,7 +108,7 @@ async fn a_process_that_takes_over_refuses_nobody_and_loses_no_read() {
     // A file that cannot be used any more does not end what serves.
     let now = stage.pid();
     std::fs::write(stage.path("praefect.toml"), "nonsense").unwrap();
-    stage.signal(now, Signal::HUP);
+    signal(now, Signal::HUP);
     wait_until("it is told in the log", PATIENCE, async || {
         let log = std::fs::read_to_string(stage.path("praefect.log")).unwrap();
         if log.contains("nobody has taken over") { Ok(()) } else { Err(log) }
@@ -116,7 +116,7 @@ async fn a_process_that_takes_over_refuses_nobody_and_loses_no_read() {
     .await;
     assert_eq!(stage.pid(), now);
     assert!(stage.exists("a.git").await.unwrap());
-    stage.signal(now, Signal::TERM);
+    signal(now, Signal::TERM);
     wait_until("it stops", Duration::from_secs(20), async || {
         stage.health().await.map_or(Ok(()), |()| Err("serves".to_owned()))
     })
@@ -126,15 +126,11 @@ async fn a_process_that_takes_over_refuses_nobody_and_loses_no_read() {
 #[tokio::test]
 async fn metrics_of_the_whole_process_are_at_praefects_address() {
     let mut stage = Stage::new(1, 0).await;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    stage.write_config(
-        1,
-        0,
-        &format!("prometheus_listen_addr = '{address}'\n[tabularium]\npraefect_metrics = true"),
-    );
+    stage.write_config(1, 0, "prometheus_listen_addr = '127.0.0.1:0'\n[tabularium]\npraefect_metrics = true");
     stage.serve().await;
+    let log = std::fs::read_to_string(stage.path("praefect.log")).unwrap();
+    let line = log.lines().find(|line| line.contains("metrics are served")).unwrap();
+    let address = line.rsplit_once("tcp://").unwrap().1.trim().parse().unwrap();
     let text = crate::stage::get(address, "/metrics").await;
     for line in ["tabularium_router_connections ", "tabularium_coordinator_bus_connected 1\n"] {
         assert!(text.contains(line), "{line} in {text}");

@@ -163,10 +163,6 @@ impl Stage {
         fs::read_to_string(self.path("praefect.pid")).unwrap().parse().unwrap()
     }
 
-    pub(crate) fn signal(&self, pid: i32, signal: Signal) {
-        kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
-    }
-
     /// How the last process that was started here ended.
     pub(crate) async fn ended(&mut self) -> std::process::ExitStatus {
         let child = self.processes.last_mut().unwrap();
@@ -220,6 +216,10 @@ impl Drop for Stage {
             let _ = kill_process(pid, Signal::KILL);
         }
     }
+}
+
+pub(crate) fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
 /// Whether a process was started with a file of this directory.
