@@ -17,7 +17,7 @@ const ASK: u8 = 0b0010_0011;
 /// What the last three bits of an answer's first byte say.
 const FROM_SERVER: u8 = 4;
 /// Seconds between the beginning of 1900, from which the protocol counts, and that of 1970.
-const BEFORE_UNIX: i128 = 2_208_988_800;
+const BEFORE_UNIX: u64 = 2_208_988_800;
 const NANOS: i128 = 1_000_000_000;
 
 /// Why the server's time is not known.
@@ -65,7 +65,7 @@ fn has_port(host: &str) -> bool {
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let fraction = (u64::from(since.subsec_nanos()) << 32) / 1_000_000_000;
-    ((since.as_secs().wrapping_add(BEFORE_UNIX as u64)) << 32) | fraction
+    ((since.as_secs().wrapping_add(BEFORE_UNIX)) << 32) | fraction
 }
 
 /// The difference of the clocks in an answer to what was sent at `sent` and came at `come`; `None`: it is no answer to that.
@@ -81,7 +81,7 @@ fn offset(answer: &[u8; PACKET], sent: u64, come: u64) -> Option<Duration> {
     // Two differences of the same sign, whatever century the numbers are of.
     let there = i128::from(received.wrapping_sub(sent).cast_signed());
     let back = i128::from(replied.wrapping_sub(come).cast_signed());
-    let nanos = (there + back).abs() / 2 * NANOS >> 32;
+    let nanos = ((there + back).abs() / 2 * NANOS) >> 32;
     u64::try_from(nanos).ok().map(Duration::from_nanos)
 }
 

@@ -283,13 +283,13 @@ pub(super) fn additional<'m>(
 pub(super) fn beside(
     message: &[u8],
     method: &Method,
-    hint: Option<HeaderValue>,
+    hint: Option<&HeaderValue>,
     target: Named<'_>,
 ) -> Result<Option<RepositoryName>, Refusal> {
     if method.uploads_before_it_votes() {
         return Ok(None);
     }
-    if let Some(hint) = hint.as_ref().and_then(|hint| hint.to_str().ok()).filter(|hint| !hint.is_empty()) {
+    if let Some(hint) = hint.and_then(|hint| hint.to_str().ok()).filter(|hint| !hint.is_empty()) {
         return super::write::name(Named { relative_path: hint, ..target }).map(Some);
     }
     let Some(path) = method.placed_beside() else { return Ok(None) };

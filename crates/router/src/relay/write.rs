@@ -51,9 +51,11 @@ impl Relay {
         let (target, kind) = aim(entry)?;
         let repository = request::repository(&message, target.target)?;
         let additional = request::additional(&message, target.additional, repository)?;
-        let beside = match additional {
-            Some(_) => None,
-            None => request::beside(&message, &entry.method, call.take_partitioning_hint(), repository)?,
+        let hint = call.take_partitioning_hint();
+        let beside = if additional.is_some() {
+            None
+        } else {
+            request::beside(&message, &entry.method, hint.as_ref(), repository)?
         };
         Self::storages(&self.shared.nodes.directory(), repository.virtual_storage).map_err(not_begun)?;
         call.say_virtual_storage(repository.virtual_storage);

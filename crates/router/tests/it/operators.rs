@@ -44,9 +44,9 @@ impl Coordinator {
 
     fn of_name(
         &self,
-        name: Option<tabularium_proto::coordinator::RepositoryName>,
+        name: Option<&tabularium_proto::coordinator::RepositoryName>,
     ) -> Result<RepositoryReplicas, Status> {
-        self.find(|route| route.name == name)
+        self.find(|route| route.name.as_ref() == name)
     }
 
     /// The place of a page in all that are wanted, by name, and the token of the next.
@@ -71,7 +71,7 @@ impl RepairService for Coordinator {
         request: Request<GetReplicasRequest>,
     ) -> Result<Response<GetReplicasResponse>, Status> {
         let repository = match request.into_inner().repository.unwrap() {
-            get_replicas_request::Repository::Name(name) => self.of_name(Some(name))?,
+            get_replicas_request::Repository::Name(name) => self.of_name(Some(&name))?,
             get_replicas_request::Repository::RepositoryId(id) => {
                 self.find(|route| route.repository_id == id)?
             }
@@ -98,7 +98,7 @@ impl RepairService for Coordinator {
         request: Request<AcceptDataLossRequest>,
     ) -> Result<Response<AcceptDataLossResponse>, Status> {
         let request = request.into_inner();
-        let repository = self.of_name(request.name)?;
+        let repository = self.of_name(request.name.as_ref())?;
         self.heard(format!("accept {} {}", repository.repository_id, request.authoritative_storage));
         Ok(Response::new(AcceptDataLossResponse { repository: Some(repository) }))
     }
@@ -110,7 +110,7 @@ impl RepairService for Coordinator {
         let request = request.into_inner();
         let replicas = match (request.name, request.storage) {
             (Some(name), None) => {
-                let placed = self.of_name(Some(name))?;
+                let placed = self.of_name(Some(&name))?;
                 self.heard(format!("mark {}", placed.repository_id));
                 placed.replicas.len()
             }
@@ -131,7 +131,7 @@ impl RepairService for Coordinator {
         request: Request<SetReplicationFactorRequest>,
     ) -> Result<Response<SetReplicationFactorResponse>, Status> {
         let request = request.into_inner();
-        let mut repository = self.of_name(request.name)?;
+        let mut repository = self.of_name(request.name.as_ref())?;
         for replica in repository.replicas.iter_mut().skip(request.replication_factor as usize) {
             replica.assigned = false;
         }
