@@ -4,7 +4,6 @@
 //! while not tried again.
 
 use std::{
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
@@ -87,7 +86,7 @@ impl Beside {
             Ok(stream) => Arc::new(Client::new(stream)),
             Err(error) => return Some(Err(broken(&error))),
         };
-        let upload = Box::pin(upload(Arc::clone(&side), Chunks::new(slot)));
+        let upload: BoxFuture<'static, _> = Box::pin(upload(Arc::clone(&side), Chunks::new(slot)));
         let flow = Flow { side: Some(side), upload: Some(upload), call, over: false };
         let flow = stream::unfold(flow, |mut flow| async move { flow.next().await.map(|item| (item, flow)) });
         Some(Ok(flow.boxed()))
@@ -120,7 +119,7 @@ async fn upload(side: Arc<Client>, mut chunks: Chunks) -> Result<(), BodyFault> 
 /// A fetch under way. Dropped, it takes its stream and its call with it.
 struct Flow {
     side: Option<Arc<Client>>,
-    upload: Option<Pin<Box<dyn Future<Output = Result<(), BodyFault>> + Send>>>,
+    upload: Option<BoxFuture<'static, Result<(), BodyFault>>>,
     call: Call,
     over: bool,
 }

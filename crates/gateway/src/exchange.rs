@@ -305,14 +305,13 @@ where
                     }
                     _ => None,
                 };
-                let messages = match beside {
-                    Some(messages) => messages?,
-                    None => {
-                        let (channel, upload) = (peer.channel.clone(), Upload::new(head, tag, slot));
-                        let messages = open_call::<T>(channel, method, headers, upload, &freshness).await?;
-                        let messages = until_trailers(messages, freshness);
-                        messages.map(move |message| message.map(|message| chunk(message))).boxed()
-                    }
+                let messages = if let Some(messages) = beside {
+                    messages?
+                } else {
+                    let (channel, upload) = (peer.channel.clone(), Upload::new(head, tag, slot));
+                    let messages = open_call::<T>(channel, method, headers, upload, &freshness).await?;
+                    let messages = until_trailers(messages, freshness);
+                    messages.map(move |message| message.map(|message| chunk(message))).boxed()
                 };
                 // One that is empty is asked for its end twice.
                 let mut messages = messages.fuse();

@@ -86,7 +86,7 @@ async fn a_push_over_ssh_is_voted_on_like_any_other_and_followed_by_secondaries(
         } else {
             // A secondary hears from a router what the primary's client says to that.
             let (status, said) = said_to_a_secondary(&router, &node, work.path()).await;
-            assert_eq!(status, Ok(()), "{said}");
+            assert!(status.is_ok(), "{status:?} {said}");
             assert!(said.contains("unpack ok") && said.contains("ok refs/heads/side"), "{said}");
         }
         assert_eq!(router.phases(&node), "SSPCS0", "{primary}");

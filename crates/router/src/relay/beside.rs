@@ -251,10 +251,9 @@ fn conclude(
     match (stopped, heard) {
         (None, Some(heard)) if !begun => Exchanged::Heard(heard),
         (None, Some(heard)) => Exchanged::Over(word(heard)),
-        (None, None) => Exchanged::Over(Err(lost())),
         (Some(Stopped::Node(_)), Some(heard)) if !begun && !is_well(&heard) => Exchanged::Heard(heard),
         (Some(Stopped::Node(_)), None) if !begun => Exchanged::Heard(Heard::refused(lost())),
-        (Some(Stopped::Node(_)), None) => Exchanged::Over(Err(lost())),
+        (None | Some(Stopped::Node(_)), None) => Exchanged::Over(Err(lost())),
         (Some(Stopped::Node(error) | Stopped::Client(error)), Some(heard)) => {
             // An RPC that failed says more than that its bytes did not arrive.
             Exchanged::Over(if is_well(&heard) { Err(failed(&error)) } else { word(heard) })

@@ -61,8 +61,19 @@ struct Stage {
     /// Offered to the nodes.
     ids: Mutex<Vec<SidechannelId>>,
     said: AtomicUsize,
-    /// How fetches ended that did not end well.
-    broken: Mutex<Vec<String>>,
+    /// Fetches that did not end well.
+    broken: AtomicUsize,
+}
+
+/// A fetch that is under way; it counts as broken unless it says that it has ended.
+struct UnderWay<'s>(Option<&'s Stage>);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if let Some(stage) = self.0 {
+            stage.broken.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 struct Uploader {
@@ -110,10 +121,11 @@ impl SmartHttpService for Uploader {
         }
         let side = sidechannel::open(back.as_ref(), id).await;
         let side = Server::new(side.map_err(|error| Status::internal(format!("open sidechannel: {error}")))?);
-        if let Err(error) = self.play(play, &side).await? {
-            self.stage.broken.lock().unwrap().push(error.to_string());
+        let mut under_way = UnderWay(Some(&*self.stage));
+        if self.play(play, &side).await?.is_err() {
             return Err(Status::cancelled("user canceled the request"));
         }
+        under_way.0 = None;
         side.finish();
         Ok(done())
     }
@@ -225,7 +237,7 @@ impl Scene {
         Self { house, stage, sidechannels, client: SmartHttpServiceClient::new(channel) }
     }
 
-    fn request(&self, id: SidechannelId) -> Request<PostUploadPackWithSidechannelRequest> {
+    fn request(id: SidechannelId) -> Request<PostUploadPackWithSidechannelRequest> {
         let message = PostUploadPackWithSidechannelRequest { repository: repository(), ..Default::default() };
         let mut request = Request::new(message);
         request.metadata_mut().as_mut().insert(METADATA, id.header());
@@ -236,7 +248,7 @@ impl Scene {
     async fn fetch(&self, says: &[u8]) -> (Vec<u8>, Result<PostUploadPackWithSidechannelResponse, Status>) {
         let mut offer = self.sidechannels.offer().unwrap();
         let mut client = self.client.clone();
-        let call = client.post_upload_pack_with_sidechannel(self.request(offer.id()));
+        let call = client.post_upload_pack_with_sidechannel(Self::request(offer.id()));
         let talk = async {
             let client = Client::new(offer.opened().await.accept().await.unwrap());
             client.write(says).await.unwrap();
@@ -321,7 +333,7 @@ async fn a_client_that_does_not_read_slows_the_node_down() {
     let scene = Scene::new([Play::Flood(BYTES)]).await;
     let mut offer = scene.sidechannels.offer().unwrap();
     let mut client = scene.client.clone();
-    let call = scene.request(offer.id());
+    let call = Scene::request(offer.id());
     let call =
         scene.house.tasks.spawn("call", async move { client.post_upload_pack_with_sidechannel(call).await });
     let client = Client::new(soon(offer.opened()).await.accept().await.unwrap());
@@ -397,11 +409,11 @@ async fn a_client_without_a_way_back_or_an_offer_is_told_so() {
     let opening = |text: &str| (Code::Internal, format!("open sidechannel: sidechannel: {text}"));
     let unoffered = scene.sidechannels.offer().unwrap().id();
     let mut client = scene.client.clone();
-    let ended = client.post_upload_pack_with_sidechannel(scene.request(unoffered)).await;
+    let ended = client.post_upload_pack_with_sidechannel(Scene::request(unoffered)).await;
     assert_eq!(code(ended.map(Response::into_inner)), opening("receive confirmation: EOF"));
     assert_eq!(scene.asked().len(), 1, "what the client did is no node's fault");
 
-    let mut bare = scene.request(unoffered);
+    let mut bare = Scene::request(unoffered);
     bare.metadata_mut().remove(METADATA);
     let ended = client.post_upload_pack_with_sidechannel(bare).await;
     assert_eq!(
@@ -410,7 +422,7 @@ async fn a_client_without_a_way_back_or_an_offer_is_told_so() {
     );
 
     let mut plain = SmartHttpServiceClient::new(scene.house.connect());
-    let ended = plain.post_upload_pack_with_sidechannel(scene.request(unoffered)).await;
+    let ended = plain.post_upload_pack_with_sidechannel(Scene::request(unoffered)).await;
     let expected = opening("fail to extract yamux session: cannot get yamux session");
     assert_eq!(code(ended.map(Response::into_inner)), expected);
     assert_eq!(scene.fetch(b"still there").await.0, b"STILL THERE");
@@ -421,11 +433,11 @@ async fn whoever_gives_up_ends_it_everywhere() {
     let scene = Scene::new([Play::Wait, Play::Wait, Play::Flood(1 << 30)]).await;
     let broken = |count: usize| {
         let stage = &scene.stage;
-        until("the node notices", async move || stage.broken.lock().unwrap().len() == count)
+        until("the node notices", async move || stage.broken.load(Ordering::Relaxed) == count)
     };
     // The RPC is cancelled.
     let mut offer = scene.sidechannels.offer().unwrap();
-    let (mut client, request) = (scene.client.clone(), scene.request(offer.id()));
+    let (mut client, request) = (scene.client.clone(), Scene::request(offer.id()));
     let call = scene
         .house
         .tasks
@@ -435,7 +447,7 @@ async fn whoever_gives_up_ends_it_everywhere() {
     broken(1).await;
     soon(side.read_piece()).await.unwrap_err();
     // Its time is up.
-    let mut request = scene.request(scene.sidechannels.offer().unwrap().id());
+    let mut request = Scene::request(scene.sidechannels.offer().unwrap().id());
     let mut offer = scene.sidechannels.offer().unwrap();
     request.metadata_mut().as_mut().insert(METADATA, offer.id().header());
     request.metadata_mut().insert("grpc-timeout", "300m".parse().unwrap());
@@ -451,7 +463,7 @@ async fn whoever_gives_up_ends_it_everywhere() {
     soon(side.read_piece()).await.unwrap_err();
     // Its sidechannel is dropped.
     let mut offer = scene.sidechannels.offer().unwrap();
-    let (mut client, request) = (scene.client.clone(), scene.request(offer.id()));
+    let (mut client, request) = (scene.client.clone(), Scene::request(offer.id()));
     let call = scene
         .house
         .tasks
@@ -469,7 +481,7 @@ async fn a_router_that_stops_finishes_what_goes_beside() {
     const BYTES: usize = 32 * 1024 * 1024;
     let mut scene = Scene::new([Play::Flood(BYTES)]).await;
     let mut offer = scene.sidechannels.offer().unwrap();
-    let (mut client, request) = (scene.client.clone(), scene.request(offer.id()));
+    let (mut client, request) = (scene.client.clone(), Scene::request(offer.id()));
     let call = scene
         .house
         .tasks
