@@ -19,6 +19,8 @@ use tokio::{
 use crate::support::{FOLLOW, home_only, request, router, start};
 
 const PATH: &str = "a/b.git";
+/// Has git say that user 7 pushes, with any password: GitLab knows users by their numbers.
+const USER: &str = "http.extraHeader=Authorization: Basic Nzp4";
 
 /// What GitLab was asked, and what it saw.
 #[derive(Default)]
@@ -166,12 +168,11 @@ async fn gitlab_decides_about_what_it_has_seen_through_the_router() {
     .await;
     assert!(seen.router.set(router(&test, 0)).is_ok());
     test.create(PATH).await;
-    // User 7, with any password.
-    let git = GitClient::new().with("http.extraHeader", "Authorization: Basic Nzp4");
+    let git = GitClient::new();
     git.work_tree("source", 2).await;
     let url = test.url(HOME, 0, PATH);
 
-    let (pushed, said) = git.try_run("source", &["push", &url, "main"]).await;
+    let (pushed, said) = git.try_run("source", &["-c", USER, "push", &url, "main"]).await;
     assert!(pushed && said.contains("remote: Thank you"), "{said}");
     assert_eq!(asked(&seen), ["allowed", "pre_receive", "post_receive"], "the primary alone asks");
     assert_eq!(seen.new_commits.lock().unwrap().len(), 2, "both commits are new");
@@ -181,7 +182,7 @@ async fn gitlab_decides_about_what_it_has_seen_through_the_router() {
     level(&test, "all replicas have the push").await;
 
     let before = test.equal_checksums(PATH, 3).await.unwrap();
-    let (pushed, said) = git.try_run("source", &["push", &url, "main:refused"]).await;
+    let (pushed, said) = git.try_run("source", &["-c", USER, "push", &url, "main:refused"]).await;
     assert!(!pushed && said.contains("remote: GitLab: not there"), "{said}");
     assert_eq!(asked(&seen)[3..], ["allowed"]);
     assert_eq!(test.equal_checksums(PATH, 3).await.unwrap(), before, "no replica moved anything");
