@@ -364,3 +364,32 @@ async fn the_license_of_the_default_branch() {
     let nobody = node.repositories().find_license(FindLicenseRequest { repository: None }).await;
     assert_eq!(refusal(nobody), invalid("repository not set"));
 }
+
+#[tokio::test]
+async fn what_is_borrowed_from_a_pool_counts_as_its_own() {
+    let node = TestNode::start().await;
+    let pool = format!("@pools/ab/cd/abcd{}.git", "0".repeat(60));
+    seed::repository(&node, &pool).await;
+    git(&node.path(&pool), &["repack", "-adbq"]);
+    let ask = async |path: &str| {
+        let request = RepositoryInfoRequest { repository: Some(node.named(path)) };
+        node.repositories().repository_info(request).await.unwrap().into_inner()
+    };
+    let shared = ask(&pool).await;
+    assert!(shared.is_object_pool && shared.bitmap.is_some() && shared.alternates.is_none());
+    node.create("a.git").await;
+    let own = ask("a.git").await;
+    assert!(!own.is_object_pool && own.bitmap.is_none());
+    let alternates = node.path("a.git/objects/info/alternates");
+    std::fs::create_dir_all(alternates.parent().unwrap()).unwrap();
+    std::fs::write(&alternates, format!("../../{pool}/objects\n")).unwrap();
+    let member = ask("a.git").await;
+    let (shared_objects, member_objects) = (shared.objects.unwrap(), member.objects.unwrap());
+    assert_eq!((member_objects.packfile_count, member_objects.size), (1, shared_objects.size));
+    assert!(member_objects.size > 0 && member_objects.recent_size == member_objects.size);
+    assert!(member.bitmap.is_some() && !member.is_object_pool && member.size > shared.size);
+    assert_eq!(member.alternates.unwrap().object_directories, [format!("../../{pool}/objects")]);
+    // What leads out of the storage is not looked at.
+    std::fs::write(&alternates, "/usr/objects\n").unwrap();
+    assert_eq!(ask("a.git").await.objects.unwrap().packfile_count, 0);
+}

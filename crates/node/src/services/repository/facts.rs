@@ -1,30 +1,21 @@
-//! What can be said about a repository: size, shape, format, checksum, health.
+//! What can be said about a repository: size, format, checksum, health.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
 };
 
 use sha1::{Digest as _, Sha1};
 use tabularium_proto::gitaly::{
     CalculateChecksumRequest, CalculateChecksumResponse, FsckRequest, FsckResponse,
     GetObjectDirectorySizeRequest, GetObjectDirectorySizeResponse, HasLocalBranchesRequest,
-    HasLocalBranchesResponse, ObjectFormat, ObjectFormatRequest, ObjectFormatResponse, RepositoryInfoRequest,
-    RepositoryInfoResponse, RepositorySizeRequest, RepositorySizeResponse,
-    repository_info_response::{
-        AlternatesInfo, ObjectsInfo, ReferencesInfo, references_info::ReferenceBackend,
-    },
+    HasLocalBranchesResponse, ObjectFormat, ObjectFormatRequest, ObjectFormatResponse, RepositorySizeRequest,
+    RepositorySizeResponse,
 };
 use tonic::Status;
 
-use super::indexes::Indexes;
 use crate::{error::internal_io, git::Git, node::Node, place::blocking, storage::RepositoryPath};
 
-/// Loose objects older than this count as stale.
-const STALE_AFTER: Duration = Duration::from_secs(14 * 24 * 3600);
-/// Gitaly touches this file when it has repacked everything.
-const FULL_REPACK_TIMESTAMP: &str = ".gitaly-full-repack-timestamp";
 /// Ref names (and anything else in a line of `show-ref`) that the checksum looks for, as Gitaly does.
 const CHECKSUM_NAMESPACES: [&[u8]; 6] = [
     b"refs/heads/",
@@ -83,99 +74,6 @@ pub(super) async fn object_directory_size(
     let quarantined = repository.quarantine.and_then(|quarantine| quarantine.object_directory);
     let objects = quarantined.unwrap_or_else(|| repository.path.join("objects"));
     Ok(GetObjectDirectorySizeResponse { size: kibibytes(objects).await? })
-}
-
-pub(super) async fn info(
-    node: &Node,
-    request: RepositoryInfoRequest,
-) -> Result<RepositoryInfoResponse, Status> {
-    let repository = node.storages.open(request.repository.as_ref())?;
-    blocking(move || {
-        describe(&repository.path, SystemTime::now()).map_err(internal_io("looking at the repository"))
-    })
-    .await
-}
-
-fn describe(path: &Path, now: SystemTime) -> io::Result<RepositoryInfoResponse> {
-    let mut size = 0;
-    walk(path, &mut |_, metadata| size += metadata.len())?;
-    let mut loose_count = 0;
-    walk(&path.join("refs"), &mut |_, _| loose_count += 1)?;
-    let packed_size = fs::metadata(path.join("packed-refs")).map_or(0, |metadata| metadata.len());
-    let references = ReferencesInfo {
-        loose_count,
-        packed_size,
-        reference_backend: if path.join("reftable").is_dir() {
-            ReferenceBackend::Reftable
-        } else {
-            ReferenceBackend::Files
-        }
-        .into(),
-    };
-    let objects_path = path.join("objects");
-    let mut objects = ObjectsInfo::default();
-    walk(&objects_path, &mut |file, metadata| count(&mut objects, &objects_path, file, metadata, now))?;
-    let alternates = match fs::read_to_string(objects_path.join("info/alternates")) {
-        Ok(text) => Some(AlternatesInfo {
-            object_directories: text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect(),
-            last_modified: fs::metadata(objects_path.join("info/alternates"))?
-                .modified()
-                .ok()
-                .map(prost_types::Timestamp::from),
-        }),
-        Err(_) => None,
-    };
-    let last_full_repack = match fs::metadata(path.join(FULL_REPACK_TIMESTAMP)) {
-        Ok(metadata) => metadata.modified().ok().map(prost_types::Timestamp::from),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
-    };
-    let indexes = Indexes::read(&objects_path)?;
-    Ok(RepositoryInfoResponse {
-        size,
-        references: Some(references),
-        objects: Some(objects),
-        commit_graph: indexes.commit_graph,
-        bitmap: indexes.bitmap,
-        multi_pack_index: indexes.multi_pack_index,
-        multi_pack_index_bitmap: indexes.multi_pack_index_bitmap,
-        alternates,
-        last_full_repack,
-        ..RepositoryInfoResponse::default()
-    })
-}
-
-fn count(info: &mut ObjectsInfo, objects: &Path, file: &Path, metadata: &fs::Metadata, now: SystemTime) {
-    info.size += metadata.len();
-    let Some(name) = file.file_name().and_then(|name| name.to_str()) else { return };
-    let in_pack = file.parent() == Some(&objects.join("pack"));
-    let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
-    match extension {
-        Some("pack") if in_pack => {
-            info.packfile_count += 1;
-            if file.with_extension("keep").exists() {
-                info.keep_count += 1;
-                info.keep_size += metadata.len();
-            } else if file.with_extension("mtimes").exists() {
-                info.cruft_count += 1;
-                info.stale_size += metadata.len();
-            } else {
-                info.recent_size += metadata.len();
-            }
-        }
-        Some("rev") if in_pack => info.reverse_index_count += 1,
-        _ if is_loose(objects, file) => {
-            info.loose_objects_count += 1;
-            let age = metadata.modified().ok().and_then(|modified| now.duration_since(modified).ok());
-            if age.is_some_and(|age| age > STALE_AFTER) {
-                info.stale_loose_objects_count += 1;
-                info.stale_size += metadata.len();
-            } else {
-                info.recent_size += metadata.len();
-            }
-        }
-        _ => {}
-    }
 }
 
 /// `objects/ab/cdef…`.

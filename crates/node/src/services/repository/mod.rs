@@ -14,6 +14,7 @@ mod fetch_remote;
 mod fetch_source_branch;
 mod files;
 mod indexes;
+mod info;
 mod license;
 mod optimize;
 mod revisions;
@@ -232,7 +233,7 @@ impl RepositoryService for RepositoryServer {
         &self,
         request: Request<RepositoryInfoRequest>,
     ) -> Result<Response<RepositoryInfoResponse>, Status> {
-        facts::info(&self.0, request.into_inner()).await.map(Response::new)
+        info::get(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     async fn object_format(
