@@ -23,4 +23,5 @@ mod read_repair;
 mod rebuild;
 mod servers;
 mod support;
+mod transport;
 mod without_database;
