@@ -40,9 +40,8 @@ impl Gitlab {
 
     /// Asks whether the change may be made. Whatever is no clear yes is a no.
     pub(super) async fn allowed(&self, change: &ChangeRequest<'_>) -> Result<(), Denied> {
-        #[derive(Deserialize)]
+        #[derive(Default, Deserialize)]
         #[serde(default)]
-        #[derive(Default)]
         struct Verdict {
             status: bool,
             message: String,
