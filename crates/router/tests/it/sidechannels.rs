@@ -61,6 +61,8 @@ struct Stage {
     /// Offered to the nodes.
     ids: Mutex<Vec<SidechannelId>>,
     said: AtomicUsize,
+    /// Sidechannels that were opened.
+    opened: AtomicUsize,
     /// Fetches that did not end well.
     broken: AtomicUsize,
 }
@@ -121,6 +123,7 @@ impl SmartHttpService for Uploader {
         }
         let side = sidechannel::open(back.as_ref(), id).await;
         let side = Server::new(side.map_err(|error| Status::internal(format!("open sidechannel: {error}")))?);
+        self.stage.opened.fetch_add(1, Ordering::Relaxed);
         let mut under_way = UnderWay(Some(&*self.stage));
         if self.play(play, &side).await?.is_err() {
             return Err(Status::cancelled("user canceled the request"));
@@ -455,6 +458,7 @@ async fn whoever_gives_up_ends_it_everywhere() {
     let call = scene
         .house
         .tasks
+    until("the node is agreed with", async || scene.stage.opened.load(Ordering::Relaxed) == 1).await;
         .spawn("call", async move { client.post_upload_pack_with_sidechannel(request).await });
     let side = soon(offer.opened()).await.accept().await.unwrap();
     let ended = soon(call).await.unwrap().map(Response::into_inner);
