@@ -135,7 +135,10 @@ impl Peer {
             if let Some(token) = &self.token {
                 command = command.env(fetch_proxy::TOKEN, token.expose_secret());
             }
-            command
+            node.tls
+                .environment()
+                .into_iter()
+                .fold(command, |command, (name, value)| command.env(name, value))
         };
         fetch_atomically(command, "ssh://gitaly/internal.git", refspecs)
             .await
