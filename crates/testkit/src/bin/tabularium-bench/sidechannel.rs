@@ -79,13 +79,7 @@ fn named(storage: &str, path: &str) -> Repository {
 /// A storage node with the one repository, packed.
 async fn start_node(program: &Path, directory: &Path, mebibytes: u64) -> Result<(Started, u64)> {
     let storage = directory.join("storage");
-    let repository = storage.join(REPLICA_PATH);
-    std::fs::create_dir_all(repository.parent().context("no parent directory")?)?;
-    // What does not compress is what passes fastest.
-    generated::repository(&repository, mebibytes, Content::Noise).await?;
-    generated::git(&repository, &["repack", "-adq"]).await?;
-    let packs = std::fs::read_dir(repository.join("objects/pack"))?;
-    let bytes = packs.map(|entry| Ok(entry?.metadata()?.len())).sum::<Result<u64, std::io::Error>>()?;
+    std::fs::create_dir_all(&storage)?;
     let config = directory.join("node.toml");
     std::fs::write(
         &config,
@@ -98,7 +92,16 @@ async fn start_node(program: &Path, directory: &Path, mebibytes: u64) -> Result<
     let announce = directory.join("node.json");
     let launch = Launch::new(program, directory.join("node.log"));
     let launch = launch.arg("--config").arg(&config).arg("--announce").arg(&announce);
-    Ok((start(launch, announce).await?, bytes))
+    // A storage that is not empty has to say whose it is; this one is new.
+    let node = start(launch, announce).await?;
+    let repository = storage.join(REPLICA_PATH);
+    std::fs::create_dir_all(repository.parent().context("no parent directory")?)?;
+    // What does not compress is what passes fastest.
+    generated::repository(&repository, mebibytes, Content::Noise).await?;
+    generated::git(&repository, &["repack", "-adq"]).await?;
+    let packs = std::fs::read_dir(repository.join("objects/pack"))?;
+    let bytes = packs.map(|entry| Ok(entry?.metadata()?.len())).sum::<Result<u64, std::io::Error>>()?;
+    Ok((node, bytes))
 }
 
 async fn start_router(program: PathBuf, directory: &Path, coordinator: &Address) -> Result<Started> {
