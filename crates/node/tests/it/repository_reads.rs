@@ -4,8 +4,8 @@ use std::process::Stdio;
 
 use tabularium_proto::gitaly::{
     CreateBundleFromRefListRequest, CreateBundleRequest, FastExportRequest, FindLicenseRequest,
-    FindMergeBaseRequest, GetFileAttributesRequest, GetInfoAttributesRequest, GetRawChangesRequest,
-    ObjectsSizeRequest, Repository, RepositoryInfoRequest, SearchFilesByContentRequest,
+    FindLicenseResponse, FindMergeBaseRequest, GetFileAttributesRequest, GetInfoAttributesRequest,
+    GetRawChangesRequest, ObjectsSizeRequest, Repository, RepositoryInfoRequest, SearchFilesByContentRequest,
     SearchFilesByNameRequest,
     get_raw_changes_response::{RawChange, raw_change::Operation},
 };
@@ -360,7 +360,7 @@ async fn the_license_of_the_default_branch() {
     let empty = node.create("f.git").await;
     let found =
         node.repositories().find_license(FindLicenseRequest { repository: Some(empty) }).await.unwrap();
-    assert_eq!(found.into_inner(), Default::default());
+    assert_eq!(found.into_inner(), FindLicenseResponse::default());
     let nobody = node.repositories().find_license(FindLicenseRequest { repository: None }).await;
     assert_eq!(refusal(nobody), invalid("repository not set"));
 }
