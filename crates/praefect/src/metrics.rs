@@ -140,9 +140,12 @@ fn sample(line: &str) -> Option<(&str, Vec<(&str, &str)>, f64)> {
     Some((name, labels.collect(), value))
 }
 
+/// Samples by name and whether they are counters, then by labels.
+type Families = BTreeMap<(&'static str, bool), BTreeMap<String, f64>>;
+
 /// What of a text of ours Praefect has a name for, under that name.
 fn as_praefect(text: &str) -> String {
-    let mut found: BTreeMap<(&str, bool), BTreeMap<String, f64>> = BTreeMap::new();
+    let mut found = Families::new();
     for (name, labels, value) in text.lines().filter_map(sample) {
         for alias in ALIASES.iter().filter(|alias| alias.ours == name) {
             if alias.only.is_some_and(|wanted| !labels.contains(&wanted)) {

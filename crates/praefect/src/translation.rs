@@ -201,7 +201,7 @@ pub(crate) fn translate(file: &File, private: &Path) -> Result<Translated, Trans
         Duration::ZERO => GRACEFUL_STOP,
         timeout => timeout,
     };
-    let for_rpcs = graceful_stop - LAST_STEPS.min(graceful_stop / 4);
+    let for_rpcs = graceful_stop.saturating_sub(LAST_STEPS.min(graceful_stop / 4));
     let coordinator = format!("unix:{}", private.join("coordinator.sock").display());
     let metrics = match file.prometheus_listen_addr.as_str() {
         "" => None,

@@ -102,9 +102,11 @@ impl Message {
     /// The publisher's correlation id, or a new one.
     pub(crate) fn correlation_id(&self) -> CorrelationId {
         let given = match self {
-            Self::JetStream(message) => {
-                message.headers.as_ref().and_then(|headers| headers.get(CORRELATION_ID)).map(|id| id.as_str())
-            }
+            Self::JetStream(message) => message
+                .headers
+                .as_ref()
+                .and_then(|headers| headers.get(CORRELATION_ID))
+                .map(async_nats::HeaderValue::as_str),
             Self::InProcess { hint, .. } => Some(hint.correlation_id.as_str()),
         };
         let mut headers = http::HeaderMap::new();

@@ -36,8 +36,8 @@ pub(crate) struct Imports(pub(crate) Arc<Shared>);
 
 type Answers = mpsc::Sender<Result<wire::ImportPraefectResponse, Status>>;
 
-fn answer(message: Message) -> Result<wire::ImportPraefectResponse, Status> {
-    Ok(wire::ImportPraefectResponse { message: Some(message) })
+fn answer(message: Message) -> wire::ImportPraefectResponse {
+    wire::ImportPraefectResponse { message: Some(message) }
 }
 
 fn count(number: usize) -> i64 {
@@ -92,7 +92,7 @@ impl Imports {
                 taken.findings.extend(findings);
             }
             let progress = ImportProgress { read, repositories: repositories.max(read) };
-            if answers.send(answer(Message::Progress(progress))).await.is_err() {
+            if answers.send(Ok(answer(Message::Progress(progress)))).await.is_err() {
                 return Err(Status::cancelled("nobody listens any more"));
             }
         }
@@ -204,12 +204,12 @@ impl Imports {
             last_repository_id,
         };
         for finding in taken.findings {
-            if answers.send(answer(Message::Finding(finding))).await.is_err() {
+            if answers.send(Ok(answer(Message::Finding(finding)))).await.is_err() {
                 return Ok(());
             }
         }
         // If it cannot be told, nobody listens any more.
-        let _ = answers.send(answer(Message::Sum(sum))).await;
+        let _ = answers.send(Ok(answer(Message::Sum(sum)))).await;
         Ok(())
     }
 }

@@ -64,13 +64,11 @@ pub(super) async fn ping_all(
             let lines = lines.clone();
             async move {
                 let mut log = Log { address: node.address, lines };
-                let healthy = match tokio::time::timeout(timeout, check(&node, &mut log)).await {
-                    Ok(healthy) => healthy,
-                    Err(_) => {
-                        log.tell("ERROR: context deadline exceeded").await;
-                        false
-                    }
-                };
+                let checked = tokio::time::timeout(timeout, check(&node, &mut log)).await;
+                if checked.is_err() {
+                    log.tell("ERROR: context deadline exceeded").await;
+                }
+                let healthy = checked.unwrap_or(false);
                 (node.address, healthy)
             }
         })

@@ -232,7 +232,7 @@ impl Faults {
         self.0.push(Fault { key, message: message.to_owned() });
     }
 
-    fn at_least<T: PartialOrd + std::fmt::Display>(&mut self, key: &[&str], value: T, least: T) {
+    fn at_least<T: Copy + PartialOrd + std::fmt::Display>(&mut self, key: &[&str], value: T, least: T) {
         if value < least {
             self.push(key, &format!("not in range: {value} is not greater than or equal to {least}"));
         }

@@ -110,10 +110,11 @@ impl Stage {
         );
         for index in 1..=nodes {
             let socket = self_socket(self.directory.path(), index);
-            text += &format!(
+            let node = format!(
                 "[[virtual_storage.node]]\nstorage = 'gitaly-{index}'\naddress = 'unix:{}'\ntoken = \"nodes' secret\"\n",
                 socket.display()
             );
+            text.push_str(&node);
         }
         fs::write(self.path("praefect.toml"), text).unwrap();
     }

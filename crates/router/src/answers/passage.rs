@@ -55,7 +55,7 @@ impl<S> Service<Request<Body>> for Passage<S> {
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let mut link = self.coordinators.preferred_link();
         request.headers_mut().remove(http::header::AUTHORIZATION);
-        async move { Ok(pass(&mut link, request).await.unwrap_or_else(|status| status.into_http())) }.boxed()
+        async move { Ok(pass(&mut link, request).await.unwrap_or_else(Status::into_http)) }.boxed()
     }
 }
 
