@@ -136,11 +136,13 @@ impl RequireToken {
     }
 
     /// Whether everybody is let in and the outcome only counted: how a secret is introduced or changed without an outage.
+    #[must_use]
     pub fn transitioning(self, transitioning: bool) -> Self {
         Self { transitioning, ..self }
     }
 
     /// Has the outcomes counted in the registry, as `tabularium_<service>_authentications_total`.
+    #[must_use]
     pub fn counted(self, registry: &mut Registry, service: &str) -> Self {
         let name = format!("tabularium_{service}_authentications");
         registry.register(name, "Calls, by how their token was", self.outcomes.clone());
