@@ -608,7 +608,7 @@ mod tests {
     }
 
     fn alive(id: u32) -> bool {
-        std::path::Path::new(&format!("/proc/{id}")).exists()
+        Path::new(&format!("/proc/{id}")).exists()
     }
 
     /// Waits for its standard input.

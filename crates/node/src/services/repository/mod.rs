@@ -273,7 +273,7 @@ impl RepositoryService for RepositoryServer {
         &self,
         request: Request<OptimizeRepositoryRequest>,
     ) -> Result<Response<OptimizeRepositoryResponse>, Status> {
-        optimize::optimize(&self.0, &request.into_inner()).await.map(Response::new)
+        optimize(&self.0, &request.into_inner()).await.map(Response::new)
     }
 
     async fn get_archive(
