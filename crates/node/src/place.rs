@@ -13,11 +13,10 @@ use tabularium_common::lifecycle::Tasks;
 use tonic::Status;
 
 use crate::{
-    contents,
     error::{RepositoryError, internal_io},
     node::Node,
     storage::{MAX_DEPTH, RepositoryPath, Storage, check_repository},
-    votes::{Ballots, Voter, agreed, ballot},
+    votes::{Ballots, Voter, agreed, ballot, made},
 };
 
 /// A killed git may still write into a directory that is being removed; so often is it tried again.
@@ -204,7 +203,9 @@ impl Building {
             let _section = node.sections.enter(&self.target.path).await;
             return self.publish().await;
         }
-        let ballot = ballot(&contents::digest(&node.git, &self.repository).await?);
+        let built = self.repository.path.clone();
+        let reading = blocking(move || made::on_files(&built).map_err(internal_io("reading the repository")));
+        let ballot = reading.await?;
         let (sections, voter) = (Arc::clone(&node.sections), voter.clone());
         let publishing = node.tasks.spawn("publishing", async move {
             let target = self.target.path.clone();

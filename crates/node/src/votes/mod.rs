@@ -8,6 +8,7 @@
 //! * `git push` and `git fetch` decide themselves when references move; their votes come from git's hooks: [`crate::hooks`].
 //! * Everything else votes where it makes the change: [`crate::git::update_ref`], [`crate::place`], [`agreed`].
 
+pub(crate) mod made;
 mod sections;
 
 use std::{
