@@ -215,7 +215,8 @@ impl Revoker {
         let mut peer = peer.clone();
         loop {
             sleep(peer.remaining).await;
-            let found = self.peers().await?.into_iter().find(|found| found.registered.id == peer.registered.id);
+            let found =
+                self.peers().await?.into_iter().find(|found| found.registered.id == peer.registered.id);
             let Some(found) = found else { return Ok(()) };
             if !found.lives() && self.dismiss(&found).await? {
                 return Ok(());

@@ -4,16 +4,22 @@
 use std::{
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::{Stream, StreamExt as _, stream::BoxStream};
 use http::{HeaderName, HeaderValue, StatusCode};
 use http_body::{Frame, SizeHint};
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use crate::{
-    limits::MAX_STDERR_BYTES, record::Record, request_body::BodyFault, traffic::StallClock, upload::Ends,
+    limits::{ANSWER_HOLD_BYTES, MAX_STDERR_BYTES},
+    record::Record,
+    request_body::BodyFault,
+    traffic::StallClock,
+    upload::Ends,
 };
 
 /// What a git process says.
@@ -25,8 +31,40 @@ pub(crate) enum Chunk {
     Error(Bytes),
 }
 
+impl Chunk {
+    fn len(&self) -> usize {
+        match self {
+            Self::Output(bytes) | Self::Error(bytes) => bytes.len(),
+        }
+    }
+}
+
 /// The messages of a call, the making of the call included.
 pub(crate) type Messages = BoxStream<'static, Result<Chunk, Status>>;
+
+/// The beginning of an answer, held until it is whole, so large that nobody holds more, or `hold` old. An error is one of
+/// the whole: nothing of it has gone to anybody.
+pub(crate) async fn opening(
+    messages: &mut (impl Stream<Item = Result<Chunk, Status>> + Unpin),
+    hold: Duration,
+) -> Result<Vec<Chunk>, Status> {
+    let mut held = Vec::new();
+    let Some(first) = messages.next().await.transpose()? else { return Ok(held) };
+    let until = Instant::now() + hold;
+    let mut bytes = first.len();
+    held.push(first);
+    while !hold.is_zero() && bytes < ANSWER_HOLD_BYTES {
+        match timeout_at(until, messages.next()).await {
+            Ok(Some(next)) => {
+                let next = next?;
+                bytes += next.len();
+                held.push(next);
+            }
+            Ok(None) | Err(_) => break,
+        }
+    }
+    Ok(held)
+}
 
 /// Why an answer ended before its end.
 #[derive(Debug, thiserror::Error)]

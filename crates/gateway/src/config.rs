@@ -56,6 +56,10 @@ pub struct Config {
     /// From the first wish for a request to the end of its headers; also how long an idle connection is kept.
     #[serde(default = "default_header_timeout")]
     pub header_timeout: ConfigDuration,
+    /// How long the beginning of what is read is held at most, from its first bytes on: an answer that is whole by then, and less
+    /// than 64 KiB, is asked of another router when the first one dies while it is at it.
+    #[serde(default = "default_hold_answers")]
+    pub hold_answers: ConfigDuration,
     /// A transfer in which no byte moves either way for this long is broken off.
     #[serde(default = "default_stall_timeout")]
     pub stall_timeout: ConfigDuration,
@@ -89,6 +93,10 @@ const fn default_max_negotiation_bytes() -> u64 {
 
 const fn default_header_timeout() -> ConfigDuration {
     ConfigDuration::from_secs(30)
+}
+
+const fn default_hold_answers() -> ConfigDuration {
+    ConfigDuration::from_millis(20)
 }
 
 const fn default_stall_timeout() -> ConfigDuration {

@@ -1,6 +1,6 @@
 //! The three requests of smart HTTP: the advertisement, the fetch and the push, each one gRPC call to a router.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _, TryFutureExt as _, stream};
@@ -20,7 +20,7 @@ use tower::{Service as _, ServiceExt as _};
 
 use crate::{
     access::Caller,
-    answer::{Chunk, Download, Ended, Messages, Reply},
+    answer::{Chunk, Download, Ended, Messages, Reply, opening},
     failure::{Failure, is_told_in_protocol},
     freshness::Freshness,
     gateway::Gateway,
@@ -60,7 +60,7 @@ pub(crate) async fn advertise(
         git_config_options: Vec::new(),
         git_protocol,
     };
-    let routers = &gateway.routers;
+    let (routers, hold) = (&gateway.routers, gateway.config.hold_answers.0);
     let call = |channel: Channel| {
         let mut request = routers.request(message.clone(), id, None);
         request.metadata_mut().as_mut().extend(record.freshness().asked());
@@ -71,20 +71,19 @@ pub(crate) async fn advertise(
                 GitService::ReceivePack => client.info_refs_receive_pack(request).await?,
             };
             record.freshness().learn(answer.metadata().as_ref());
-            let mut messages = answer.into_inner();
-            let first = messages.message().await?;
-            Ok((first, messages))
+            let messages = answer.into_inner();
+            let mut messages =
+                messages.map(|message| message.map(|message| Chunk::Output(message.data))).fuse();
+            let held = opening(&mut messages, hold).await?;
+            Ok((held, messages))
         }
     };
-    let (first, messages) =
+    let (held, messages) =
         routers.call(Some(ADVERTISEMENT_TIMEOUT), repeats_read, call).await.map_err(|status| {
             log_failure(&status, path, "", record);
             Failure::of(&status, Some(path), id)
         })?;
-    let messages = stream::iter(first.map(Ok))
-        .chain(messages)
-        .map(|message| message.map(|message| Chunk::Output(message.data)))
-        .boxed();
+    let messages = stream::iter(held.into_iter().map(Ok)).chain(messages).boxed();
     let content_type = match service {
         GitService::UploadPack => "application/x-git-upload-pack-advertisement",
         GitService::ReceivePack => "application/x-git-receive-pack-advertisement",
@@ -231,8 +230,8 @@ fn fetch(
         git_protocol,
         git_config_options: Vec::new(),
     };
-    let again = repeats_read;
-    let request = Request { method: UPLOAD_PACK, head, tag: UPLOAD_PACK_DATA, beside: Some(beside), again };
+    let (again, hold, tag) = (repeats_read, gateway.config.hold_answers.0, UPLOAD_PACK_DATA);
+    let request = Request { method: UPLOAD_PACK, head, tag, beside: Some(beside), again, hold };
     call(gateway, request, slot, record, |message: UploadPackResponse| match message.output {
         Some(upload_pack_response::Output::Stdout(bytes)) => Chunk::Output(bytes),
         Some(upload_pack_response::Output::Stderr(bytes)) => Chunk::Error(bytes),
@@ -257,8 +256,9 @@ fn push(
         git_protocol,
         git_config_options: Vec::new(),
     });
-    let again = repeats_write;
-    let request = Request { method: RECEIVE_PACK, head, tag: RECEIVE_PACK_DATA, beside: None, again };
+    // What has been said of a push stands, whatever becomes of the rest.
+    let (again, hold, tag) = (repeats_write, Duration::ZERO, RECEIVE_PACK_DATA);
+    let request = Request { method: RECEIVE_PACK, head, tag, beside: None, again, hold };
     call(gateway, request, slot, record, |message: PostReceivePackResponse| Chunk::Output(message.data))
 }
 
@@ -273,6 +273,8 @@ struct Request {
     beside: Option<PostUploadPackWithSidechannelRequest>,
     /// Whether it may be made again after such a failure.
     again: fn(&Status) -> bool,
+    /// How long its answer is held so that it may.
+    hold: Duration,
 }
 
 /// Makes a streaming call, with one router after the other until an answer begins. Written below tonic's clients because a
@@ -293,7 +295,7 @@ where
     headers.extend(freshness.asked());
     let chunk = Arc::new(chunk);
     let open = async move {
-        let Request { method, head, tag, beside, again } = request;
+        let Request { method, head, tag, beside, again, hold } = request;
         let attempt = |peer: Arc<Peer>| {
             let (head, slot, headers, message) =
                 (head.clone(), slot.clone(), headers.clone(), beside.as_ref());
@@ -315,17 +317,17 @@ where
                 };
                 // One that is empty is asked for its end twice.
                 let mut messages = messages.fuse();
-                let first = messages.next().await.transpose()?;
-                Ok((first, messages))
+                let held = opening(&mut messages, hold).await?;
+                Ok((held, messages))
             }
         };
         let again = |status: &Status| {
             (again(status) || is_lost(status) && slot.is_untouched()) && slot.can_be_sent_again()
         };
         // Without a deadline: the clock that watches the transfer ends it when nothing moves.
-        let (first, messages) = routers.attempts(again, attempt).await?;
+        let (held, messages) = routers.attempts(again, attempt).await?;
         slot.keep_no_more();
-        Ok::<_, Status>(stream::iter(first.map(Ok)).chain(messages))
+        Ok::<_, Status>(stream::iter(held.into_iter().map(Ok)).chain(messages))
     };
     open.try_flatten_stream().boxed()
 }

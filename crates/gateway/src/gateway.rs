@@ -55,8 +55,7 @@ impl Gateway {
         let coordinator_token = SendToken(read(&config.coordinator_token_file)?);
         let sessions = Tasks::new();
         let routers = Upstreams::new(&config.routers, router_token, metrics.clone(), Some(&sessions));
-        let coordinators =
-            Upstreams::new(&config.coordinators, coordinator_token, metrics.clone(), None);
+        let coordinators = Upstreams::new(&config.coordinators, coordinator_token, metrics.clone(), None);
         Ok(Self {
             routers: Arc::new(routers),
             coordinators: Arc::new(coordinators),

@@ -50,6 +50,8 @@ pub(crate) const MAX_STDERR_BYTES: usize = 4096;
 
 const _: () = assert!(MESSAGE_DATA_BYTES * 2 < tabularium_common::grpc::MAX_MESSAGE_BYTES);
 const _: () = assert!(MAX_ERROR_TEXT_BYTES + 16 < tabularium_common::pktline::MAX_PAYLOAD_BYTES);
+/// How much of a read's answer is held so that another router can give it.
+pub(crate) const ANSWER_HOLD_BYTES: usize = 64 * 1024;
 /// How long the answer to a push is held for its end, with which the push's generation comes, and how much of it.
 pub(crate) const PUSH_ANSWER_HOLD: Duration = Duration::from_millis(500);
 /// See [`PUSH_ANSWER_HOLD`].

@@ -7,6 +7,7 @@
 //! * [`Accounted`]: to a client: metrics and the log line at the end, however it ends.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     future::Future,
     pin::Pin,
@@ -108,7 +109,7 @@ pub(crate) fn cancelled() -> BoxError {
 /// A node's answer that always ends with a status.
 pub(crate) struct Graceful<B> {
     /// What has been read of it already.
-    first: Option<Frame<Bytes>>,
+    held: VecDeque<Frame<Bytes>>,
     inner: Option<(B, Option<Tether>)>,
     storage: std::sync::Arc<str>,
 }
@@ -116,12 +117,12 @@ pub(crate) struct Graceful<B> {
 impl<B> Graceful<B> {
     /// Wraps the answer of a storage, and holds what ties the request to it.
     pub(crate) fn new(inner: B, tether: Option<Tether>, storage: std::sync::Arc<str>) -> Self {
-        Self { first: None, inner: Some((inner, tether)), storage }
+        Self { held: VecDeque::new(), inner: Some((inner, tether)), storage }
     }
 
-    /// The same behind a frame that has been read already.
-    pub(crate) fn behind(mut self, first: Option<Frame<Bytes>>) -> Self {
-        self.first = first;
+    /// The same behind frames that have been read already.
+    pub(crate) fn behind(mut self, held: VecDeque<Frame<Bytes>>) -> Self {
+        self.held = held;
         self
     }
 
@@ -143,8 +144,8 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Graceful<B> {
         let Some((inner, _)) = &mut this.inner else {
             return Poll::Ready(None);
         };
-        let frame = match this.first.take() {
-            Some(first) => Some(Ok(first)),
+        let frame = match this.held.pop_front() {
+            Some(held) => Some(Ok(held)),
             None => ready!(Pin::new(inner).poll_frame(cx)),
         };
         match frame {
@@ -351,7 +352,7 @@ mod tests {
         let (spliced, _tether) = Spliced::stream(Bytes::from_static(b"a"), rest);
         assert_eq!(spliced.collect().await.unwrap().to_bytes(), "ac");
         let rest = body(vec![Ok(data("b")), Ok(Frame::trailers(status("0")))]);
-        let begun = Graceful::new(rest, None, "s".into()).behind(Some(data("a")));
+        let begun = Graceful::new(rest, None, "s".into()).behind([data("a")].into());
         assert_eq!(codes(begun).await, ("ab".into(), Some(Code::Ok)));
     }
 

@@ -17,6 +17,7 @@ const MAX_WORKERS: usize = 64;
 /// Longest drain, in seconds.
 const MAX_DRAIN_SECONDS: u64 = 24 * 3600;
 /// What a node may be given to answer before another one is asked beside it.
+const MAX_HOLD_ANSWERS: Duration = Duration::from_secs(10);
 const HEDGE_AFTER: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(10);
 
 /// Everything in `router.toml`.
@@ -53,6 +54,10 @@ pub struct Config {
     /// How many reads of a hundred may be asked twice, beside a few at once; 0: none.
     #[serde(default = "default_hedge_percent")]
     pub hedge_percent: u32,
+    /// How long the beginning of a read's answer is held at most, from its first bytes on: one that is whole by then, and less
+    /// than 64 KiB, is given by another node when the first one dies while it is at it.
+    #[serde(default = "default_hold_answers")]
+    pub hold_answers: ConfigDuration,
     /// Whether, while no coordinator can be reached, replicas are read whose nodes keep no record of how new they are, as
     /// Gitaly's do not: `serve` by the route that was known last, or `refuse`.
     #[serde(default = "default_without_database")]
@@ -79,6 +84,10 @@ fn default_hedge_after() -> ConfigDuration {
 
 fn default_hedge_percent() -> u32 {
     5
+}
+
+fn default_hold_answers() -> ConfigDuration {
+    ConfigDuration::from_millis(20)
 }
 
 impl Config {
@@ -109,6 +118,10 @@ impl Validate for Config {
         if !HEDGE_AFTER.contains(&self.hedge_after.0) {
             let allowed = format!("{:?} to {:?}", HEDGE_AFTER.start(), HEDGE_AFTER.end());
             faults.push(Fault::new("hedge_after", self.hedge_after, allowed));
+        }
+        if self.hold_answers.0 > MAX_HOLD_ANSWERS {
+            let allowed = format!("0s to {MAX_HOLD_ANSWERS:?}");
+            faults.push(Fault::new("hold_answers", self.hold_answers, allowed));
         }
         if self.hedge_percent > 100 {
             faults.push(Fault::new("hedge_percent", self.hedge_percent, "0 to 100"));

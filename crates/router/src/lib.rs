@@ -261,6 +261,7 @@ impl Router {
             coordinators: coordinators.clone(),
             suspicions: Suspicions::default(),
             hedging: Hedging { after: config.hedge_after.0, percent: config.hedge_percent },
+            hold_answers: config.hold_answers.0,
             typed,
             passes_to_coordinator,
         });

@@ -8,14 +8,16 @@ pub(crate) const FIRST_MESSAGE_BYTES: usize = tabularium_common::grpc::MAX_MESSA
 pub(crate) const FIRST_MESSAGE_WAIT: Duration = Duration::from_secs(60);
 
 /// Receive window of one relayed stream, either side. A stream whose reader is slow holds at most this, one frame in
-/// hand and [`SEND_BUFFER_BYTES`], which together stay below 1 MiB.
+/// hand, what was held of its beginning and [`SEND_BUFFER_BYTES`], which together stay below 1 MiB.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Largest frame taken, either side: large enough that system calls no longer dominate.
 pub(crate) const MAX_FRAME_BYTES: u32 = 256 * 1024;
 /// What may wait in one stream's send queue.
 pub(crate) const SEND_BUFFER_BYTES: usize = 256 * 1024;
-const _: () =
-    assert!(STREAM_WINDOW_BYTES as usize + MAX_FRAME_BYTES as usize + SEND_BUFFER_BYTES <= 1024 * 1024);
+const _: () = assert!(
+    STREAM_WINDOW_BYTES as usize + MAX_FRAME_BYTES as usize + SEND_BUFFER_BYTES + ANSWER_HOLD_BYTES
+        <= 1024 * 1024
+);
 /// Read buffer of one socket: a peer that sends 16 KiB frames costs a quarter of the system calls.
 pub(crate) const SOCKET_BUFFER_BYTES: usize = 64 * 1024;
 
@@ -45,6 +47,8 @@ pub(crate) const SLOW_PROBES: u8 = 3;
 pub(crate) const SIDECHANNEL_LAST_WORD: Duration = Duration::from_secs(2);
 /// How long the head of an answer is held for its first frame while the client has not said all: it may wait for the head.
 pub(crate) const STREAM_HEAD_HOLD: Duration = Duration::from_millis(250);
+/// The beginning of an answer is held until so much of it is there, or for as long as the configuration says.
+pub(crate) const ANSWER_HOLD_BYTES: usize = 64 * 1024;
 /// How long a node that is believed to be down may take to begin its answer, when nobody else has answered.
 pub(crate) const LAST_RESORT_WAIT: Duration = Duration::from_secs(2);
 /// Longest silence of a node before another one is asked beside it, however slow its method usually is.

@@ -74,8 +74,11 @@ pub(crate) fn replicas(repository: &RepositoryReplicasView) -> String {
         0 => "all storages".to_owned(),
         factor => factor.to_string(),
     };
-    let available =
-        if repository.unavailable { "no: no healthy storage has the newest generation and can read it" } else { "yes" };
+    let available = if repository.unavailable {
+        "no: no healthy storage has the newest generation and can read it"
+    } else {
+        "yes"
+    };
     let mut table = table(&["storage", "generation", "state", "role", "compared", "objects whole"]);
     let last = |at: Option<&String>| at.map_or_else(|| "never".to_owned(), |at| since(Some(at)));
     for replica in &repository.replicas {

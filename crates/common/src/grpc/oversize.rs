@@ -39,10 +39,14 @@ mod tests {
 
     #[test]
     fn only_what_is_said_of_a_size_is_said_otherwise() {
-        let tonics = "Error, decoded message length too large: found 5242999 bytes, the limit is: 4194304 bytes";
+        let tonics =
+            "Error, decoded message length too large: found 5242999 bytes, the limit is: 4194304 bytes";
         assert_eq!(
             heard(&Status::out_of_range(tonics)),
-            (Code::ResourceExhausted, "grpc: received message larger than max (5242999 vs. 4194304)".to_owned())
+            (
+                Code::ResourceExhausted,
+                "grpc: received message larger than max (5242999 vs. 4194304)".to_owned()
+            )
         );
         let own = Status::out_of_range("line 7 is not there");
         assert_eq!(heard(&own), (Code::OutOfRange, own.message().to_owned()));

@@ -127,8 +127,7 @@ async fn placed(pool: &PgPool, rows: Vec<PlacementRow>) -> Result<Vec<Placed>, s
     for row in rows {
         if let Some(placed) = found.iter_mut().find(|placed| placed.repository.id.0 == row.repository_id) {
             let ConditionRow { leaving, behind_since, verified_at, checked_at, damage, unreadable, .. } = row;
-            let condition =
-                Condition { leaving, behind_since, verified_at, checked_at, damage, unreadable };
+            let condition = Condition { leaving, behind_since, verified_at, checked_at, damage, unreadable };
             placed.conditions.insert(row.storage, condition);
         }
     }

@@ -55,7 +55,7 @@ async fn a_client_that_leaves_mid_pack_stops_git() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_are_told_as_they_are_without_one() {
-    let stage = Stage::multiplexed().await;
+    let stage = Stage::multiplexed_with("hold_answers = \"0s\"").await;
     stage.seed("g/p.git", 1, 2 * 1024 * 1024).await;
     let fail = |name: &'static str, status: Status| {
         let mut failures = stage.fake.failures.lock().unwrap();

@@ -313,7 +313,7 @@ impl SmartHttpService for Fake {
             .run(child, input.boxed(), |stderr| Status::internal(format!("running upload-pack: {stderr}")));
         while let Some(piece) = output.next().await.transpose()? {
             side.write(piece).await.map_err(|error| Status::cancelled(error.to_string()))?;
-            let broken = self.failures.lock().unwrap().get("PostUploadPackWithSidechannel:mid").cloned();
+            let broken = self.fail("PostUploadPackWithSidechannel:mid").err();
             if let Some(status) = broken {
                 return Err(status);
             }
@@ -367,7 +367,7 @@ impl UploadPackService for Fake {
             .run(child, input, |stderr| Status::internal(format!("running upload-pack: {stderr}")))
             .map(|data| data.map(|data| UploadPackResponse { output: Some(Output::Stdout(data)) }));
         let stderr = UploadPackResponse { output: Some(Output::Stderr(Bytes::from_static(b"a warning\n"))) };
-        let broken = self.failures.lock().unwrap().get("UploadPack:mid").cloned();
+        let broken = self.fail("UploadPack:mid").err();
         if let Some(status) = broken {
             return Ok(Response::new(output.take(1).chain(futures::stream::iter([Err(status)])).boxed()));
         }

@@ -97,7 +97,7 @@ async fn a_client_that_leaves_mid_pack_stops_git() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_after_the_first_byte_breaks_the_connection() {
-    let stage = Stage::new().await;
+    let stage = Stage::configured("hold_answers = \"0s\"").await;
     stage.seed("g/p.git", 1, 2 * 1024 * 1024).await;
     stage.fake.failures.lock().unwrap().insert("UploadPack:mid", Status::unavailable("node died"));
     let url = format!("{}/g/p.git", stage.url);

@@ -107,6 +107,19 @@ async fn a_router_that_dies_under_a_fetch_is_passed_over_with_the_body_that_it_h
     assert_eq!(stage.fake.seen.lock().unwrap().inputs, ["end"]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_answer_that_breaks_off_is_asked_of_another_router() {
+    let twice = |address: &Address| format!("routers = [\"{address}\", \"{address}\"]");
+    let stage = Stage::with("hold_answers = \"10s\"", twice).await;
+    let tip = stage.seed("g/p.git", 1, 0).await;
+    stage.fake.failures.lock().unwrap().insert("UploadPack:mid:once", Status::unavailable("node died"));
+    let headers = "Content-Type: application/x-git-upload-pack-request\r\nGit-Protocol: version=2\r\n";
+    let answer = stage.http("POST", "/g/p.git/git-upload-pack", headers, LS_REFS).await;
+    assert_eq!((answer.status, stage.fake.count("UploadPack")), (200, 2));
+    assert!(String::from_utf8_lossy(&answer.body).contains(&tip));
+    assert_eq!(answer.text().matches("refs/heads/main").count(), 1, "{answer:?}");
+}
+
 /// A push that deletes a branch, which needs no pack.
 fn deletion(tip: &str) -> Vec<u8> {
     let line = format!("{tip} {} refs/heads/main\0 report-status delete-refs", "0".repeat(40));

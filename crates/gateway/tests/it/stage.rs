@@ -37,7 +37,12 @@ impl Stage {
 
     /// Before a router that knows sidechannels.
     pub(crate) async fn multiplexed() -> Self {
-        Self::build("", |address| format!("routers = [\"{address}\"]"), true).await
+        Self::multiplexed_with("").await
+    }
+
+    /// The same with more configuration.
+    pub(crate) async fn multiplexed_with(more: &str) -> Self {
+        Self::build(more, |address| format!("routers = [\"{address}\"]"), true).await
     }
 
     async fn build(more: &str, routers: impl Fn(&Address) -> String, multiplexed: bool) -> Self {

@@ -364,10 +364,7 @@ mod tests {
         let other = "gpgsig-sha256 other\n lines\n";
         for raw in [[head, signed, rest].concat(), [head, signed, other, rest].concat()] {
             let (signature, text) = split_signature(raw.as_bytes()).unwrap();
-            assert_eq!(
-                signature,
-                b"-----BEGIN PGP SIGNATURE-----\n\nabc\n-----END PGP SIGNATURE-----"
-            );
+            assert_eq!(signature, b"-----BEGIN PGP SIGNATURE-----\n\nabc\n-----END PGP SIGNATURE-----");
             assert_eq!(text, [head, rest].concat().as_bytes());
         }
         assert_eq!(split_signature([head, rest].concat().as_bytes()), None);

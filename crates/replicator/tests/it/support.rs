@@ -119,7 +119,8 @@ pub(crate) async fn serve_coordinator(
 ) -> String {
     let listener = Listener::bind(&listen_address()).await.unwrap();
     let address = listener.address().unwrap().to_string();
-    let serving = server().add_service(DutyServiceServer::new(service)).serve_with_incoming(listener.connections());
+    let serving =
+        server().add_service(DutyServiceServer::new(service)).serve_with_incoming(listener.connections());
     tabularium_common::lifecycle::Tasks::new().spawn("coordinator", serving);
     address
 }

@@ -1,6 +1,6 @@
-//! One node is asked to serve a read, and its answer is held until it is known how it begins.
+//! One node is asked to serve a read, and its answer is held until it is known how it begins: whole, if it is small.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
@@ -11,6 +11,7 @@ use tabularium_common::{
     multiplex::sidechannel::{self, SidechannelId},
     records::EXPECTED_REPLICA,
 };
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Code, Status};
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     body::Tether,
-    limits::STREAM_HEAD_HOLD,
+    limits::{ANSWER_HOLD_BYTES, STREAM_HEAD_HOLD},
     nodes::{Node, SendError},
     refusal::{Refusal, code_of},
     replay::Replay,
@@ -30,20 +31,20 @@ use crate::{
 pub(super) struct Answer {
     pub(super) response: Response<Incoming>,
     /// What has been read of its body.
-    pub(super) first: Option<Frame<Bytes>>,
+    pub(super) held: VecDeque<Frame<Bytes>>,
     /// Of a request whose stream may go on.
     pub(super) tether: Option<Tether>,
     pub(super) storage: Arc<str>,
 }
 
 impl Answer {
-    /// The status, if that is how it begins.
+    /// The status, if it is there already.
     fn status(&self) -> Option<&HeaderMap> {
-        let trailers = self.first.as_ref().and_then(Frame::trailers_ref);
+        let trailers = self.held.back().and_then(Frame::trailers_ref);
         trailers.or_else(|| code_of(self.response.headers()).map(|_| self.response.headers()))
     }
 
-    /// It begins with a message, or ends well without one.
+    /// It begins with a message, and ends well if it has ended.
     pub(super) fn is_well(&self) -> bool {
         self.status().and_then(code_of).is_none_or(|code| code == Code::Ok)
     }
@@ -95,7 +96,8 @@ impl Relay {
         replay: Option<&Replay<Incoming>>,
         expected: Option<HeaderValue>,
     ) -> Heard {
-        weigh(self.attempt(call, node, head, replay, expected).await, replay).await
+        let answer = self.attempt(call, node, head, replay, expected).await;
+        weigh(answer, replay, self.shared.hold_answers).await
     }
 
     /// The same over a connection on which the node can open the sidechannel `id`.
@@ -116,7 +118,7 @@ impl Relay {
             }
             answered(node, node.send_beside(self.worker, request).await, None)
         };
-        weigh(sent.await, None).await
+        weigh(sent.await, None, self.shared.hold_answers).await
     }
 }
 
@@ -136,19 +138,19 @@ fn answered<R>(
         }
     };
     if response.status() == http::StatusCode::OK {
-        Ok(Answer { response, first: None, tether, storage: Arc::clone(&node.storage) })
+        Ok(Answer { response, held: VecDeque::new(), tether, storage: Arc::clone(&node.storage) })
     } else {
         Err(Refusal::NotGrpc(node.storage.to_string()))
     }
 }
 
 /// Waits for the beginning of an answer, and judges it.
-async fn weigh(answer: Result<Answer, Refusal>, replay: Option<&Replay<Incoming>>) -> Heard {
+async fn weigh(answer: Result<Answer, Refusal>, replay: Option<&Replay<Incoming>>, hold: Duration) -> Heard {
     let mut answer = match answer {
         Ok(answer) => answer,
         Err(refusal) => return Heard::refused(refusal),
     };
-    if let Err(refusal) = begin(&mut answer, replay).await {
+    if let Err(refusal) = begin(&mut answer, replay, hold).await {
         return Heard::refused(refusal);
     }
     let Some(status) = answer.status().and_then(Status::from_header_map) else {
@@ -164,28 +166,41 @@ async fn weigh(answer: Result<Answer, Refusal>, replay: Option<&Replay<Incoming>
     }
 }
 
-/// Waits for the first frame. A client that has not said all may wait for the head of the answer before it goes on, so
-/// that is not held for long.
-async fn begin(answer: &mut Answer, replay: Option<&Replay<Incoming>>) -> Result<(), Refusal> {
+/// Waits for the first frame, and holds the next ones for a moment: until the answer is whole, if it is small. A client
+/// that has not said all may wait for the head of the answer before it goes on, so that is not held for long.
+async fn begin(
+    answer: &mut Answer,
+    replay: Option<&Replay<Incoming>>,
+    hold: Duration,
+) -> Result<(), Refusal> {
     if code_of(answer.response.headers()).is_some() {
         return Ok(());
     }
-    let frame = match replay {
-        Some(replay) if !replay.has_ended() => {
-            let hold: Duration = STREAM_HEAD_HOLD;
-            match tokio::time::timeout(hold, answer.response.body_mut().frame()).await {
-                Ok(frame) => frame,
-                Err(_) if replay.has_ended() => answer.response.body_mut().frame().await,
-                Err(_) => return Ok(()),
-            }
-        }
-        _ => answer.response.body_mut().frame().await,
+    let storage = Arc::clone(&answer.storage);
+    let lost = || Refusal::Lost(storage.to_string());
+    let body = answer.response.body_mut();
+    let first = match replay {
+        Some(replay) if !replay.has_ended() => match timeout(STREAM_HEAD_HOLD, body.frame()).await {
+            Ok(frame) => frame,
+            Err(_) if replay.has_ended() => body.frame().await,
+            Err(_) => return Ok(()),
+        },
+        _ => body.frame().await,
     };
-    match frame {
-        Some(Ok(frame)) => {
-            answer.first = Some(frame);
-            Ok(())
+    let mut next = first.and_then(Result::ok).ok_or_else(lost)?;
+    let until = Instant::now() + hold;
+    let mut bytes = 0;
+    loop {
+        let ended = next.is_trailers();
+        bytes += next.data_ref().map_or(0, Bytes::len);
+        answer.held.push_back(next);
+        let enough = hold.is_zero() || bytes >= ANSWER_HOLD_BYTES;
+        if ended || enough || !replay.is_none_or(Replay::can_begin_again) {
+            return Ok(());
         }
-        Some(Err(_)) | None => Err(Refusal::Lost(answer.storage.to_string())),
+        match timeout_at(until, body.frame()).await {
+            Ok(frame) => next = frame.and_then(Result::ok).ok_or_else(lost)?,
+            Err(_) => return Ok(()),
+        }
     }
 }

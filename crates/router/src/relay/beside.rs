@@ -15,6 +15,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use tabularium_common::multiplex::{
     Stream,
     sidechannel::{self, OpenError, Opened, SidechannelId},
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::Status;
 
 use super::{
@@ -33,7 +34,7 @@ use super::{
 };
 use crate::{
     account::Account,
-    limits::{HEALTH_GLANCE, REPLAY_BYTES, SIDECHANNEL_LAST_WORD},
+    limits::{ANSWER_HOLD_BYTES, HEALTH_GLANCE, REPLAY_BYTES, SIDECHANNEL_LAST_WORD},
     nodes::Node,
     refusal::Refusal,
     table::Entry,
@@ -199,7 +200,7 @@ impl Relay {
 
         let mut heard = None;
         let moved = {
-            let mut moving = pin!(carry(front, client, &side));
+            let mut moving = pin!(carry(front, client, &side, self.shared.hold_answers));
             loop {
                 tokio::select! {
                     biased;
@@ -295,10 +296,13 @@ async fn agree(search: &Search<'_>, front: &mut Front, opened: Opened) -> Result
 }
 
 /// Moves what the node says to the client, to its end, and what the client says to the node meanwhile.
-async fn carry(front: &Front, client: &Stream, side: &Stream) -> Result<(), Stopped> {
+async fn carry(front: &Front, client: &Stream, side: &Stream, hold: Duration) -> Result<(), Stopped> {
     let down = async {
-        while let Some(piece) = side.read_piece().await.map_err(Stopped::Node)? {
+        for piece in opening(front, side, hold).await.map_err(Stopped::Node)? {
             front.begun.store(true, Ordering::Relaxed);
+            client.write_piece(piece).await.map_err(Stopped::Client)?;
+        }
+        while let Some(piece) = side.read_piece().await.map_err(Stopped::Node)? {
             client.write_piece(piece).await.map_err(Stopped::Client)?;
         }
         Ok(())
@@ -326,6 +330,28 @@ async fn carry(front: &Front, client: &Stream, side: &Stream) -> Result<(), Stop
             }
         }
     }
+}
+
+/// What the node says first, held for a moment: until that is all, if it is little.
+async fn opening(front: &Front, side: &Stream, hold: Duration) -> io::Result<Vec<Bytes>> {
+    let mut held = Vec::new();
+    let Some(first) = side.read_piece().await? else { return Ok(held) };
+    let until = Instant::now() + hold;
+    let mut bytes = first.len();
+    held.push(first);
+    while !hold.is_zero() && bytes < ANSWER_HOLD_BYTES && front.can_begin_again() {
+        match timeout_at(until, side.read_piece()).await {
+            Ok(piece) => match piece? {
+                Some(piece) => {
+                    bytes += piece.len();
+                    held.push(piece);
+                }
+                None => break,
+            },
+            Err(_) => break,
+        }
+    }
+    Ok(held)
 }
 
 /// As Gitaly's handlers say that there is no sidechannel; one of them misspells it.

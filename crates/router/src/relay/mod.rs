@@ -81,6 +81,8 @@ pub(crate) struct Shared {
     pub(crate) suspicions: Suspicions,
     /// When a second node is asked.
     pub(crate) hedging: Hedging,
+    /// How long the beginning of an answer is held.
+    pub(crate) hold_answers: Duration,
     /// Services that are answered here, message by message.
     pub(crate) typed: TypedServices,
     /// A coordinator's own services can be reached through here.
@@ -256,7 +258,7 @@ fn finish(
             account.close(whole_code(&response));
             response
         }
-        Ok(Outcome::Node(Answer { response, first, tether, storage })) => {
+        Ok(Outcome::Node(Answer { response, held, tether, storage })) => {
             let (mut parts, body) = response.into_parts();
             if let Some(generation) = account.generation() {
                 parts.headers.insert(GENERATION, generation);
@@ -267,7 +269,7 @@ fn finish(
             }
             // The answer may end earlier than the node meant it to.
             parts.headers.remove(header::CONTENT_LENGTH);
-            let graceful = Graceful::new(body, tether, storage).behind(first);
+            let graceful = Graceful::new(body, tether, storage).behind(held);
             let body = Accounted::new(Deadline::new(graceful, expiry), account);
             Response::from_parts(parts, Reply::Relayed(body))
         }

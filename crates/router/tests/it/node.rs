@@ -60,6 +60,8 @@ pub(crate) struct Inner {
     pub(crate) whole: AtomicUsize,
     /// Bytes that an endless answer got rid of.
     pub(crate) sent: AtomicUsize,
+    /// Ends a stream that it would break off otherwise.
+    pub(crate) goes_on: AtomicBool,
     pub(crate) serving: AtomicBool,
     /// What it answers to every RPC but health checks.
     pub(crate) fails: Mutex<Option<Status>>,
@@ -95,6 +97,7 @@ impl Node {
             cut: AtomicUsize::new(0),
             whole: AtomicUsize::new(0),
             sent: AtomicUsize::new(0),
+            goes_on: AtomicBool::new(false),
             serving: AtomicBool::new(true),
             fails: Mutex::default(),
             fails_late: AtomicBool::new(false),
@@ -320,9 +323,11 @@ impl Node {
             "three" => 3,
             "endless" => usize::MAX,
             "hang" => 1,
+            "hang-first" if self.0.goes_on.load(Ordering::Relaxed) => 3,
+            "hang-first" => 1,
             other => panic!("{other}"),
         };
-        let hang = mode == "hang";
+        let hang = count == 1;
         let size = if mode == "endless" { 64 * 1024 } else { 10 };
         let guard = OnDrop { node, finished: false };
         let frames = futures::stream::unfold((0, guard), move |(number, mut guard)| async move {

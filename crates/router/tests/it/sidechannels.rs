@@ -219,7 +219,11 @@ struct Scene {
 impl Scene {
     /// A client, a router, and nodes that play these.
     async fn new(plays: impl IntoIterator<Item = Play>) -> Self {
-        let house = House::new().await;
+        Self::with("", plays).await
+    }
+
+    async fn with(config: &str, plays: impl IntoIterator<Item = Play>) -> Self {
+        let house = House::with(config, |_| {}).await;
         let stage = Arc::new(Stage::default());
         stage.plays.lock().unwrap().extend(plays);
         for node in &house.nodes {
@@ -382,6 +386,14 @@ async fn a_node_that_dies_before_it_has_said_anything_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_node_that_dies_in_the_midst_of_little_is_replaced() {
+    let scene = Scene::with("hold_answers = \"10s\"", [Play::Die(1000)]).await;
+    let (heard, ended) = scene.fetch(b"want").await;
+    assert_eq!((heard, code(ended).0), (b"WANT".to_vec(), Code::Ok));
+    assert_eq!(scene.asked().len(), 2);
+}
+
+#[tokio::test]
 async fn a_node_that_dies_in_the_midst_of_it_leaves_no_answer_that_looks_whole() {
     let scene = Scene::new([Play::Die(100_000)]).await;
     let (heard, ended) = scene.fetch(b"want").await;
@@ -446,6 +458,7 @@ async fn whoever_gives_up_ends_it_everywhere() {
         .tasks
         .spawn("call", async move { client.post_upload_pack_with_sidechannel(request).await });
     let side = soon(offer.opened()).await.accept().await.unwrap();
+    until("the node is agreed with", async || scene.stage.opened.load(Ordering::Relaxed) == 1).await;
     call.abort();
     broken(1).await;
     soon(side.read_piece()).await.unwrap_err();
@@ -458,7 +471,6 @@ async fn whoever_gives_up_ends_it_everywhere() {
     let call = scene
         .house
         .tasks
-    until("the node is agreed with", async || scene.stage.opened.load(Ordering::Relaxed) == 1).await;
         .spawn("call", async move { client.post_upload_pack_with_sidechannel(request).await });
     let side = soon(offer.opened()).await.accept().await.unwrap();
     let ended = soon(call).await.unwrap().map(Response::into_inner);

@@ -96,6 +96,27 @@ async fn a_client_that_goes_away_takes_its_call_along() {
 }
 
 #[tokio::test]
+async fn a_node_that_dies_in_the_midst_of_a_small_answer_is_replaced() {
+    let house = House::with("hold_answers = \"10s\"\nhedge_percent = 0", |_| {}).await;
+    let asking = blob(&house, "hang-first");
+    let striking = async {
+        let asked = |node: &&crate::node::Node| !node.seen("GetBlob").is_empty();
+        let begun = || house.nodes.iter().any(|node| node.0.sent.load(Ordering::Relaxed) > 0);
+        until("one has begun to answer", async || begun()).await;
+        house.nodes.iter().for_each(|node| node.0.goes_on.store(true, Ordering::Relaxed));
+        house.nodes.iter().find(asked).unwrap().kill();
+    };
+    let (stream, ()) = soon(async { tokio::join!(asking, striking) }).await;
+    let mut stream = stream.unwrap().into_inner();
+    let mut messages = 0;
+    while stream.message().await.unwrap().is_some() {
+        messages += 1;
+    }
+    assert_eq!(messages, 3);
+    assert_eq!(count(&house, |node| node.seen("GetBlob").len()), 2);
+}
+
+#[tokio::test]
 async fn a_node_that_dies_mid_stream_is_unavailable() {
     let house = House::new().await;
     let mut stream = blob(&house, "hang").await.unwrap().into_inner();

@@ -30,7 +30,6 @@ const RECEIVE_PACK: &str = "/gitaly.SmartHTTPService/PostReceivePack";
 const CREATE: &str = "/gitaly.RepositoryService/CreateRepository";
 const SIZE: &str = "/gitaly.RepositoryService/RepositorySize";
 
-
 fn refused(code: Code, text: &str) -> (Code, String) {
     (code, text.to_owned())
 }
@@ -69,16 +68,8 @@ async fn names_and_messages_that_mean_nothing() {
         (LIST_REFS, target("", "a/b.git"), refused(Code::InvalidArgument, "storage name not set")),
         (LIST_REFS, target("default", ""), refused(Code::InvalidArgument, "repository path not set")),
         (LIST_REFS, target("default", "a/none.git"), refused(Code::NotFound, "repository not found")),
-        (
-            WRITE_REF,
-            target("default", "a/none.git"),
-            refused(Code::NotFound, "repository not found"),
-        ),
-        (
-            RECEIVE_PACK,
-            target("default", "a/none.git"),
-            refused(Code::NotFound, "repository not found"),
-        ),
+        (WRITE_REF, target("default", "a/none.git"), refused(Code::NotFound, "repository not found")),
+        (RECEIVE_PACK, target("default", "a/none.git"), refused(Code::NotFound, "repository not found")),
         (
             CREATE,
             target("default", "a/b.git"),
