@@ -127,7 +127,9 @@ const CODES: [&str; 17] = [
 ];
 
 /// A line of ours, taken apart: name, labels, value.
-fn sample(line: &str) -> Option<(&str, Vec<(&str, &str)>, f64)> {
+type Sample<'a> = (&'a str, Vec<(&'a str, &'a str)>, f64);
+
+fn sample(line: &str) -> Option<Sample<'_>> {
     let (head, value) = line.rsplit_once(' ')?;
     let value = value.parse().ok()?;
     let (name, labels) = head.split_once('{').unwrap_or((head, "}"));

@@ -110,7 +110,7 @@ enum Received {
     /// All that follows from it is done: it counts nothing, the repository is gone, or nobody works on what it is about.
     Over(Recorded),
     /// It is about the round that is under way.
-    Counts(Transaction<'static, Postgres>, Box<Repository>, Duty),
+    Counts(Transaction<'static, Postgres>, Box<Repository>, Box<Duty>),
 }
 
 async fn receive(shared: &Shared, report: &Report) -> Result<Received, sqlx::Error> {
@@ -131,7 +131,7 @@ async fn receive(shared: &Shared, report: &Report) -> Result<Received, sqlx::Err
         return Ok(Received::Over(Recorded::done()));
     };
     if report.attempt == 0 || duty.copy_attempt == Some(report.attempt) {
-        return Ok(Received::Counts(transaction, Box::new(repository), duty));
+        return Ok(Received::Counts(transaction, Box::new(repository), Box::new(duty)));
     }
     // The answer that began the present round was lost.
     let freed = release(&mut transaction, &duty, &repository).await?;

@@ -261,7 +261,7 @@ impl Access {
             ),
             Ok(_) => tracing::warn!("GitLab can be asked, but says that its Redis cannot"),
             Err(problem) => {
-                tracing::error!(problem, "GitLab cannot be asked; until it can nothing may be pushed")
+                tracing::error!(problem, "GitLab cannot be asked; until it can nothing may be pushed");
             }
         }
     }

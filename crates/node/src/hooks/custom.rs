@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(hooks.find(&repository, "update").await.unwrap(), expected);
         assert_eq!(
             hooks.find(&repository, "pre-receive").await.unwrap(),
-            [PathBuf::new(); 0],
+            Vec::<PathBuf>::new(),
             "not executable"
         );
         assert_eq!(CustomHooks::default().find(&repository, "update").await.unwrap(), expected[..4]);

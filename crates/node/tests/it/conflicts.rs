@@ -74,7 +74,7 @@ async fn conflicts_are_listed() {
     };
     let file = || "dir/file".to_owned();
     let expected = (file(), file(), file(), 0o100_644, MARKED.to_owned());
-    assert_eq!(list(&node, whole.clone()).await.unwrap(), [expected.clone()]);
+    assert_eq!(list(&node, whole.clone()).await.unwrap(), std::slice::from_ref(&expected));
     let headers = ListConflictFilesRequest { skip_content: true, ..whole.clone() };
     assert_eq!(list(&node, headers).await.unwrap()[0].4, "");
     let none = ListConflictFilesRequest { their_commit_oid: ours.clone(), ..whole.clone() };

@@ -21,23 +21,23 @@ pub(crate) fn pools(node: &TestNode) -> ObjectPoolServiceClient<Client> {
     ObjectPoolServiceClient::new(node.channel())
 }
 
-pub(crate) fn pool(node: &TestNode) -> Option<ObjectPool> {
-    Some(ObjectPool { repository: Some(node.named(POOL)) })
+pub(crate) fn pool(node: &TestNode) -> ObjectPool {
+    ObjectPool { repository: Some(node.named(POOL)) }
 }
 
 pub(crate) async fn create(node: &TestNode, origin: &Repository) -> Result<(), Status> {
-    let request = CreateObjectPoolRequest { object_pool: pool(node), origin: Some(origin.clone()) };
+    let request = CreateObjectPoolRequest { object_pool: Some(pool(node)), origin: Some(origin.clone()) };
     pools(node).create_object_pool(request).await.map(drop)
 }
 
 pub(crate) async fn link(node: &TestNode, member: &Repository) -> Result<(), Status> {
     let request =
-        LinkRepositoryToObjectPoolRequest { object_pool: pool(node), repository: Some(member.clone()) };
+        LinkRepositoryToObjectPoolRequest { object_pool: Some(pool(node)), repository: Some(member.clone()) };
     pools(node).link_repository_to_object_pool(request).await.map(drop)
 }
 
 async fn fetch(node: &TestNode, origin: &Repository) -> Result<(), Status> {
-    let request = FetchIntoObjectPoolRequest { origin: Some(origin.clone()), object_pool: pool(node) };
+    let request = FetchIntoObjectPoolRequest { origin: Some(origin.clone()), object_pool: Some(pool(node)) };
     pools(node).fetch_into_object_pool(request).await.map(drop)
 }
 
@@ -197,7 +197,7 @@ async fn what_is_no_pool() {
     let origin = seed::repository(&node, "a.git").await;
     let elsewhere = Some(ObjectPool { repository: Some(node.named("b.git")) });
     let nothing = Some(ObjectPool { repository: None });
-    let whole = CreateObjectPoolRequest { object_pool: pool(&node), origin: Some(origin.clone()) };
+    let whole = CreateObjectPoolRequest { object_pool: Some(pool(&node)), origin: Some(origin.clone()) };
     for (request, text) in [
         (CreateObjectPoolRequest { origin: None, ..whole.clone() }, "no origin repository"),
         (CreateObjectPoolRequest { object_pool: None, ..whole.clone() }, "no object pool repository"),
@@ -221,8 +221,10 @@ async fn what_is_no_pool() {
     let again = refusal(create(&node, &origin).await);
     assert_eq!(again, failed("creating object pool: creating repository: repository exists already"));
 
-    let whole =
-        LinkRepositoryToObjectPoolRequest { object_pool: pool(&node), repository: Some(origin.clone()) };
+    let whole = LinkRepositoryToObjectPoolRequest {
+        object_pool: Some(pool(&node)),
+        repository: Some(origin.clone()),
+    };
     for (request, text) in [
         (LinkRepositoryToObjectPoolRequest { repository: None, ..whole.clone() }, "repository not set"),
         (
@@ -236,7 +238,7 @@ async fn what_is_no_pool() {
     ] {
         assert_eq!(refusal(pools(&node).link_repository_to_object_pool(request).await), invalid(text));
     }
-    let whole = FetchIntoObjectPoolRequest { origin: Some(origin.clone()), object_pool: pool(&node) };
+    let whole = FetchIntoObjectPoolRequest { origin: Some(origin.clone()), object_pool: Some(pool(&node)) };
     let far = Repository { storage_name: "far".into(), ..origin };
     for (request, text) in [
         (FetchIntoObjectPoolRequest { origin: None, ..whole.clone() }, "origin is empty"),

@@ -208,7 +208,7 @@ async fn fetch(
         },
         offer.id(),
     );
-    let call = tokio::spawn(async move { client.post_upload_pack_with_sidechannel(request).await });
+    let call = ssh_bridge::spawn(async move { client.post_upload_pack_with_sidechannel(request).await });
     let opened = tokio::time::timeout(Duration::from_secs(3), offer.opened()).await;
     let mut heard = Vec::new();
     if let Ok(opened) = opened {
@@ -340,7 +340,7 @@ async fn a_client_that_leaves_takes_its_git_with_it() {
             ..Default::default()
         };
         let request = offering(message, offer.id());
-        let call = tokio::spawn(async move { client.ssh_upload_pack_with_sidechannel(request).await });
+        let call = ssh_bridge::spawn(async move { client.ssh_upload_pack_with_sidechannel(request).await });
         let side = Sidechannel::new(offer.opened().await.accept().await.unwrap());
         let mut advertised = side.read().await.unwrap().unwrap();
         // Packets of band 1, git's own within them.

@@ -23,6 +23,7 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
+    task::JoinHandle,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, service::interceptor::InterceptedService};
@@ -61,16 +62,21 @@ pub(crate) fn multiplexed(node: &TestNode) -> (SshServiceClient<Client>, Sidecha
     (SshServiceClient::new(InterceptedService::new(channel, Caller::known())), sidechannels)
 }
 
+pub(crate) fn spawn<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+    tokio::spawn(work)
+}
+
 pub(crate) async fn serve(client: SshServiceClient<Client>, storage: &str, fetches: Fetches) -> Bridge {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("git://{}", listener.local_addr().unwrap());
     let ends = Arc::<Mutex<Vec<End>>>::default();
     let (kept, storage) = (Arc::clone(&ends), storage.to_owned());
-    tokio::spawn(async move {
+    spawn(async move {
         while let Ok((connection, _)) = listener.accept().await {
             let call = Call { client: client.clone(), storage: storage.clone(), fetches: fetches.clone() };
             let ends = Arc::clone(&kept);
-            tokio::spawn(async move {
+            spawn(async move {
                 let end = call.serve(connection).await;
                 ends.lock().unwrap().push(end);
             });
@@ -92,7 +98,7 @@ fn said<T: Send + 'static>(
     wrap: fn(Bytes) -> T,
 ) -> ReceiverStream<T> {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    tokio::spawn(async move {
+    spawn(async move {
         let _ = sender.send(first).await;
         let _ = sender.send(wrap(more)).await;
         let mut buffer = BytesMut::with_capacity(64 * 1024);
@@ -207,10 +213,10 @@ async fn beside(
     let mut offer = sidechannels.offer().unwrap();
     let mut request = Request::new(message);
     request.metadata_mut().as_mut().insert(METADATA, offer.id().header());
-    let call = tokio::spawn(async move { client.ssh_upload_pack_with_sidechannel(request).await });
+    let call = spawn(async move { client.ssh_upload_pack_with_sidechannel(request).await });
     let side = Arc::new(Sidechannel::new(offer.opened().await.accept().await.unwrap()));
     let speaking = Arc::clone(&side);
-    let speaker = tokio::spawn(async move {
+    let speaker = spawn(async move {
         let mut buffer = BytesMut::with_capacity(64 * 1024);
         while from.read_buf(&mut buffer).await.unwrap_or(0) > 0 {
             if speaking.write(buffer.split()).await.is_err() {

@@ -322,9 +322,8 @@ impl Node {
         let count = match mode {
             "three" => 3,
             "endless" => usize::MAX,
-            "hang" => 1,
             "hang-first" if self.0.goes_on.load(Ordering::Relaxed) => 3,
-            "hang-first" => 1,
+            "hang" | "hang-first" => 1,
             other => panic!("{other}"),
         };
         let hang = count == 1;

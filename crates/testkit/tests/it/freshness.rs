@@ -286,7 +286,8 @@ async fn what_was_acknowledged_is_read_while_nodes_die_and_come_back() {
             counter.keep_reading(&routers[1], 1),
         );
     }));
-    within("writers, readers and a killer", WORK, async { tokio::join!(killing, working) }).await;
+    let work = Box::pin(async { tokio::join!(killing, working) });
+    within("writers, readers and a killer", WORK, work).await;
     println!(
         "{} reads beside {} writes; failed reads: {:#?}, failed writes: {:#?}",
         sum(&counters, |counter| &counter.reads),

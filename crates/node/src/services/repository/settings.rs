@@ -76,21 +76,18 @@ pub(super) async fn apply_attributes(
     let commit = references::resolve(&node.git, &repository, &commit).await?;
     let commit = commit.ok_or_else(|| Status::invalid_argument("revision does not exist"))?;
     let path = repository.path.clone();
-    match attributes(node, &repository, &commit).await? {
-        Some(content) => {
-            let ballot = ballot(&content);
-            let writing = blocking(move || {
-                make_directory(&repository.path.join("info"))
-                    .and_then(|()| replace_file(&repository, ATTRIBUTES, &content))
-                    .map_err(internal_io("committing gitattributes"))
-            });
-            agreed(&node.sections, voter, &path, ballot.into(), writing).await?;
-        }
-        None => {
-            let file = path.join(ATTRIBUTES);
-            let removing = blocking(move || remove(&file).map_err(internal_io("removing gitattributes")));
-            agreed(&node.sections, voter, &path, GONE.into(), removing).await?;
-        }
+    if let Some(content) = attributes(node, &repository, &commit).await? {
+        let ballot = ballot(&content);
+        let writing = blocking(move || {
+            make_directory(&repository.path.join("info"))
+                .and_then(|()| replace_file(&repository, ATTRIBUTES, &content))
+                .map_err(internal_io("committing gitattributes"))
+        });
+        agreed(&node.sections, voter, &path, ballot.into(), writing).await?;
+    } else {
+        let file = path.join(ATTRIBUTES);
+        let removing = blocking(move || remove(&file).map_err(internal_io("removing gitattributes")));
+        agreed(&node.sections, voter, &path, GONE.into(), removing).await?;
     }
     Ok(ApplyGitattributesResponse {})
 }

@@ -16,8 +16,8 @@ use crate::{
     operations::{moment, user},
 };
 
-fn of(id: &str) -> Option<GitCommit> {
-    Some(GitCommit { id: id.to_owned(), ..GitCommit::default() })
+fn of(id: &str) -> GitCommit {
+    GitCommit { id: id.to_owned(), ..GitCommit::default() }
 }
 
 fn apply_patch(scene: &Scene) -> Vec<Vec<u8>> {
@@ -103,7 +103,7 @@ pub(super) const CASES: &[Case] = &[
             one(&UserCherryPickRequest {
                 repository: Some(scene.target()),
                 user: Some(user()),
-                commit: of(&scene.side),
+                commit: Some(of(&scene.side)),
                 branch_name: b"main".to_vec(),
                 message: b"picked".to_vec(),
                 timestamp: Some(moment()),
@@ -118,7 +118,7 @@ pub(super) const CASES: &[Case] = &[
             one(&UserRevertRequest {
                 repository: Some(scene.target()),
                 user: Some(user()),
-                commit: of(&scene.main),
+                commit: Some(of(&scene.main)),
                 branch_name: b"main".to_vec(),
                 message: b"reverted".to_vec(),
                 timestamp: Some(moment()),

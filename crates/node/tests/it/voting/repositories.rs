@@ -15,8 +15,8 @@ pub(super) const POOL: &str = "@cluster/pools/6b/86/17";
 /// Linked to it.
 pub(super) const MEMBER: &str = "member.git";
 
-fn pool_at(scene: &Scene, path: &str) -> Option<ObjectPool> {
-    Some(ObjectPool { repository: Some(scene.named(path)) })
+fn pool_at(scene: &Scene, path: &str) -> ObjectPool {
+    ObjectPool { repository: Some(scene.named(path)) }
 }
 
 /// A pool and a member of it, made by git on the disk.
@@ -37,7 +37,7 @@ pub(super) const CASES: &[Case] = &[
         votes: "PC",
         messages: |scene| {
             one(&CreateObjectPoolRequest {
-                object_pool: pool_at(scene, "@cluster/pools/6b/86/18"),
+                object_pool: Some(pool_at(scene, "@cluster/pools/6b/86/18")),
                 origin: Some(scene.target()),
             })
         },
@@ -47,7 +47,7 @@ pub(super) const CASES: &[Case] = &[
         votes: "PC",
         messages: |scene| {
             one(&LinkRepositoryToObjectPoolRequest {
-                object_pool: pool_at(scene, POOL),
+                object_pool: Some(pool_at(scene, POOL)),
                 repository: Some(scene.target()),
             })
         },
@@ -63,7 +63,7 @@ pub(super) const CASES: &[Case] = &[
         messages: |scene| {
             one(&FetchIntoObjectPoolRequest {
                 origin: Some(scene.target()),
-                object_pool: pool_at(scene, POOL),
+                object_pool: Some(pool_at(scene, POOL)),
             })
         },
     },
