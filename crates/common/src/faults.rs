@@ -10,10 +10,11 @@
 
 use std::{
     fs, io,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
+
+use crate::grpc::ListenAddress;
 
 /// Names the directory in which crash points are armed and safety steps are switched off.
 pub const VARIABLE: &str = "TABULARIUM_TEST_FAULTS";
@@ -119,9 +120,15 @@ pub fn prepare(config: &Path) -> Result<(), Refused> {
 }
 
 fn listens_beyond_loopback(config: &toml::Table) -> Option<(String, String)> {
+    let within = |value: &toml::Value| {
+        let address = value.as_str().and_then(|text| text.parse::<ListenAddress>().ok());
+        address.is_some_and(|address| match address {
+            ListenAddress::Tcp(address) | ListenAddress::Tls(address) => address.ip().is_loopback(),
+            ListenAddress::Unix(_) => true,
+        })
+    };
     config.iter().filter(|(key, _)| key.ends_with("listen")).find_map(|(key, value)| {
-        let address = value.as_str().and_then(|text| text.parse::<SocketAddr>().ok());
-        let allowed = address.is_some_and(|address| address.ip().is_loopback());
+        let allowed = value.as_array().map_or_else(|| within(value), |all| all.iter().all(within));
         (!allowed).then(|| (key.clone(), value.to_string()))
     })
 }
@@ -180,6 +187,8 @@ mod tests {
     fn a_service_that_others_reach_is_refused() {
         let beyond = |text: &str| listens_beyond_loopback(&text.parse().unwrap());
         assert_eq!(beyond("listen = \"127.0.0.1:1\"\nadmin_listen = \"[::1]:0\""), None);
+        assert_eq!(beyond("listen = [\"tcp://127.0.0.1:1\", \"tls://[::1]:2\", \"unix:/run/a\"]"), None);
+        assert_eq!(beyond("listen = [\"tcp://127.0.0.1:1\", \"tls://10.0.0.1:2\"]").unwrap().0, "listen");
         assert_eq!(beyond("listen = \"0.0.0.0:2305\"").unwrap().0, "listen");
         assert_eq!(
             beyond("listen = \"127.0.0.1:1\"\nadmin_listen = \"10.0.0.1:9\"").unwrap().0,

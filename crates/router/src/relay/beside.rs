@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     account::Account,
-    limits::{ANSWER_HOLD_BYTES, HEALTH_GLANCE, REPLAY_BYTES, SIDECHANNEL_LAST_WORD},
+    limits::{ANSWER_HOLD_BYTES, HEALTH_GLANCE, LAST_RESORT_WAIT, REPLAY_BYTES, SIDECHANNEL_LAST_WORD},
     nodes::Node,
     refusal::Refusal,
     table::Entry,
@@ -104,6 +104,30 @@ impl Front {
     }
 }
 
+/// How a node came to be asked.
+#[derive(Clone, Copy)]
+enum Asked<'n> {
+    /// It is believed to be well.
+    InTurn(&'n Node),
+    /// It is believed to be down, and nobody else has answered.
+    AtLast(&'n Node),
+}
+
+impl<'n> Asked<'n> {
+    fn node(self) -> &'n Node {
+        let (Self::InTurn(node) | Self::AtLast(node)) = self;
+        node
+    }
+
+    /// It need not be waited for any longer to begin.
+    fn is_in_vain(self, since: Instant) -> bool {
+        match self {
+            Self::InTurn(node) => !node.healthy(),
+            Self::AtLast(_) => since.elapsed() >= LAST_RESORT_WAIT,
+        }
+    }
+}
+
 /// Why moving bytes ended before the node had finished.
 enum Stopped {
     /// The client's stream broke.
@@ -143,7 +167,7 @@ impl Relay {
                 self.shared.metrics.retries.inc();
             }
             account.storage = Some(std::sync::Arc::clone(&node.storage));
-            match self.exchange(search, &mut front, &node, &refused).await {
+            match self.exchange(search, &mut front, Asked::InTurn(&node), &refused).await {
                 Exchanged::Over(answer) => return answer.map(Outcome::Node),
                 Exchanged::Heard(heard) => {
                     if let Some(answer) = search.note(&mut sofar, &node, heard) {
@@ -156,6 +180,18 @@ impl Relay {
                 break Refusal::Lost(node.storage.to_string());
             }
         };
+        while front.can_begin_again()
+            && let Some(node) = search.last_resort(&mut sofar)
+        {
+            match self.exchange(search, &mut front, Asked::AtLast(&node), &refused).await {
+                Exchanged::Over(answer) => return answer.map(Outcome::Node),
+                Exchanged::Heard(Heard::Answer(answer)) => {
+                    finish(&front);
+                    return Ok(self.found(search, sofar, answer, account));
+                }
+                Exchanged::Heard(Heard::Elsewhere { .. }) => {}
+            }
+        }
         sofar.word.map_or(Err(refusal), |(word, _)| word).map(Outcome::Node)
     }
 
@@ -163,9 +199,10 @@ impl Relay {
         &self,
         search: &Search<'_>,
         front: &mut Front,
-        node: &Node,
+        asked: Asked<'_>,
         refused: &(impl Fn(&OpenError) -> Refusal + Sync),
     ) -> Exchanged {
+        let (node, begun_at) = (asked.node(), Instant::now());
         let lost = || Refusal::Lost(node.storage.to_string());
         let Some(mut offer) = node.offer(self.worker) else {
             let text = "too many sidechannels wait for this node";
@@ -185,7 +222,7 @@ impl Relay {
                 opened = offer.opened() => break opened,
                 heard = &mut hearing => return Exchanged::Heard(heard),
                 () = sleep(HEALTH_GLANCE) => {
-                    if !node.healthy() {
+                    if asked.is_in_vain(begun_at) {
                         return Exchanged::Heard(Heard::refused(lost()));
                     }
                 }
@@ -207,7 +244,7 @@ impl Relay {
                     moved = &mut moving => break moved,
                     answer = &mut hearing, if heard.is_none() => heard = Some(answer),
                     () = sleep(HEALTH_GLANCE), if !front.begun.load(Ordering::Relaxed) => {
-                        if !node.healthy() && front.can_begin_again() {
+                        if asked.is_in_vain(begun_at) && front.can_begin_again() {
                             return Exchanged::Heard(Heard::refused(lost()));
                         }
                     }

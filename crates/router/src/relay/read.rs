@@ -73,7 +73,7 @@ impl Search<'_> {
     }
 
     /// One that is believed to be down, when all that are not have failed: the belief may be wrong.
-    fn last_resort(&self, sofar: &mut Sofar) -> Option<Arc<Node>> {
+    pub(super) fn last_resort(&self, sofar: &mut Sofar) -> Option<Arc<Node>> {
         if self.reader == Reader::Primary || sofar.word.as_ref().is_some_and(|(word, _)| word.is_ok()) {
             return None;
         }

@@ -474,7 +474,8 @@ async fn whoever_gives_up_ends_it_everywhere() {
         .spawn("call", async move { client.post_upload_pack_with_sidechannel(request).await });
     let side = soon(offer.opened()).await.accept().await.unwrap();
     let ended = soon(call).await.unwrap().map(Response::into_inner);
-    assert_eq!(code(ended).0, Code::DeadlineExceeded);
+    // The client's own timer may be the first.
+    assert!(matches!(code(ended).0, Code::DeadlineExceeded | Code::Cancelled));
     broken(2).await;
     soon(side.read_piece()).await.unwrap_err();
     // Its sidechannel is dropped.
