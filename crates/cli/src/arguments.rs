@@ -144,7 +144,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 6 * 3600)]
         older_than: u32,
     },
-    /// Praefect's commands, with its configuration file: praefect -config FILE [COMMAND]
+    /// Praefect's commands, with its configuration file: praefect -config FILE COMMAND
     ///
     /// Without a command it serves, in Praefect's place. `tabularium -config FILE [COMMAND]` is the same.
     #[command(disable_help_flag = true)]

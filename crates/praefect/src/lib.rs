@@ -1,6 +1,6 @@
 //! Praefect's seat: whoever starts `praefect` can start this in its place.
 //!
-//! * `praefect -config FILE` serves: [`file`] is Praefect's configuration file as its operators have it, [`translation`]
+//! * `praefect -config FILE` serves: [`mod@file`] is Praefect's configuration file as its operators have it, [`translation`]
 //!   says what it means to our services, and [`process`] runs them beside each other in one process: router, coordinator
 //!   and replicator. On SIGHUP [`handover`] puts a new process in its place.
 //! * `praefect -config FILE COMMAND` does what Praefect's command of that name does, with its flags and its output:

@@ -229,6 +229,13 @@ async fn a_replica_that_rots_is_found_and_made_again() {
     let (test, _logs) = start(quick).await;
     let git = GitClient::new();
     filled(&git, &test).await;
+    // A comparison that has begun already sees nothing of it.
+    wait_until("all are compared", FOLLOW, || async {
+        let now = replicas(&test).await;
+        let compared = now.replicas.iter().all(|replica| replica.verified_at.is_some());
+        if compared { Ok(()) } else { Err(format!("{now:?}")) }
+    })
+    .await;
     let before = replicas(&test).await;
     let rotten = before.primary.clone();
     let branch = disk(&test, &rotten).join(&before.replica_path).join("refs/heads");
