@@ -298,7 +298,10 @@ impl Router {
         let Self { listener, workers, serving, background, readiness, health, drain } = self;
         let stopped = tokio::select! {
             stopped = stop => stopped,
-            () = workers.accept(listener) => Ok(()),
+            () = async {
+                first_word(&readiness).await;
+                workers.accept(listener).await;
+            } => Ok(()),
         };
         readiness.set(false);
         health.set_service_status("", ServingStatus::NotServing).await;
@@ -311,6 +314,19 @@ impl Router {
         }
         workers.join();
         stopped.map_err(io("waiting for the signal to stop"))
+    }
+}
+
+/// Clients that are early wait for the coordinator's first word instead of being refused, for a moment: a process that takes
+/// another one's sockets over has clients from its first instant on.
+async fn first_word(readiness: &Readiness) {
+    let waiting = async {
+        while !readiness.get() {
+            tokio::time::sleep(limits::FIRST_WORD_GLANCE).await;
+        }
+    };
+    if tokio::time::timeout(limits::FIRST_WORD_WAIT, waiting).await.is_err() {
+        tracing::debug!("clients are served before a coordinator has been reached");
     }
 }
 

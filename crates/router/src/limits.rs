@@ -149,3 +149,8 @@ pub(crate) const SECONDARY_DRAIN: Duration = Duration::from_secs(5);
 pub(crate) const HEALTH_GLANCE: Duration = Duration::from_millis(250);
 /// How long a write whose client has gone may go on, once it has its ticket.
 pub(crate) const ORPHAN_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a router that has just started lets its first clients wait for a coordinator's first word, and how often it looks.
+pub(crate) const FIRST_WORD_WAIT: Duration = Duration::from_secs(1);
+/// See [`FIRST_WORD_WAIT`].
+pub(crate) const FIRST_WORD_GLANCE: Duration = Duration::from_millis(5);
