@@ -128,7 +128,7 @@ mod tests {
             let negotiation = heard(&text, cut);
             assert!(negotiation.is_done() && negotiation.has_flushed() && negotiation.is_shallow());
             let expected = PackfileNegotiationStatistics {
-                payload_size: 82,
+                payload_size: 84,
                 packets: 8,
                 caps: vec!["ofs-delta".to_owned(), "agent=x".to_owned()],
                 wants: 2,

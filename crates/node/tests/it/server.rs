@@ -4,8 +4,8 @@ use std::fs;
 
 use tabularium_proto::gitaly::{
     DiskStatisticsRequest, ReadinessCheckRequest, RepositoryExistsRequest, ServerInfoRequest,
-    ServerSignatureRequest, UserSquashRequest, WalkReposRequest,
-    internal_gitaly_client::InternalGitalyClient, operation_service_client::OperationServiceClient,
+    ServerSignatureRequest, WalkReposRequest, WriteBackupIdRequest,
+    backup_service_client::BackupServiceClient, internal_gitaly_client::InternalGitalyClient,
     readiness_check_response, repository_service_client::RepositoryServiceClient,
     server_service_client::ServerServiceClient,
 };
@@ -70,7 +70,7 @@ async fn callers_without_the_token_are_refused_everywhere() {
 #[tokio::test]
 async fn what_is_not_written_says_so() {
     let node = TestNode::start().await;
-    let mut client = OperationServiceClient::new(node.channel());
-    let status = client.user_squash(UserSquashRequest::default()).await.unwrap_err();
+    let mut client = BackupServiceClient::new(node.channel());
+    let status = client.write_backup_id(WriteBackupIdRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
 }
