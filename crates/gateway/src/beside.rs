@@ -8,14 +8,15 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture, stream};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use tabularium_common::{
     grpc::Address,
     lifecycle::Tasks,
     multiplex::{
         self,
-        sidechannel::{Client, METADATA, Sidechannels},
+        sidechannel::{Client, METADATA, Sidechannels, generation},
     },
 };
 use tabularium_proto::gitaly::{
@@ -25,6 +26,7 @@ use tonic::{Code, Request, Status, metadata::MetadataMap, transport::Channel};
 
 use crate::{
     answer::{Chunk, Messages},
+    freshness::Freshness,
     limits::SIDECHANNEL_REST,
     request_body::BodyFault,
     upload::{Chunks, Slot},
@@ -57,6 +59,7 @@ impl Beside {
         message: &PostUploadPackWithSidechannelRequest,
         headers: HeaderMap,
         slot: Slot,
+        freshness: &Freshness,
     ) -> Option<Result<Messages, Status>> {
         if self.rests() {
             return None;
@@ -64,10 +67,16 @@ impl Beside {
         let mut offer = self.sidechannels.offer()?;
         let mut request = Request::new(message.clone());
         *request.metadata_mut() = MetadataMap::from_headers(headers);
-        request.metadata_mut().as_mut().insert(METADATA, offer.id().header());
+        let asked = request.metadata_mut().as_mut();
+        asked.insert(METADATA, offer.id().header());
+        asked.insert(generation::ASK, HeaderValue::from_static("1"));
         let mut client = SmartHttpServiceClient::new(self.channel.clone());
-        let mut call: Call =
-            Box::pin(async move { client.post_upload_pack_with_sidechannel(request).await.map(drop) });
+        let learned = freshness.clone();
+        let mut call: Call = Box::pin(async move {
+            let answer = client.post_upload_pack_with_sidechannel(request).await?;
+            learned.learn(answer.metadata().as_ref());
+            Ok(())
+        });
         let opened = tokio::select! {
             biased;
             opened = offer.opened() => opened,
@@ -87,7 +96,8 @@ impl Beside {
             Err(error) => return Some(Err(broken(&error))),
         };
         let upload: BoxFuture<'static, _> = Box::pin(upload(Arc::clone(&side), Chunks::new(slot)));
-        let flow = Flow { side: Some(side), upload: Some(upload), call, over: false };
+        let front = Some(Front { preface: generation::Front::default(), freshness: freshness.clone() });
+        let flow = Flow { side: Some(side), upload: Some(upload), front, call, over: false };
         let flow = stream::unfold(flow, |mut flow| async move { flow.next().await.map(|item| (item, flow)) });
         Some(Ok(flow.boxed()))
     }
@@ -116,15 +126,41 @@ async fn upload(side: Arc<Client>, mut chunks: Chunks) -> Result<(), BodyFault> 
     Ok(())
 }
 
+/// The beginning of what is fetched, where the router says how new the repository is.
+struct Front {
+    preface: generation::Front,
+    freshness: Freshness,
+}
+
+impl Front {
+    /// The rest of the next piece, once that is known.
+    fn take(&mut self, piece: Bytes) -> Option<Bytes> {
+        let read = self.preface.take(piece)?;
+        if let Some(generation) = read.generation {
+            self.freshness.note(generation);
+        }
+        Some(read.rest)
+    }
+}
+
 /// A fetch under way. Dropped, it takes its stream and its call with it.
 struct Flow {
     side: Option<Arc<Client>>,
     upload: Option<BoxFuture<'static, Result<(), BodyFault>>>,
+    /// Until it has been read.
+    front: Option<Front>,
     call: Call,
     over: bool,
 }
 
 impl Flow {
+    fn past_the_front(&mut self, piece: Bytes) -> Option<Bytes> {
+        let Some(front) = &mut self.front else { return Some(piece) };
+        let rest = front.take(piece)?;
+        self.front = None;
+        (!rest.is_empty()).then_some(rest)
+    }
+
     async fn next(&mut self) -> Option<Result<Chunk, Status>> {
         if self.over {
             return None;
@@ -147,8 +183,18 @@ impl Flow {
                     }
                 }
                 piece = side.read() => match piece {
-                    Ok(Some(piece)) => return Some(Ok(Chunk::Output(piece))),
-                    Ok(None) => (self.side, self.upload) = (None, None),
+                    Ok(Some(piece)) => {
+                        if let Some(piece) = self.past_the_front(piece) {
+                            return Some(Ok(Chunk::Output(piece)));
+                        }
+                    }
+                    Ok(None) => {
+                        (self.side, self.upload) = (None, None);
+                        let held = self.front.take().map(|front| front.preface.end()).unwrap_or_default();
+                        if !held.is_empty() {
+                            return Some(Ok(Chunk::Output(held)));
+                        }
+                    }
                     Err(error) => {
                         (self.side, self.upload) = (None, None);
                         // The router knows better why.

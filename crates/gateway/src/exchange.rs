@@ -303,7 +303,7 @@ where
             async move {
                 let beside = match (&peer.beside, message) {
                     (Some(beside), Some(message)) => {
-                        beside.fetch(message, headers.clone(), slot.clone()).await
+                        beside.fetch(message, headers.clone(), slot.clone(), &freshness).await
                     }
                     _ => None,
                 };

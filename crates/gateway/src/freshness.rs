@@ -46,6 +46,11 @@ impl Freshness {
         }
     }
 
+    /// The same, said otherwise.
+    pub(crate) fn note(&self, generation: i64) {
+        self.generation.get_or_init(|| HeaderValue::from(generation));
+    }
+
     /// As a header for the client, if a router has said it.
     pub(crate) fn answered(&self) -> Option<(HeaderName, HeaderValue)> {
         self.generation.get().map(|value| (ANSWERED, value.clone()))

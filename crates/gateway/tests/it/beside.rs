@@ -6,6 +6,16 @@ use crate::stage::Stage;
 
 const BESIDE: &str = "PostUploadPackWithSidechannel";
 
+/// What git sends for a clone.
+fn fetch_everything(path: &str, tip: &str) -> String {
+    let body = format!("0032want {tip}\n00000009done\n");
+    format!(
+        "POST /{path}/git-upload-pack HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\
+         Content-Type: application/x-git-upload-pack-request\r\n\r\n{body}",
+        body.len()
+    )
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clone_takes_a_sidechannel_where_there_is_one() {
     let stage = Stage::multiplexed().await;
@@ -28,6 +38,16 @@ async fn a_clone_takes_a_sidechannel_where_there_is_one() {
     let asking = "http.extraHeader=X-Tabularium-At-Least-Generation: 39";
     stage.git(&["-c", asking, "clone", "-q", &url, "asking"]).await;
     assert_eq!(stage.fake.last(BESIDE)["tabularium-at-least-generation"], "39");
+
+    // A router says first how new the repository is; one that does not know how says nothing of it.
+    let request = fetch_everything("g/p.git", &tip);
+    let told = |answer: &str| answer.contains("x-tabularium-generation: 41\r\n");
+    assert!(told(&stage.raw(request.as_bytes()).await.head));
+    let silent = Status::unimplemented("an older router");
+    stage.fake.failures.lock().unwrap().insert("PostUploadPackWithSidechannel:silent", silent);
+    assert!(!told(&stage.raw(request.as_bytes()).await.head));
+    stage.git(&["clone", "-q", &url, "from-an-older-one"]).await;
+    assert_eq!(stage.git(&["-C", "from-an-older-one", "rev-parse", "HEAD"]).await, tip);
     assert_eq!(stage.fake.count("UploadPack"), 0);
     stage.until("no git is left", |seen| seen.running == 0).await;
 }
@@ -37,12 +57,7 @@ async fn a_client_that_leaves_mid_pack_stops_git() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let stage = Stage::multiplexed().await;
     let tip = stage.seed("g/p.git", 1, 48 * 1024 * 1024).await;
-    let body = format!("0032want {tip}\n00000009done\n");
-    let request = format!(
-        "POST /g/p.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\
-         Content-Type: application/x-git-upload-pack-request\r\n\r\n{body}",
-        body.len()
-    );
+    let request = fetch_everything("g/p.git", &tip);
     let mut stream = tokio::net::TcpStream::connect(&stage.host).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut start = vec![0; 200_000];

@@ -16,7 +16,7 @@ use tabularium_common::{
     lifecycle::Tasks,
     multiplex::{
         self, Backchannel,
-        sidechannel::{self, Server, SidechannelId},
+        sidechannel::{self, Server, SidechannelId, generation},
     },
 };
 use tabularium_proto::{
@@ -301,6 +301,8 @@ impl SmartHttpService for Fake {
         self.fail(METHOD)?;
         let path = self.resolve(message.repository.as_ref())?;
         let id = SidechannelId::offered(request.metadata().as_ref()).unwrap();
+        let asks = request.metadata().contains_key(generation::ASK)
+            && self.fail("PostUploadPackWithSidechannel:silent").is_ok();
         let side = sidechannel::open(request.extensions().get::<Backchannel>(), id).await;
         let side = Arc::new(Server::new(side.map_err(|error| Status::internal(error.to_string()))?));
         let child = self.git(&["upload-pack", "--stateless-rpc"], &path, &message.git_protocol);
@@ -311,6 +313,10 @@ impl SmartHttpService for Fake {
         });
         let mut output = self
             .run(child, input.boxed(), |stderr| Status::internal(format!("running upload-pack: {stderr}")));
+        if asks {
+            let said = generation::preface(41);
+            side.write(said).await.map_err(|error| Status::cancelled(error.to_string()))?;
+        }
         while let Some(piece) = output.next().await.transpose()? {
             side.write(piece).await.map_err(|error| Status::cancelled(error.to_string()))?;
             let broken = self.fail("PostUploadPackWithSidechannel:mid").err();

@@ -6,7 +6,7 @@
 //! holds one piece in hand and takes the next when that has gone on, so whoever is slow slows the other down.
 //!
 //! As long as nothing that a node said has gone to the client, another replica can take over: what the client has said is
-//! kept while it is little. Whoever gives up waiting, the client or its deadline, drops both streams, which resets them.
+//! kept while it is little. A client that asks for it hears on its sidechannel first how new the replica is. Whoever gives up waiting, the client or its deadline, drops both streams, which resets them.
 
 use std::{
     io,
@@ -37,6 +37,7 @@ use crate::{
     limits::{ANSWER_HOLD_BYTES, HEALTH_GLANCE, LAST_RESORT_WAIT, REPLAY_BYTES, SIDECHANNEL_LAST_WORD},
     nodes::Node,
     refusal::Refusal,
+    routing,
     table::Entry,
 };
 
@@ -237,7 +238,12 @@ impl Relay {
 
         let mut heard = None;
         let moved = {
-            let mut moving = pin!(carry(front, client, &side, self.shared.hold_answers));
+            let preface = search
+                .call
+                .freshness
+                .preface
+                .then(|| sidechannel::generation::preface(routing::generation_of(route, &node.storage)));
+            let mut moving = pin!(carry(front, client, &side, preface, self.shared.hold_answers));
             loop {
                 tokio::select! {
                     biased;
@@ -332,10 +338,20 @@ async fn agree(search: &Search<'_>, front: &mut Front, opened: Opened) -> Result
     opened.accept().await.map_err(|_| Disagreement::Node)
 }
 
-/// Moves what the node says to the client, to its end, and what the client says to the node meanwhile.
-async fn carry(front: &Front, client: &Stream, side: &Stream, hold: Duration) -> Result<(), Stopped> {
+/// Moves what the node says to the client, to its end, and what the client says to the node meanwhile. `preface`: what goes
+/// before that.
+async fn carry(
+    front: &Front,
+    client: &Stream,
+    side: &Stream,
+    preface: Option<Bytes>,
+    hold: Duration,
+) -> Result<(), Stopped> {
     let down = async {
-        for piece in opening(front, side, hold).await.map_err(Stopped::Node)? {
+        let opening = opening(front, side, hold).await.map_err(Stopped::Node)?;
+        // An answer without bytes is told by the RPC alone.
+        let preface = preface.filter(|_| !opening.is_empty());
+        for piece in preface.into_iter().chain(opening) {
             front.begun.store(true, Ordering::Relaxed);
             client.write_piece(piece).await.map_err(Stopped::Client)?;
         }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use tabularium_common::multiplex::sidechannel;
 use tabularium_proto::coordinator::Route;
 
 use super::{
@@ -25,12 +26,16 @@ pub(crate) const GENERATION: HeaderName = HeaderName::from_static("tabularium-ge
 const AT_LEAST: HeaderName = HeaderName::from_static("tabularium-at-least-generation");
 /// Of a read: how many milliseconds it may wait for that.
 const WAIT: HeaderName = HeaderName::from_static("tabularium-wait");
+/// Of a read that has a sidechannel: the generation is to be said on that as well, before everything else.
+const PREFACE: HeaderName = HeaderName::from_static(sidechannel::generation::ASK);
 
 /// What a client asks for, as it stands in the headers. Nodes do not get it.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
     at_least: Option<HeaderValue>,
     wait: Option<HeaderValue>,
+    /// Whether what comes on the sidechannel has to begin with it.
+    pub(super) preface: bool,
 }
 
 fn number<T: std::str::FromStr>(name: &'static str, value: &HeaderValue) -> Result<T, Refusal> {
@@ -40,7 +45,11 @@ fn number<T: std::str::FromStr>(name: &'static str, value: &HeaderValue) -> Resu
 impl Asked {
     /// Takes it out of the headers.
     pub(super) fn take(headers: &mut HeaderMap) -> Self {
-        Self { at_least: headers.remove(AT_LEAST), wait: headers.remove(WAIT) }
+        Self {
+            at_least: headers.remove(AT_LEAST),
+            wait: headers.remove(WAIT),
+            preface: headers.remove(PREFACE).is_some(),
+        }
     }
 
     fn parse(&self) -> Result<Option<(i64, Duration)>, Refusal> {
@@ -94,7 +103,7 @@ mod tests {
         wait: Option<&'static str>,
     ) -> Result<Option<(i64, u128)>, String> {
         let value = |text: Option<&'static str>| text.map(HeaderValue::from_static);
-        let asked = Asked { at_least: value(at_least), wait: value(wait) };
+        let asked = Asked { at_least: value(at_least), wait: value(wait), preface: false };
         let parsed = asked.parse().map_err(|refusal| refusal.to_string())?;
         Ok(parsed.map(|(generation, wait)| (generation, wait.as_millis())))
     }

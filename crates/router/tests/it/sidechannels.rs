@@ -16,7 +16,7 @@ use tabularium_common::{
     lifecycle::Tasks,
     multiplex::{
         self, BACKCHANNEL, Backchannel,
-        sidechannel::{self, Client, METADATA, Server, SidechannelId, Sidechannels},
+        sidechannel::{self, Client, METADATA, Server, SidechannelId, Sidechannels, generation},
     },
 };
 use tabularium_proto::gitaly::{
@@ -58,6 +58,7 @@ struct Stage {
     /// What is played next; after that, [`Play::Echo`].
     plays: Mutex<VecDeque<Play>>,
     asked: Mutex<Vec<(String, PostUploadPackWithSidechannelRequest)>>,
+    asked_with: Mutex<Vec<tonic::metadata::MetadataMap>>,
     /// Offered to the nodes.
     ids: Mutex<Vec<SidechannelId>>,
     said: AtomicUsize,
@@ -114,6 +115,7 @@ impl SmartHttpService for Uploader {
         let back = request.extensions().get::<Backchannel>().cloned();
         let id = SidechannelId::offered(request.metadata().as_ref()).unwrap();
         self.stage.ids.lock().unwrap().push(id);
+        self.stage.asked_with.lock().unwrap().push(request.metadata().clone());
         self.stage.asked.lock().unwrap().push((self.storage.clone(), request.into_inner()));
         let play = self.stage.plays.lock().unwrap().pop_front().unwrap_or(Play::Echo);
         match &play {
@@ -253,9 +255,19 @@ impl Scene {
 
     /// Says something, and answers what it heard and how the RPC ended.
     async fn fetch(&self, says: &[u8]) -> (Vec<u8>, Result<PostUploadPackWithSidechannelResponse, Status>) {
+        self.fetch_asking(says, |_| {}).await
+    }
+
+    async fn fetch_asking(
+        &self,
+        says: &[u8],
+        ask: impl FnOnce(&mut tonic::metadata::MetadataMap),
+    ) -> (Vec<u8>, Result<PostUploadPackWithSidechannelResponse, Status>) {
         let mut offer = self.sidechannels.offer().unwrap();
         let mut client = self.client.clone();
-        let call = client.post_upload_pack_with_sidechannel(Self::request(offer.id()));
+        let mut request = Self::request(offer.id());
+        ask(request.metadata_mut());
+        let call = client.post_upload_pack_with_sidechannel(request);
         let talk = async {
             let client = Client::new(offer.opened().await.accept().await.unwrap());
             client.write(says).await.unwrap();
@@ -320,6 +332,23 @@ async fn bytes_pass_as_they_are_and_then_the_answer() {
     let repository = request.repository.unwrap();
     assert!(repository.storage_name.starts_with("node-"));
     assert_eq!(repository.relative_path, "@cluster/repositories/aa/bb/1");
+}
+
+#[tokio::test]
+async fn how_new_the_replica_is_comes_before_everything_for_whoever_asks() {
+    let failure = Status::internal("disk");
+    let scene = Scene::new([Play::Fail(failure), Play::Echo, Play::Echo]).await;
+    let ask = |metadata: &mut tonic::metadata::MetadataMap| {
+        metadata.insert(generation::ASK, "1".parse().unwrap());
+    };
+    let (heard, ended) = scene.fetch_asking(b"says", ask).await;
+    let expected = [&generation::preface(5)[..], b"SAYS"].concat();
+    assert_eq!((heard, code(ended).0), (expected, Code::Ok), "once, although two nodes were asked");
+    assert_eq!(scene.asked().len(), 2);
+    let (heard, ended) = scene.fetch_asking(b"", ask).await;
+    assert_eq!((heard, code(ended).0), (Vec::new(), Code::Ok), "nothing, when there is nothing else");
+    let metadata = scene.stage.asked_with.lock().unwrap().clone();
+    assert!(!metadata.is_empty() && !metadata.iter().any(|keys| keys.contains_key(generation::ASK)));
 }
 
 #[tokio::test]

@@ -7,8 +7,9 @@
 //! the stream.
 //!
 //! A router stands in between and need not know of packets: it offers a sidechannel of its own to the node, and moves what
-//! comes from stream to stream as it is.
+//! comes from stream to stream as it is. To clients of ours it can say first how new the repository is: [`generation`].
 
+pub mod generation;
 mod packets;
 
 use std::{
