@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 use tabularium_common::ids::{Generation, RepositoryId, StorageName, VirtualStorageName};
+use uuid::Uuid;
 
 use super::{milliseconds, of_storage};
 use crate::repository::RepositoryKey;
@@ -14,10 +15,12 @@ const UNVERIFIED_LIST: &str = "
       AND r.state = 'ready' AND NOT EXISTS (SELECT FROM writes w WHERE w.repository_id = r.id)
     ORDER BY p.verified_at NULLS FIRST LIMIT $2";
 
-/// Only when nothing was written since it was looked at, and nobody is writing.
+const COMPARING: &str = "UPDATE replicas SET comparing = $2 WHERE repository_id = $1";
+
+/// Only when nothing was written since it was looked at, nobody is writing, and nobody has asked for another comparison.
 const VERIFIED: &str = "
-    UPDATE replicas SET verified_at = now(), unreadable = NULL
-    WHERE repository_id = $1 AND storage = ANY ($2) AND NOT behind
+    UPDATE replicas SET verified_at = now(), unreadable = NULL, comparing = NULL
+    WHERE repository_id = $1 AND storage = ANY ($2) AND NOT behind AND comparing = $4
       AND EXISTS (SELECT FROM repositories r WHERE r.id = $1 AND r.generation = $3)
       AND NOT EXISTS (SELECT FROM writes w WHERE w.repository_id = $1)";
 
@@ -26,14 +29,15 @@ const UNREADABLE_NOTE: &str = "
     WHERE repository_id = $1 AND storage = $2 AND NOT behind AND unreadable IS DISTINCT FROM $3";
 
 const MARK_REPOSITORY: &str = "
-    UPDATE replicas p SET verified_at = NULL FROM repositories r
+    UPDATE replicas p SET verified_at = NULL, comparing = NULL FROM repositories r
     WHERE r.id = p.repository_id AND r.virtual_storage = $1 AND r.relative_path = $2 AND r.state = 'ready'";
 
 const MARK_STORAGE: &str = "
-    UPDATE replicas SET verified_at = NULL
+    UPDATE replicas SET verified_at = NULL, comparing = NULL
     WHERE (repository_id, storage) IN (
         SELECT p.repository_id, p.storage FROM replicas p JOIN repositories r ON r.id = p.repository_id
-        WHERE r.virtual_storage = $1 AND ($2 = '' OR p.storage = $2) AND p.verified_at IS NOT NULL LIMIT $3)";
+        WHERE r.virtual_storage = $1 AND ($2 = '' OR p.storage = $2)
+          AND (p.verified_at IS NOT NULL OR p.comparing IS NOT NULL) LIMIT $3)";
 
 /// Repositories with replicas that were not verified for `age`, the longest first.
 pub(crate) async fn unverified_list(
@@ -49,16 +53,28 @@ pub(crate) async fn unverified_list(
     Ok(rows.into_iter().map(RepositoryId).collect())
 }
 
-/// Remembers that replicas were found equal at a generation.
+/// A comparison of a repository's replicas, under way. The next one that begins takes its place.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Comparison(Uuid);
+
+/// Begins a comparison, before anything is looked at.
+pub(crate) async fn comparison_begin(pool: &PgPool, id: RepositoryId) -> Result<Comparison, sqlx::Error> {
+    let comparison = Uuid::new_v4();
+    sqlx::query(COMPARING).bind(id.0).bind(comparison).execute(pool).await?;
+    Ok(Comparison(comparison))
+}
+
+/// Remembers that a comparison found replicas equal at a generation.
 pub(crate) async fn replica_verified(
     pool: &PgPool,
     id: RepositoryId,
+    comparison: Comparison,
     storages: &[StorageName],
     generation: Generation,
 ) -> Result<u64, sqlx::Error> {
     let storages: Vec<&str> = storages.iter().map(StorageName::as_str).collect();
-    let done = sqlx::query(VERIFIED).bind(id.0).bind(storages).bind(generation.0).execute(pool).await?;
-    Ok(done.rows_affected())
+    let verified = sqlx::query(VERIFIED).bind(id.0).bind(storages).bind(generation.0).bind(comparison.0);
+    verified.execute(pool).await.map(|done| done.rows_affected())
 }
 
 /// Remembers why a replica cannot be read, until it can be.

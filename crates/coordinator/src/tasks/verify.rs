@@ -86,6 +86,7 @@ async fn verify(
     broken: &BTreeSet<StorageName>,
 ) -> Result<Look, tonic::Status> {
     let db = &shared.db;
+    let comparison = db.retrying(|| verifications::comparison_begin(db.pool(), id)).await?;
     let Some(repository) = db.retrying(|| repositories::repository_find(db.pool(), id)).await? else {
         return Ok(Look::Done);
     };
@@ -116,8 +117,8 @@ async fn verify(
         if verdict.sound.len() == 1 && repository.up_to_date().count() > 1 {
             return unclear();
         }
-        db.retrying(|| verifications::replica_verified(db.pool(), id, &verdict.sound, repository.generation))
-            .await?;
+        let (sound, generation) = (&verdict.sound, repository.generation);
+        db.retrying(|| verifications::replica_verified(db.pool(), id, comparison, sound, generation)).await?;
         return if inspection.broken.is_empty() { Ok(Look::Done) } else { unclear() };
     }
     let gone = expulsion::expel(shared, &repository, &verdict, &Grounds::Comparison, &unreadable).await?;

@@ -74,6 +74,10 @@ struct Played {
     fences: Arc<Mutex<Vec<i64>>>,
     /// It says nothing of them while somebody holds this.
     fence_gate: Arc<RwLock<()>>,
+    /// It does not say what it has looked up while somebody holds this.
+    answer_gate: Arc<RwLock<()>>,
+    /// How often somebody asked what it holds.
+    asked: Arc<AtomicUsize>,
     filesystem_id: Arc<Mutex<String>>,
     /// What a walk of its storage finds beside anything else.
     found: Arc<Mutex<Vec<String>>>,
@@ -121,6 +125,8 @@ impl ReplicaService for Played {
         assert_eq!(repository.storage_name, self.storage);
         assert!(repository.relative_path.starts_with("@cluster/"), "{}", repository.relative_path);
         let holding = *self.holding.lock().unwrap();
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let _open = self.answer_gate.read().await;
         match holding {
             Holding::State(state) => {
                 Ok(Response::new(QuiesceResponse { exists: true, digest: state.to_owned().into() }))
@@ -267,6 +273,8 @@ impl Node {
             holding: Arc::new(Mutex::new(Holding::State("old"))),
             fences: Arc::default(),
             fence_gate: Arc::default(),
+            answer_gate: Arc::default(),
+            asked: Arc::default(),
             filesystem_id: Arc::new(Mutex::new(format!("disk of {storage}"))),
             found: Arc::default(),
             objects: Arc::new(Mutex::new(Objects::Whole)),
@@ -320,6 +328,16 @@ impl Node {
     /// It leaves whoever fences copies without an answer while this is held.
     pub(crate) async fn close_fence_gate(&self) -> OwnedRwLockWriteGuard<()> {
         Arc::clone(&self.played.fence_gate).write_owned().await
+    }
+
+    /// It tells nobody what it holds while this is held; what it tells then is what it held when it was asked.
+    pub(crate) async fn close_answer_gate(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.played.answer_gate).write_owned().await
+    }
+
+    /// How often it was asked what it holds.
+    pub(crate) fn asked(&self) -> usize {
+        self.played.asked.load(Ordering::Relaxed)
     }
 
     /// Its disk is another one from now on.

@@ -482,6 +482,42 @@ async fn a_replica_that_differs_is_found_and_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_that_was_under_way_satisfies_nobody_who_asks_for_one() {
+    let mut site = Site::start().await;
+    site.config.timing.verification_interval = ConfigDuration::from_millis(50);
+    site.config.timing.verification_patience = ConfigDuration::from_secs(60);
+    let coordinator = site.coordinator().await;
+    let mut operators = operators(&coordinator);
+    let route = create(&mut operators.routing, "a.git").await;
+    let other = operators_clone(&operators);
+    let all_are_verified = async |verified: bool| {
+        eventually("all are verified, or none", || {
+            let mut operators = operators_clone(&other);
+            async move {
+                let replicas = operators.replicas("a.git").await.replicas;
+                replicas.iter().all(|replica| replica.verified_at.is_some() == verified).then_some(())
+            }
+        })
+        .await;
+    };
+    all_are_verified(true).await;
+    for by_storage in [false, true] {
+        let target = if by_storage { (None, Some(storage(""))) } else { (Some(name("a.git")), None) };
+        let unverify = wire::MarkUnverifiedRequest { name: target.0, storage: target.1, objects: false };
+        let primary = site.node(&route.primary);
+        let gate = primary.close_answer_gate().await;
+        let asked = primary.asked();
+        operators.repair.mark_unverified(unverify.clone()).await.unwrap();
+        eventually("a comparison is under way", || async { (primary.asked() > asked).then_some(()) }).await;
+        let marked = operators.repair.mark_unverified(unverify).await.unwrap().into_inner();
+        assert_eq!(marked.replicas, 3);
+        drop(gate);
+        eventually("it is made once more", || async { (primary.asked() > asked + 1).then_some(()) }).await;
+        all_are_verified(true).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_write_quorum_is_changed_and_what_is_missing_is_owed_at_once() {
     let site = Site::start().await;
     let coordinator = site.coordinator().await;
