@@ -2,14 +2,14 @@
 //! that can be filled, directories where crash points are armed.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -25,6 +25,7 @@ use tabularium_testkit::{
     proxy::{Fault, FaultProxy},
 };
 use tempfile::TempDir;
+use tokio::time::sleep;
 use tonic::{Request, Status};
 
 use crate::clocks::{self, Clocks};
@@ -36,6 +37,8 @@ const BALLAST: &str = "ballast";
 const GATEWAYS: u16 = 2;
 /// How long a router may take to answer the harness.
 const CALL_WITHIN: Duration = Duration::from_secs(10);
+/// How long processes may take to end once they are killed: a system call of theirs may be under way.
+const CUT_WITHIN: Duration = Duration::from_secs(10);
 
 /// Who calls, and who is called: `router-1`, `node-2`.
 type Between = (String, String);
@@ -150,17 +153,41 @@ impl Site {
     pub(crate) fn kill_alone(&self, name: &str) -> Result<()> {
         let home = self.test.home();
         let process = home.processes.iter().find(|process| short(&process.name) == name);
-        let pid = process.with_context(|| format!("no process {name}"))?.pid;
-        let pid = Pid::from_raw(i32::try_from(pid)?).context("it does not run")?;
-        match kill_process(pid, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        signal(process.with_context(|| format!("no process {name}"))?.pid, Signal::KILL)
     }
 
     /// SIGKILL to the process and its group.
     pub(crate) fn kill(&mut self, name: &str) -> Result<()> {
         Ok(self.test.cluster.kill(&full(name))?)
+    }
+
+    /// SIGKILL to the process and all that it started, wherever that is: nobody writes to its disk any more.
+    pub(crate) async fn cut_power(&mut self, name: &str) -> Result<()> {
+        let home = self.test.home();
+        let process = home.processes.iter().find(|process| short(&process.name) == name);
+        let root = process.with_context(|| format!("no process {name}"))?.pid;
+        // What is stopped starts nothing more.
+        let mut stopped = BTreeSet::new();
+        loop {
+            let found =
+                descendants(root).into_iter().filter(|pid| !stopped.contains(pid)).collect::<Vec<_>>();
+            if found.is_empty() {
+                break;
+            }
+            for pid in found {
+                signal(pid, Signal::STOP)?;
+                stopped.insert(pid);
+            }
+        }
+        self.kill(name)?;
+        stopped.remove(&root);
+        stopped.iter().try_for_each(|pid| signal(*pid, Signal::KILL))?;
+        let until = Instant::now() + CUT_WITHIN;
+        while stopped.iter().any(|pid| runs(*pid)) {
+            ensure!(Instant::now() < until, "{name} left processes that cannot be killed");
+            sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
     }
 
     pub(crate) fn pause(&mut self, name: &str) -> Result<()> {
@@ -213,13 +240,7 @@ impl Site {
 
     fn signal_postgres(&self, signal: Signal) -> Result<()> {
         let root = self.test.cluster.postgres_pid().context("Postgres does not run")?;
-        for pid in descendants(root) {
-            match kill_process(Pid::from_raw(i32::try_from(pid)?).context("no process")?, signal) {
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+        descendants(root).into_iter().try_for_each(|pid| self::signal(pid, signal))
     }
 
     /// What is on a node's disk now. The node must not run.
@@ -399,6 +420,23 @@ fn copy_all(from: &Path, to: &Path) -> Result<()> {
     let output = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(())
+}
+
+/// To one that is gone it is as well done.
+fn signal(pid: u32, signal: Signal) -> Result<()> {
+    match kill_process(Pid::from_raw(i32::try_from(pid)?).context("no process")?, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name stands in parentheses and may hold anything; after it comes the state.
+    stat.rsplit(')')
+        .next()
+        .and_then(|rest| rest.trim_start().chars().next())
+        .is_some_and(|state| state != 'Z')
 }
 
 /// A process and all that it started, by the process table.

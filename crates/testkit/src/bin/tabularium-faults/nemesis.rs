@@ -201,11 +201,11 @@ impl Nemesis {
             Harm::StopPrimary | Harm::Stop(_) | Harm::StopLong(_) => self.site.pause(&done.target)?,
             Harm::PostgresStop => self.site.pause_postgres()?,
             Harm::OldDisk => {
-                self.site.kill(&done.target)?;
+                self.site.cut_power(&done.target).await?;
                 let disk = self.site.copy_disk(&done.target)?;
                 self.site.run_all().await?;
                 sleep(DISK_AGE).await;
-                self.site.kill(&done.target)?;
+                self.site.cut_power(&done.target).await?;
                 self.site.put_disk_back(&done.target, &disk)?;
             }
             Harm::LonePrimary => match self.witness.lone_primary(&mut self.site, &done.target).await? {

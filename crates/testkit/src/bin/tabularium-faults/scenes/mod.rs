@@ -221,7 +221,7 @@ async fn refused(stage: &Stage, site: &mut Site, actor: &Actor) -> Result<()> {
 /// The node's replica was up to date, and counts as such.
 async fn old_disk(stage: &Stage, site: &mut Site, actor: &Actor) -> Result<()> {
     let Stage { well, troubled, secondary, .. } = stage;
-    site.kill(secondary)?;
+    site.cut_power(secondary).await?;
     let disk = site.copy_disk(secondary)?;
     site.run_all().await?;
     if !stage::equal(site, site.names(Service::Node).len()).await {
@@ -234,7 +234,7 @@ async fn old_disk(stage: &Stage, site: &mut Site, actor: &Actor) -> Result<()> {
     if !stage.on_disk((site, secondary), &wishes, 1, SHORT).await? {
         return Ok(());
     }
-    site.kill(secondary)?;
+    site.cut_power(secondary).await?;
     site.put_disk_back(secondary, &disk)?;
     site.run_all().await?;
     try_join!(actor.read_for(well.gateway, AGED), actor.read_for(troubled.gateway, AGED))?;
