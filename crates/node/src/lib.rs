@@ -52,6 +52,7 @@ mod node;
 mod peer;
 mod place;
 mod records;
+mod linguist;
 mod remote_url;
 mod rpc_log;
 pub mod server;

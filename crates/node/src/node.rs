@@ -15,6 +15,7 @@ use crate::{
     keyed_locks::KeyedLocks,
     metrics::Metrics,
     storage::Storages,
+    services::commit_service::RememberedLanguages,
     storage_health::StorageHealth,
     votes::Sections,
 };
@@ -58,6 +59,8 @@ pub(crate) struct Node {
     /// What is counted.
     pub(crate) metrics: Metrics,
     /// What a secondary does about a push without git.
+    /// What trees counted up to.
+    pub(crate) languages: RememberedLanguages,
     pub(crate) following: FollowingConfig,
     /// Told to stop: what takes long and can be asked for again is given up.
     pub(crate) shutdown: CancellationToken,

@@ -15,9 +15,10 @@ use tabularium_common::{
 use tabularium_proto::{
     DESCRIPTORS,
     gitaly::{
-        blob_service_server::BlobServiceServer, commit_service_server::CommitServiceServer,
-        conflicts_service_server::ConflictsServiceServer, diff_service_server::DiffServiceServer,
-        internal_gitaly_server::InternalGitalyServer, object_pool_service_server::ObjectPoolServiceServer,
+        analysis_service_server::AnalysisServiceServer, blob_service_server::BlobServiceServer,
+        commit_service_server::CommitServiceServer, conflicts_service_server::ConflictsServiceServer,
+        diff_service_server::DiffServiceServer, internal_gitaly_server::InternalGitalyServer,
+        object_pool_service_server::ObjectPoolServiceServer,
         operation_service_server::OperationServiceServer, ref_service_server::RefServiceServer,
         remote_service_server::RemoteServiceServer, repository_service_server::RepositoryServiceServer,
         server_service_server::ServerServiceServer, smart_http_service_server::SmartHttpServiceServer,
@@ -50,8 +51,9 @@ use crate::{
     node::Node,
     rpc_log::RpcLogLayer,
     services::{
+        analysis::AnalysisServer,
         blob_service::BlobServer,
-        commit_service::CommitServer,
+        commit_service::{CommitServer, RememberedLanguages},
         diff_service::DiffServer,
         internal::InternalServer,
         object_pool::ObjectPoolServer,
@@ -248,6 +250,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         storage_health,
         git,
         tasks: tasks.clone(),
+        languages: RememberedLanguages::default(),
         fetch_proxy: surroundings.fetch_proxy,
         tls: config.tls.clone(),
         git_version,
@@ -323,6 +326,7 @@ fn routes(node: &Arc<Node>, health: HealthReporter) -> Result<tonic::service::Ro
     routes.add_service(DiffServiceServer::new(DiffServer::new(Arc::clone(node))));
     routes.add_service(OperationServiceServer::new(OperationServer::new(Arc::clone(node))));
     routes.add_service(ConflictsServiceServer::new(ConflictsServer::new(Arc::clone(node))));
+    routes.add_service(AnalysisServiceServer::new(AnalysisServer::new(Arc::clone(node))));
     routes.add_service(ObjectPoolServiceServer::new(ObjectPoolServer::new(Arc::clone(node))));
     Ok(routes.routes())
 }

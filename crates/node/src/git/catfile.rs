@@ -229,8 +229,8 @@ impl CatFile {
         Ok(())
     }
 
-    /// An object and the first `limit` bytes of it.
-    async fn head(
+    /// What the object is and its beginning: `limit` bytes and what of the next piece came with them.
+    pub(crate) async fn head(
         &mut self,
         revision: &[u8],
         limit: usize,

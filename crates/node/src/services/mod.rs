@@ -1,5 +1,6 @@
 //! The gRPC services. Each is a struct around `Arc<Node>`; what they share is in the modules beside them.
 
+pub(crate) mod analysis;
 pub(crate) mod blob_service;
 pub(crate) mod commit_service;
 pub(crate) mod diff_service;

@@ -20,6 +20,7 @@ mod harness;
 mod history;
 mod hostile;
 mod lifecycle;
+mod languages;
 mod mirrors;
 mod object_pools;
 mod operations;

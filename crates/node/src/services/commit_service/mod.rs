@@ -2,6 +2,7 @@
 
 mod blame;
 mod history;
+mod languages;
 mod last_commits;
 mod log;
 mod objects;
@@ -12,16 +13,17 @@ use std::sync::Arc;
 
 use tabularium_proto::gitaly::{
     CheckObjectsExistRequest, CheckObjectsExistResponse, CommitIsAncestorRequest, CommitIsAncestorResponse,
-    CommitStatsRequest, CommitStatsResponse, CommitsByMessageRequest, CommitsByMessageResponse,
-    CountCommitsRequest, CountCommitsResponse, CountDivergingCommitsRequest, CountDivergingCommitsResponse,
-    FilterShasWithSignaturesRequest, FilterShasWithSignaturesResponse, FindAllCommitsRequest,
-    FindAllCommitsResponse, FindCommitRequest, FindCommitResponse, FindCommitsRequest, FindCommitsResponse,
-    GetCommitMessagesRequest, GetCommitMessagesResponse, GetCommitSignaturesRequest,
-    GetCommitSignaturesResponse, GetTreeEntriesRequest, GetTreeEntriesResponse, LastCommitForPathRequest,
-    LastCommitForPathResponse, ListAllCommitsRequest, ListAllCommitsResponse, ListCommitsByOidRequest,
-    ListCommitsByOidResponse, ListCommitsByRefNameRequest, ListCommitsByRefNameResponse, ListCommitsRequest,
-    ListCommitsResponse, ListFilesRequest, ListFilesResponse, ListLastCommitsForTreeRequest,
-    ListLastCommitsForTreeResponse, RawBlameRequest, RawBlameResponse, TreeEntryRequest, TreeEntryResponse,
+    CommitLanguagesRequest, CommitLanguagesResponse, CommitStatsRequest, CommitStatsResponse,
+    CommitsByMessageRequest, CommitsByMessageResponse, CountCommitsRequest, CountCommitsResponse,
+    CountDivergingCommitsRequest, CountDivergingCommitsResponse, FilterShasWithSignaturesRequest,
+    FilterShasWithSignaturesResponse, FindAllCommitsRequest, FindAllCommitsResponse, FindCommitRequest,
+    FindCommitResponse, FindCommitsRequest, FindCommitsResponse, GetCommitMessagesRequest,
+    GetCommitMessagesResponse, GetCommitSignaturesRequest, GetCommitSignaturesResponse,
+    GetTreeEntriesRequest, GetTreeEntriesResponse, LastCommitForPathRequest, LastCommitForPathResponse,
+    ListAllCommitsRequest, ListAllCommitsResponse, ListCommitsByOidRequest, ListCommitsByOidResponse,
+    ListCommitsByRefNameRequest, ListCommitsByRefNameResponse, ListCommitsRequest, ListCommitsResponse,
+    ListFilesRequest, ListFilesResponse, ListLastCommitsForTreeRequest, ListLastCommitsForTreeResponse,
+    RawBlameRequest, RawBlameResponse, TreeEntryRequest, TreeEntryResponse,
     check_objects_exist_response::RevisionExistence, commit_service_server::CommitService,
 };
 use tonic::{Request, Response, Status, Streaming};
@@ -31,6 +33,8 @@ use crate::{
     git::{catfile::CatFile, revision, revision::RevisionError},
     node::Node,
 };
+
+pub(crate) use languages::RememberedLanguages;
 
 /// The service.
 pub(crate) struct CommitServer(Arc<Node>);
@@ -143,6 +147,13 @@ impl CommitService for CommitServer {
         request: Request<CommitStatsRequest>,
     ) -> Result<Response<CommitStatsResponse>, Status> {
         stats::commit_stats(&self.0, request.into_inner()).await
+    }
+
+    async fn commit_languages(
+        &self,
+        request: Request<CommitLanguagesRequest>,
+    ) -> Result<Response<CommitLanguagesResponse>, Status> {
+        languages::commit_languages(&self.0, request.into_inner()).await
     }
 
     async fn list_all_commits(

@@ -141,7 +141,7 @@ impl EntryPage {
 pub(super) struct Line {
     mode: i32,
     pub(super) kind: ItemKind,
-    id: String,
+    pub(super) id: String,
     pub(super) path: Vec<u8>,
 }
 
