@@ -14,8 +14,8 @@ use crate::{
     hooks::{Hooks, Judges},
     keyed_locks::KeyedLocks,
     metrics::Metrics,
-    storage::Storages,
     services::commit_service::RememberedLanguages,
+    storage::Storages,
     storage_health::StorageHealth,
     votes::Sections,
 };
@@ -56,11 +56,11 @@ pub(crate) struct Node {
     pub(crate) checking: Semaphore,
     /// What is kept aside of corrupt replicas.
     pub(crate) kept: KeptConfig,
+    /// What trees counted up to.
+    pub(crate) languages: RememberedLanguages,
     /// What is counted.
     pub(crate) metrics: Metrics,
     /// What a secondary does about a push without git.
-    /// What trees counted up to.
-    pub(crate) languages: RememberedLanguages,
     pub(crate) following: FollowingConfig,
     /// Told to stop: what takes long and can be asked for again is given up.
     pub(crate) shutdown: CancellationToken,

@@ -247,10 +247,10 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         hooks,
         judges: Arc::clone(&judges),
         sections,
+        languages: RememberedLanguages::default(),
         storage_health,
         git,
         tasks: tasks.clone(),
-        languages: RememberedLanguages::default(),
         fetch_proxy: surroundings.fetch_proxy,
         tls: config.tls.clone(),
         git_version,
@@ -322,11 +322,11 @@ fn routes(node: &Arc<Node>, health: HealthReporter) -> Result<tonic::service::Ro
     routes.add_service(InternalGitalyServer::new(InternalServer::new(Arc::clone(node))));
     routes.add_service(RefServiceServer::new(RefServer::new(Arc::clone(node))));
     routes.add_service(CommitServiceServer::new(CommitServer::new(Arc::clone(node))));
+    routes.add_service(AnalysisServiceServer::new(AnalysisServer::new(Arc::clone(node))));
     routes.add_service(BlobServiceServer::new(BlobServer::new(Arc::clone(node))));
     routes.add_service(DiffServiceServer::new(DiffServer::new(Arc::clone(node))));
     routes.add_service(OperationServiceServer::new(OperationServer::new(Arc::clone(node))));
     routes.add_service(ConflictsServiceServer::new(ConflictsServer::new(Arc::clone(node))));
-    routes.add_service(AnalysisServiceServer::new(AnalysisServer::new(Arc::clone(node))));
     routes.add_service(ObjectPoolServiceServer::new(ObjectPoolServer::new(Arc::clone(node))));
     Ok(routes.routes())
 }
