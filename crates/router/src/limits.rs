@@ -139,6 +139,11 @@ pub(crate) const WRITE_BACKOFF: Duration = Duration::from_millis(25);
 pub(crate) const FAN_OUT_BYTES: usize = 1024 * 1024;
 /// The front of a client's stream that is kept, so that a write which has not begun can begin again.
 pub(crate) const REPLAY_BYTES: usize = 64 * 1024;
+/// A push that changes a reference sends at least the length of a line, two object ids and two spaces.
+pub(crate) const SHORTEST_COMMAND_BYTES: usize = 4 + 2 * (40 + 1);
+/// How long a node may take to say what its replica holds, when it did not ask whether it may change it. Nobody else writes
+/// meanwhile.
+pub(crate) const COMPARISON_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a secondary may hold up the client's stream, over all, beside a tenth of the time it has taken so far.
 pub(crate) const STALL_GRACE: Duration = Duration::from_millis(500);
 /// How often it is looked at who holds it up.

@@ -79,6 +79,8 @@ pub(crate) struct Metrics {
     pub(crate) unsettled_writes: Counter,
     /// Writes on which the nodes did not vote though they were asked to.
     pub(crate) unvoted_writes: Counter,
+    /// Writes in which a node went ahead without asking whether it may.
+    pub(crate) unasked_writes: Counter,
     /// Nodes that were left behind in a write because they were late.
     pub(crate) late_votes: Family<StorageLabels, Counter>,
 }
@@ -108,6 +110,7 @@ impl Metrics {
             open_writes: Gauge::default(),
             unsettled_writes: Counter::default(),
             unvoted_writes: Counter::default(),
+            unasked_writes: Counter::default(),
             late_votes: Family::default(),
         };
         registry.register("open_streams", "RPCs being served", metrics.open_streams.clone());
@@ -154,6 +157,11 @@ impl Metrics {
             "unvoted_writes",
             "Writes that are known to be on the primary only, because no node voted on them",
             metrics.unvoted_writes.clone(),
+        );
+        registry.register(
+            "unasked_writes",
+            "Writes in which a node may have changed references without voting on it",
+            metrics.unasked_writes.clone(),
         );
         registry.register(
             "late_votes",

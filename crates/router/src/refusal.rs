@@ -69,6 +69,8 @@ pub(crate) enum Refusal {
     NotGrpc(String),
     #[error("the write was applied but could not be recorded: {0}")]
     NotRecorded(String),
+    #[error("what became of the write is not known: too few nodes are known to hold the same")]
+    InDoubt,
     #[error("the right to write was lost to another router or coordinator")]
     IntentLost,
     #[error("the router gave up driving the write")]
@@ -120,6 +122,7 @@ impl Refusal {
             | Self::Lost(_)
             | Self::NotGrpc(_)
             | Self::NotRecorded(_)
+            | Self::InDoubt
             | Self::Abandoned
             | Self::Busy
             | Self::IntentLost => Code::Unavailable,

@@ -4,6 +4,7 @@
 //! primary answers, a secondary ends, the ticket is there, the write is recorded, time passes, the client goes away.
 //! What it means is decided by [`Transaction`]; here it is carried out. How it ends is in [`ending`].
 
+mod comparison;
 mod ending;
 
 use std::{future::poll_fn, sync::Arc, task::Poll, time::Instant};
@@ -55,6 +56,8 @@ pub(super) struct Drive<'s> {
     taking: Option<BoxFuture<'static, Result<Held, Failed>>>,
     held: Option<Held>,
     lost: CancellationToken,
+    /// What nodes hold that did not ask is being found out; these storages hold what the primary holds.
+    comparing: Option<BoxFuture<'static, Vec<String>>>,
     settling: Option<Settling>,
     outcome: Outcome,
     /// Why the outcome could not be recorded.
@@ -64,7 +67,7 @@ pub(super) struct Drive<'s> {
     end: Option<End>,
     /// A participant was lost, not only of another mind.
     wounded: bool,
-    /// The primary ended without a vote before the ticket was taken.
+    /// The ticket is taken for what was done without it.
     ticket_is_late: bool,
     upload_is_over: bool,
     orphaned: Option<Instant>,
@@ -126,6 +129,7 @@ impl<'s> Drive<'s> {
             taking: None,
             held,
             lost,
+            comparing: None,
             settling: None,
             outcome: Outcome::Nothing,
             unrecorded: None,
@@ -168,6 +172,7 @@ impl<'s> Drive<'s> {
                     }
                 }
                 taken = ready(&mut self.taking), if self.taking.is_some() => self.on_ticket(taken),
+                alike = ready(&mut self.comparing), if self.comparing.is_some() => self.on_compared(alike),
                 told = settled(&mut self.settling), if self.settling.is_some() => self.on_settled(told),
                 flow = upload.step(), if !self.upload_is_over => self.on_flow(flow),
                 gone = tell_or_leave(client, &mut self.outbox), if self.answered.is_none() && self.orphaned.is_none() => {
@@ -331,7 +336,7 @@ impl<'s> Drive<'s> {
                 self.handle(Event::TicketRefused);
                 self.primary.abandon();
                 self.outbox = None;
-                if self.ticket_is_late {
+                if self.ticket_is_late && self.end.as_ref().and_then(End::code) == Some(Code::Ok) {
                     let refusal = Refusal::NotRecorded(failed.refusal.to_string());
                     self.end = Some(End::Broken { refusal, again: false });
                 } else if self.end.is_none() {
@@ -352,8 +357,13 @@ impl<'s> Drive<'s> {
                 let same = held.write.route().primary == *self.nodes[PRIMARY].storage;
                 self.held = Some(held);
                 if self.ticket_is_late {
-                    let settlement = if same { self.unvoted() } else { Settlement::InDoubt };
-                    return self.settle(settlement, false);
+                    if !same {
+                        return self.settle(Settlement::InDoubt, false);
+                    }
+                    if self.transaction.is_untouched() {
+                        let settlement = self.unvoted();
+                        return self.settle(settlement, false);
+                    }
                 }
                 self.handle(Event::Ticketed { participants: &participants, quorum });
                 for voter in 1..self.nodes.len() {
@@ -413,6 +423,7 @@ impl<'s> Drive<'s> {
     /// The coordinator has settled the intent already; told that it is in doubt, it knows that nodes were at it until
     /// now.
     fn on_intent_lost(&mut self) {
+        self.comparing = None;
         self.settle(Settlement::InDoubt, false);
         self.stop_all();
         self.end = Some(End::Broken { refusal: Refusal::IntentLost, again: false });

@@ -21,7 +21,7 @@ use tokio::time::timeout_at;
 
 use crate::{
     body::{BoxError, cancelled},
-    limits::{FAN_OUT_BYTES, REPLAY_BYTES, STALL_GLANCE, STALL_GRACE},
+    limits::{FAN_OUT_BYTES, REPLAY_BYTES, SHORTEST_COMMAND_BYTES, STALL_GLANCE, STALL_GRACE},
 };
 
 /// How a branch ends.
@@ -174,9 +174,10 @@ pub(super) struct Upload {
     /// Read, and not in the queues yet.
     next: Option<Bytes>,
     ended: Option<End>,
-    /// All that was read, while it is little.
+    /// All that was passed on, while it is little.
     replay: Option<Vec<Bytes>>,
-    replay_bytes: usize,
+    /// How much was passed on, be it kept or not.
+    passed_bytes: usize,
     feeds: Vec<Option<Fed>>,
     /// As many branches as are not cut off for being slow.
     needed: usize,
@@ -194,7 +195,7 @@ impl Upload {
             next: leftover,
             ended,
             replay: Some(Vec::new()),
-            replay_bytes: 0,
+            passed_bytes: 0,
             feeds: Vec::new(),
             needed: 0,
             started: Instant::now(),
@@ -229,6 +230,12 @@ impl Upload {
             self.feeds.push(Some(Fed { feed, stalled: Duration::ZERO }));
         }
         branches
+    }
+
+    /// What was passed on is long enough to ask for a change of a reference; a client that only asks whether it may push, or
+    /// finds that there is nothing to push, sends less.
+    pub(super) fn can_name_a_change(&self) -> bool {
+        self.passed_bytes >= SHORTEST_COMMAND_BYTES
     }
 
     /// Cuts one branch off.
@@ -295,8 +302,8 @@ impl Upload {
     }
 
     fn keep(&mut self, chunk: Bytes) {
-        self.replay_bytes += chunk.len();
-        if self.replay_bytes > REPLAY_BYTES {
+        self.passed_bytes += chunk.len();
+        if self.passed_bytes > REPLAY_BYTES {
             self.replay = None;
         } else if let Some(replay) = &mut self.replay {
             replay.push(chunk);

@@ -10,6 +10,13 @@ pub(super) const BEFORE_UPDATE_HOOK: [u8; BALLOT_BYTES] = [
     0x07, 0x06, 0x92,
 ];
 
+/// The vote before the hooks that tell others of a push: the SHA-1 of `synchronize post-receive hook`. Git and Gitaly run
+/// them only when something has changed.
+pub(super) const BEFORE_LAST_HOOKS: [u8; BALLOT_BYTES] = [
+    0x17, 0x70, 0x9b, 0xa9, 0xf2, 0x6e, 0xcc, 0x0b, 0x01, 0x09, 0xe3, 0x01, 0x5e, 0xd9, 0xe8, 0x24, 0x79,
+    0x28, 0x41, 0xfb,
+];
+
 /// What a node is about to do, or has done, when it votes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Phase {
@@ -43,6 +50,11 @@ impl Ballot {
     /// Whoever is told to go on after it changes nothing more, and may tell others of what was changed.
     pub(super) fn waits_for_record(self) -> bool {
         self.phase == Phase::Synchronized && self.value != BEFORE_UPDATE_HOOK
+    }
+
+    /// Whoever casts it has come to the hooks that follow a change.
+    pub(super) fn follows_change(self) -> bool {
+        self.phase == Phase::Synchronized && self.value == BEFORE_LAST_HOOKS
     }
 
     /// Whoever is told to go on after it changes something.

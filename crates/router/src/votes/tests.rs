@@ -7,7 +7,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::{
-    ballot::{BEFORE_UPDATE_HOOK, Ballot, Phase},
+    ballot::{BEFORE_LAST_HOOKS, BEFORE_UPDATE_HOOK, Ballot, Phase},
     transaction::{Action, Conclusion, Event, PRIMARY, Safety, Ticket, Transaction, Verdict, VoterId},
 };
 
@@ -287,6 +287,66 @@ fn a_write_without_a_vote_is_known_from_one_that_changed_nothing() {
     play.vote(&[0, 1, 2], Phase::Committed, 0);
     play.take(Event::Ended { voter: PRIMARY, ok: true });
     assert_eq!(play.transaction.conclusion(), Some(Conclusion::NotApplied));
+}
+
+/// The vote before the hooks that follow a change.
+fn after_change() -> Ballot {
+    Ballot { phase: Phase::Synchronized, value: BEFORE_LAST_HOOKS }
+}
+
+#[test]
+fn whoever_went_ahead_without_asking_is_to_be_compared() {
+    let zero = ballot(Phase::Committed, 0);
+    let (hook, announced) = (ballot(Phase::Synchronized, 1), ballot(Phase::Preparing, 1));
+    let (prepared, changed) = (ballot(Phase::Prepared, 1), ballot(Phase::Committed, 1));
+    for (votes, expected) in [
+        (vec![zero], Conclusion::Unasked(vec![0, 1])),
+        (vec![hook, hook, after_change()], Conclusion::Unasked(vec![0, 1])),
+        (vec![hook, announced, after_change()], Conclusion::Unasked(vec![0, 1])),
+        (vec![announced], Conclusion::Unasked(vec![0, 1])),
+        (vec![hook], Conclusion::NotApplied),
+        (vec![hook, hook, zero], Conclusion::NotApplied),
+        (vec![announced, prepared, changed], Conclusion::Commit(vec![0, 1])),
+        (vec![prepared, changed, zero], Conclusion::Commit(vec![0, 1])),
+    ] {
+        let mut play = Play::new(3, 2, Ticket::Held);
+        for vote in &votes {
+            for voter in 0..2 {
+                play.take(Event::Voted(voter, *vote));
+            }
+        }
+        play.take(Event::Ended { voter: PRIMARY, ok: true });
+        play.take(Event::Ended { voter: 1, ok: true });
+        play.take(Event::Ended { voter: 2, ok: false });
+        assert_eq!(play.transaction.conclusion(), Some(expected), "{votes:?}");
+    }
+}
+
+#[test]
+fn one_that_went_ahead_is_waited_for_until_it_has_ended_but_not_longer_than_its_grace() {
+    let mut play = Play::new(3, 2, Ticket::Held);
+    play.vote(&[0, 1, 2], Phase::Committed, 0);
+    play.take(Event::Ended { voter: PRIMARY, ok: true });
+    play.take(Event::Ended { voter: 1, ok: true });
+    assert_eq!(play.transaction.conclusion(), None);
+    play.pass(GRACE);
+    assert_eq!(play.transaction.conclusion(), Some(Conclusion::Unasked(vec![0, 1])));
+}
+
+#[test]
+fn one_that_went_ahead_leaves_doubt_when_the_others_were_refused() {
+    for stops in [false, true] {
+        let mut play = Play::new(3, 2, Ticket::Held);
+        play.vote(&[2], Phase::Committed, 0);
+        play.vote(&[0, 1], Phase::Synchronized, 1);
+        if stops {
+            play.take(Event::Stopped);
+        }
+        play.take(Event::Ended { voter: PRIMARY, ok: false });
+        assert!(play.transaction.is_unasked());
+        assert_eq!(play.transaction.primary_was_stopped(), stops);
+        assert_eq!(play.transaction.conclusion(), Some(Conclusion::InDoubt));
+    }
 }
 
 #[derive(Debug, Clone)]

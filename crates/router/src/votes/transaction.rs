@@ -13,6 +13,9 @@
 //! The primary's death leaves one question open, that of nodes that have already changed their refs: for their ballots
 //! ([`Phase::Committed`]) a quorum without the primary counts.
 
+mod conclusion;
+mod words;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -20,6 +23,8 @@ use std::{
 
 use super::ballot::{Ballot, Phase};
 use crate::limits::{EARLY_GRACE_CAP, PRIMARY_GRACE};
+pub(crate) use conclusion::Conclusion;
+use words::Words;
 
 /// What a voter is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,19 +123,6 @@ pub(crate) enum Action {
     Record(Vec<VoterId>),
 }
 
-/// What is to be recorded of a write under a ticket that has come to its end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Conclusion {
-    /// These have it.
-    Commit(Vec<VoterId>),
-    /// The primary went through without a single vote.
-    Unvoted,
-    /// Nobody was told to change anything.
-    NotApplied,
-    /// Some may have it.
-    InDoubt,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
     TakesPart,
@@ -150,6 +142,7 @@ struct Voter {
     waits: bool,
     /// Its part of the RPC failed by itself.
     failed: bool,
+    words: Words,
 }
 
 impl Voter {
@@ -211,6 +204,7 @@ impl Transaction {
             next: 0,
             waits: false,
             failed: false,
+            words: Words::default(),
         };
         Self {
             voters: voters.into_iter().map(voter).collect(),
@@ -308,6 +302,8 @@ impl Transaction {
     }
 
     fn cast(&mut self, voter: VoterId, ballot: Ballot) {
+        // Also of one that is out: what it says of itself is true all the same.
+        self.voters[voter].words.hear(ballot);
         match self.voters[voter].standing {
             Standing::TakesPart => {}
             Standing::Ended => return self.actions.push(Action::Answer(voter, Verdict::Cancelled)),
@@ -568,37 +564,6 @@ impl Transaction {
             .filter(|voter| !(sound && self.voters[*voter].failed && *voter != PRIMARY))
             .filter(holds)
             .collect()
-    }
-
-    /// What is to be recorded, once nobody is to be waited for. `None` also when a record is made or being made already,
-    /// or no ticket is held.
-    pub(crate) fn conclusion(&self) -> Option<Conclusion> {
-        if self.ticket != Ticket::Held || self.record != Record::None {
-            return None;
-        }
-        let primary = &self.voters[PRIMARY];
-        let ended = primary.standing == Standing::Ended;
-        if primary.takes_part() {
-            return None;
-        }
-        if ended && !self.has_voted(PRIMARY) {
-            return Some(Conclusion::Unvoted);
-        }
-        let Some(last) = self.last_change() else {
-            return Some(Conclusion::NotApplied);
-        };
-        let told = self.tells_change(last);
-        let awaited = |voter: &Voter| voter.takes_part() && (voter.next <= last || !told);
-        if self.voters.iter().any(awaited) {
-            return None;
-        }
-        let mut holders = self.holders(last, ended);
-        if !told {
-            // Ready to change is not changed; only a node that came to a good end has done it.
-            holders.retain(|voter| self.voters[*voter].standing == Standing::Ended);
-        }
-        let enough = !holders.is_empty() && holders.len() >= self.quorum;
-        Some(if enough { Conclusion::Commit(holders) } else { Conclusion::InDoubt })
     }
 
     /// Voters that kept up with the others until now.

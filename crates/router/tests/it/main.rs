@@ -19,5 +19,6 @@ mod rules;
 mod sidechannels;
 mod silence;
 mod streams;
+mod unasked;
 mod voter;
 mod writes;

@@ -78,6 +78,8 @@ pub(crate) struct Inner {
     /// Where the pool is that all its replicas share; empty: they have none.
     pub(crate) pool: Mutex<String>,
     pub(crate) signing_key: Mutex<Vec<u8>>,
+    /// What its replica holds.
+    pub(crate) checksum: Mutex<String>,
     /// What it was told when it voted.
     pub(crate) told: Mutex<Vec<Told>>,
     tasks: Tasks,
@@ -107,6 +109,7 @@ impl Node {
             record: Mutex::default(),
             pool: Mutex::default(),
             signing_key: Mutex::new(b"key".to_vec()),
+            checksum: Mutex::new("abc".into()),
             told: Mutex::default(),
             tasks: tasks.clone(),
             life: Mutex::default(),
@@ -233,7 +236,8 @@ impl Node {
         match path.as_str() {
             "/gitaly.BlobService/GetBlob" => self.stream(mode.as_deref().unwrap_or("three")),
             "/gitaly.RepositoryService/CalculateChecksum" => {
-                unary(&CalculateChecksumResponse { checksum: "abc".into() }.encode_to_vec())
+                let checksum = self.0.checksum.lock().unwrap().clone();
+                unary(&CalculateChecksumResponse { checksum }.encode_to_vec())
             }
             "/tabularium.node.v1.ReplicaService/ReadRecord" => {
                 let record = self.0.record.lock().unwrap().encode_to_vec();

@@ -22,29 +22,29 @@ use crate::{
 };
 
 /// Three nodes, of which two must agree.
-async fn house() -> House {
+pub(crate) async fn house() -> House {
     House::with("workers = 1\n", |coordinator| coordinator.state().quorum = 2).await
 }
 
-async fn update(house: &House) -> Result<Response<WriteRefResponse>, Status> {
+pub(crate) async fn update(house: &House) -> Result<Response<WriteRefResponse>, Status> {
     let request = WriteRefRequest { repository: repository(), r#ref: b"HEAD".to_vec(), ..Default::default() };
     let mut request = Request::new(request);
     request.metadata_mut().insert("x-votes", "update".parse().unwrap());
     soon(RepositoryServiceClient::new(house.channel.clone()).write_ref(request)).await
 }
 
-fn chunk(size: usize) -> Bytes {
+pub(crate) fn chunk(size: usize) -> Bytes {
     let data = Bytes::from(vec![7; size]);
     Bytes::from(PostReceivePackRequest { data, ..Default::default() }.encode_to_vec())
 }
 
-fn opening() -> Bytes {
+pub(crate) fn opening() -> Bytes {
     let first = PostReceivePackRequest { repository: repository(), ..Default::default() };
     Bytes::from(first.encode_to_vec())
 }
 
 /// Pushes, and answers how it ended.
-async fn push_of(
+pub(crate) async fn push_of(
     house: &House,
     messages: impl futures::Stream<Item = Bytes> + Send + 'static,
 ) -> Result<(), Status> {
@@ -60,15 +60,15 @@ async fn push_of(
     Ok(())
 }
 
-async fn push(house: &House) -> Result<(), Status> {
+pub(crate) async fn push(house: &House) -> Result<(), Status> {
     soon(push_of(house, futures::stream::iter([opening(), chunk(100)]))).await
 }
 
-fn play(house: &House, node: usize, play: Play) {
+pub(crate) fn play(house: &House, node: usize, play: Play) {
     *house.nodes[node].0.play.lock().unwrap() = play;
 }
 
-fn committed(house: &House) -> Vec<Vec<String>> {
+pub(crate) fn committed(house: &House) -> Vec<Vec<String>> {
     let commits = house.coordinator.state().commits.clone();
     commits
         .into_iter()
@@ -80,7 +80,7 @@ fn committed(house: &House) -> Vec<Vec<String>> {
         .collect()
 }
 
-fn outcomes(house: &House) -> Vec<Outcome> {
+pub(crate) fn outcomes(house: &House) -> Vec<Outcome> {
     house
         .coordinator
         .state()

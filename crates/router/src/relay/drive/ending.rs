@@ -84,19 +84,12 @@ impl Drive<'_> {
 
     /// Tells the coordinator what became of the write once that is known.
     pub(super) fn conclude(&mut self) {
-        if self.settling.is_some() || self.taking.is_some() {
+        if self.settling.is_some() || self.taking.is_some() || self.comparing.is_some() {
             return;
         }
         if self.held.is_none() {
-            // A push whose primary came through without asking whether it may.
-            let came_through = self.end.as_ref().and_then(End::code) == Some(Code::Ok);
-            if came_through
-                && self.outcome == Outcome::Nothing
-                && self.ears.is_some()
-                && self.answered.is_none()
-                && !self.ticket_is_late
-                && self.transaction.is_untouched()
-            {
+            let is_open = self.outcome == Outcome::Nothing && self.ears.is_some();
+            if is_open && !self.ticket_is_late && self.went_ahead() {
                 self.ticket_is_late = true;
                 self.start_taking(None);
             }
@@ -119,11 +112,23 @@ impl Drive<'_> {
                     Settlement::Commit { storages: self.names(&holders), unvoted: false }
                 }
                 Some(Conclusion::Unvoted) => self.unvoted(),
+                Some(Conclusion::Unasked(alike)) => return self.start_comparing(&alike),
                 Some(Conclusion::NotApplied) => Settlement::NotApplied,
                 Some(Conclusion::InDoubt) => Settlement::InDoubt,
             }
         };
         self.settle(settlement, false);
+    }
+
+    /// A push that has ended without a ticket, and may have changed something all the same: its primary came through without
+    /// a vote, or a node ended it that never asked whether it may begin. The ticket is taken late, so that what the nodes
+    /// hold is found out while nobody else writes.
+    fn went_ahead(&self) -> bool {
+        let came_through = self.end.as_ref().and_then(End::code) == Some(Code::Ok);
+        // A secondary may end after the client has heard that the push was refused.
+        let has_ended = self.end.is_some() || self.answered.is_some();
+        (came_through && self.transaction.is_untouched())
+            || (has_ended && self.transaction.is_unasked() && self.story.upload.can_name_a_change())
     }
 
     pub(super) fn settle(&mut self, settlement: Settlement, record: bool) {
@@ -191,6 +196,12 @@ impl Drive<'_> {
         match (end, self.unrecorded.take()) {
             (End::Trailers(_, Code::Ok) | End::Whole(_, Code::Ok), Some(refusal)) => {
                 client.refuse(refusal).await;
+            }
+            // The node's word alone is no record. One that was stopped says OK as well, and with it that it refused.
+            (End::Trailers(_, Code::Ok) | End::Whole(_, Code::Ok), None)
+                if self.outcome == Outcome::InDoubt && !self.transaction.primary_was_stopped() =>
+            {
+                client.refuse(Refusal::InDoubt).await;
             }
             (End::Trailers(trailers, _), _) => client.end(trailers).await,
             (End::Whole(parts, _), _) => client.whole(parts),
