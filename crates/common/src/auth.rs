@@ -5,7 +5,9 @@
 //! answers.
 
 use std::{
+    collections::HashMap,
     num::{IntErrorKind, ParseIntError},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -18,6 +20,8 @@ use prometheus_client::{
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::Sha256;
 use tonic::{Status, metadata::MetadataValue, service::Interceptor};
+
+use crate::grpc::Address;
 
 /// How far a token's time stamp may be from the server's clock, either way, in seconds; inclusive.
 pub const VALIDITY_SECONDS: i64 = 30;
@@ -212,6 +216,44 @@ impl Interceptor for SendToken {
     }
 }
 
+/// What storage nodes want: one secret for all, but for those that have their own.
+#[derive(Clone, Default)]
+pub struct NodeTokens {
+    of_all: Option<SecretString>,
+    own: Arc<HashMap<Address, Option<SecretString>>>,
+}
+
+impl NodeTokens {
+    /// `own` is for the servers at these addresses and for nobody else; `None`: they want none.
+    pub fn new(
+        of_all: Option<SecretString>,
+        own: impl IntoIterator<Item = (Address, Option<SecretString>)>,
+    ) -> Self {
+        Self { of_all, own: Arc::new(own.into_iter().collect()) }
+    }
+
+    /// The secret of the server at an address.
+    pub fn of(&self, address: &Address) -> Option<&SecretString> {
+        self.own.get(address).unwrap_or(&self.of_all).as_ref()
+    }
+
+    /// For calls to the server at an address.
+    pub fn to_send(&self, address: &Address) -> SendToken {
+        SendToken(self.of(address).cloned())
+    }
+
+    /// All of them, to be struck out of texts that others see.
+    pub fn secrets(&self) -> impl Iterator<Item = &SecretString> {
+        self.of_all.iter().chain(self.own.values().flatten())
+    }
+}
+
+impl From<Option<SecretString>> for NodeTokens {
+    fn from(of_all: Option<SecretString>) -> Self {
+        Self::new(of_all, [])
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -350,5 +392,19 @@ mod tests {
         let status = Status::from(wrong);
         let signature = token.split('.').nth(1).unwrap();
         assert!(!format!("{status:?}").contains(signature), "{status:?}");
+    }
+
+    #[test]
+    fn a_node_gets_its_own_secret_and_no_other_nodes() {
+        let at = |text: &str| text.parse::<Address>().unwrap();
+        let given = |text: &str| SecretString::from(text.to_owned());
+        let own = [(at("tcp://a:1"), Some(given("a"))), (at("tcp://b:1"), None)];
+        let tokens = NodeTokens::new(Some(given("all")), own);
+        let of = |text: &str| tokens.of(&at(text)).map(|secret| secret.expose_secret().to_owned());
+        assert_eq!(of("tcp://a:1").as_deref(), Some("a"));
+        assert_eq!(of("tcp://b:1"), None, "and not that of all");
+        assert_eq!(of("tcp://c:1").as_deref(), Some("all"));
+        assert_eq!(tokens.secrets().count(), 2);
+        assert!(tokens.to_send(&at("tcp://b:1")).header().is_none());
     }
 }

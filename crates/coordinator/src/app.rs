@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use tabularium_common::{
     admin,
     announce::Announcement,
-    auth::{RequireToken, SendToken},
+    auth::{NodeTokens, RequireToken},
     bus::{Bus, Link},
     config::{ConfigError, SecretFile},
     grpc::{self, Address, Listener},
@@ -138,14 +138,14 @@ pub struct Secrets {
     /// What callers must prove to know.
     pub token: Option<SecretString>,
     /// What storage nodes want from us.
-    pub node_token: Option<SecretString>,
+    pub nodes: NodeTokens,
 }
 
 impl Secrets {
     /// Reads every file that a configuration names.
     pub fn read(config: &Config) -> Result<Self, ConfigError> {
         let read = |file: &Option<SecretFile>| file.as_ref().map(SecretFile::read).transpose();
-        Ok(Self { token: read(&config.token_file)?, node_token: read(&config.node_token_file)? })
+        Ok(Self { token: read(&config.token_file)?, nodes: read(&config.node_token_file)?.into() })
     }
 }
 
@@ -258,7 +258,6 @@ impl Coordinator {
     ) -> Result<Self, RunError> {
         let require = RequireToken::new(secrets.token).counted(registry, "coordinator");
         let send = require.to_send();
-        let to_nodes = SendToken(secrets.node_token);
         let listener = Listener::bind_all(&config.listen, &config.tls, Application::Grpc)
             .await
             .map_err(|source| RunError::Listen { address: config.listen.to_string(), source })?;
@@ -267,7 +266,8 @@ impl Coordinator {
             .map_err(|source| RunError::Listen { address: config.listen.to_string(), source })?;
 
         migrate(&config).await?;
-        let db = Db::open(&database(&config)?).map_err(|error| RunError::Database(error.to_string()))?;
+        let db =
+            Db::open(&database(&config)?).await.map_err(|error| RunError::Database(error.to_string()))?;
         let stored =
             store_topology(&config, &db).await.map_err(|error| RunError::Database(error.to_string()))?;
         let metrics = Metrics::new(registry);
@@ -291,11 +291,11 @@ impl Coordinator {
             sessions,
             identity,
             revoker,
-            health: Health::new(to_nodes.clone()),
+            health: Health::new(secrets.nodes.clone()),
             topology,
             metrics,
             bell: Notify::new(),
-            inspector: Inspector::new(to_nodes),
+            inspector: Inspector::new(secrets.nodes),
             suspicions: Suspicions::default(),
             checks: Arc::new(Semaphore::new(service::CHECKS_AT_ONCE)),
             repository_ids: RepositoryIds::default(),

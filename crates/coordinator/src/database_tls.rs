@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::{
+    Connection as _, PgConnection,
+    postgres::{PgConnectOptions, PgSslMode},
+};
 use tabularium_common::{
     config::Fault,
     tls::{check_authorities, check_pair},
@@ -23,12 +26,14 @@ pub struct DatabaseTls {
     pub sslkey: Option<PathBuf>,
 }
 
-/// libpq's `sslmode`, but for `allow`, which nobody should want and the driver does not have.
+/// libpq's `sslmode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SslMode {
     /// Never TLS.
     Disable,
+    /// TLS if the server refuses to do without; its certificate is not looked at. Found out when the process starts.
+    Allow,
     /// TLS if the server has it; its certificate is not looked at.
     Prefer,
     /// TLS. The certificate is looked at when `sslrootcert` is there.
@@ -60,6 +65,8 @@ impl DatabaseTls {
         if let Some(mode) = self.sslmode {
             options = options.ssl_mode(match mode {
                 SslMode::Disable => PgSslMode::Disable,
+                // Nothing that the driver does: see `settled`.
+                SslMode::Allow => PgSslMode::Allow,
                 SslMode::Prefer => PgSslMode::Prefer,
                 SslMode::Require if self.sslrootcert.is_some() => PgSslMode::VerifyCa,
                 SslMode::Require => PgSslMode::Require,
@@ -74,5 +81,25 @@ impl DatabaseTls {
             options = options.ssl_client_cert(certificate).ssl_client_key(key);
         }
         options
+    }
+}
+
+/// The same options without `allow`, which the driver takes for `disable`: the server is asked whether it has us without TLS, and
+/// TLS it is when it has not. As with libpq, any refusal will do.
+pub(crate) async fn settled(options: PgConnectOptions) -> Result<PgConnectOptions, sqlx::Error> {
+    if !matches!(options.get_ssl_mode(), PgSslMode::Allow) {
+        return Ok(options);
+    }
+    let plain = options.clone().ssl_mode(PgSslMode::Disable);
+    match PgConnection::connect_with(&plain).await {
+        Ok(connection) => {
+            connection.close().await?;
+            Ok(plain)
+        }
+        Err(error) if error.as_database_error().is_some() => {
+            tracing::debug!(%error, "the database is asked once more, over TLS");
+            Ok(options.ssl_mode(PgSslMode::Require))
+        }
+        Err(error) => Err(error),
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use futures::StreamExt as _;
 use tabularium_common::{
-    auth::SendToken,
+    auth::{NodeTokens, SendToken},
     grpc::{Address, channel},
     ids::{StorageName, VirtualStorageName},
 };
@@ -71,7 +71,7 @@ pub(crate) type Place = (VirtualStorageName, StorageName);
 
 /// Opinions and the connections behind them.
 pub(crate) struct Health {
-    token: SendToken,
+    tokens: NodeTokens,
     opinions: Mutex<HashMap<Place, Opinion>>,
     /// Storages that have become healthy, for whoever takes them. Bounded by the storages there are.
     recovered: Mutex<HashSet<Place>>,
@@ -79,13 +79,13 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    pub(crate) fn new(token: SendToken) -> Self {
-        Self { token, opinions: Mutex::default(), recovered: Mutex::default(), channels: Mutex::default() }
+    pub(crate) fn new(tokens: NodeTokens) -> Self {
+        Self { tokens, opinions: Mutex::default(), recovered: Mutex::default(), channels: Mutex::default() }
     }
 
     /// A connection that signs its calls, shared by everything that is asked of that node.
     pub(crate) fn signed(&self, address: &Address) -> InterceptedService<Channel, SendToken> {
-        InterceptedService::new(self.channel(address), self.token.clone())
+        InterceptedService::new(self.channel(address), self.tokens.to_send(address))
     }
 
     fn channel(&self, address: &Address) -> Channel {

@@ -8,7 +8,7 @@ use std::{
 
 use futures::future::join_all;
 use tabularium_common::{
-    auth::SendToken,
+    auth::{NodeTokens, SendToken},
     grpc::{Address, channel},
     ids::StorageName,
     records::{EXPECTED_REPLICA, expectation},
@@ -37,7 +37,7 @@ pub(crate) struct Inspection {
 
 /// Connections to nodes for questions about replicas.
 pub(crate) struct Inspector {
-    token: SendToken,
+    tokens: NodeTokens,
     channels: Mutex<HashMap<Address, Channel>>,
 }
 
@@ -54,15 +54,15 @@ enum Answer {
 }
 
 impl Inspector {
-    pub(crate) fn new(token: SendToken) -> Self {
-        Self { token, channels: Mutex::default() }
+    pub(crate) fn new(tokens: NodeTokens) -> Self {
+        Self { tokens, channels: Mutex::default() }
     }
 
     /// To the node at that address.
     pub(crate) fn channel(&self, address: &Address) -> NodeChannel {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let channel = channels.entry(address.clone()).or_insert_with(|| channel(address)).clone();
-        InterceptedService::new(channel, self.token.clone())
+        InterceptedService::new(channel, self.tokens.to_send(address))
     }
 
     /// Asks all at once; whoever has not answered within `patience` has not answered. When one of them cannot say that

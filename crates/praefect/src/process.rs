@@ -28,6 +28,7 @@ use crate::{
     file::read::Read,
     handover::{self, HandoverError, Predecessor},
     metrics,
+    private_key::PrivateKey,
     translation::{self, Tokens, Translated, TranslationError},
 };
 
@@ -70,10 +71,14 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 }
 
 /// Serves what a file says until SIGTERM or SIGINT, or until another process has taken over.
-pub(crate) async fn serve(read: Read) -> Result<(), ServeError> {
+pub(crate) async fn serve(mut read: Read) -> Result<(), ServeError> {
     let predecessor = handover::predecessor()?;
     let private = tempfile::Builder::new().prefix("tabularium-praefect-").tempdir();
     let private = private.map_err(failed("a directory for the coordinator's socket"))?;
+    let key = read.file.tls.key.get().map(PrivateKey::new).transpose().map_err(failed("tls.key"))?;
+    if let Some(key) = &key {
+        read.file.tls.key_path = key.path();
+    }
     let translated = translation::translate(&read.file, private.path())?;
     let _telemetry = telemetry::start("tabularium-praefect", &translated.telemetry)?;
     tls::install(&translated.router.tls);
@@ -82,6 +87,12 @@ pub(crate) async fn serve(read: Read) -> Result<(), ServeError> {
     }
     for named in translation::without_effect(&read.file) {
         tracing::warn!(key = named.key, why = named.why, "this key of the configuration has no effect");
+    }
+    if translation::hides_praefects_tables(&read.file) {
+        tracing::warn!(
+            schema = read.file.tabularium.database_schema,
+            "the database's user has the name of our schema: Praefect would find our tables in place of its own"
+        );
     }
     let tokens = translation::tokens(&read.file);
     let graceful_stop = translated.graceful_stop;
@@ -147,14 +158,12 @@ impl Running {
                 .await
                 .map_err(|error| ServeError::Bus(error.to_string()))?,
         };
-        let secrets = tabularium_coordinator::Secrets {
-            token: tokens.clients.clone(),
-            node_token: tokens.nodes.clone(),
-        };
+        let secrets =
+            tabularium_coordinator::Secrets { token: tokens.clients.clone(), nodes: tokens.nodes.clone() };
         let coordinator = Coordinator::start_with(coordinator, secrets, &bus, &mut registry).await?;
         let secrets = tabularium_replicator::config::Secrets {
             coordinator: tokens.clients.clone(),
-            node: tokens.nodes.clone(),
+            nodes: tokens.nodes.clone(),
             router: None,
             subscribers: Vec::new(),
             home_sites: Vec::new(),

@@ -11,13 +11,14 @@ use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use tabularium_common::{
+    auth::NodeTokens,
     config::Validate,
     grpc::{Address, ListenAddress},
     telemetry::{LogFormat, TelemetryConfig},
 };
 use tabularium_replicator::config::ReplicatorConfig;
 
-use crate::file::{Connection, File};
+use crate::file::{Connection, File, Secret};
 
 /// Praefect's `graceful_stop_timeout` when the file has none.
 const GRACEFUL_STOP: Duration = Duration::from_secs(60);
@@ -58,13 +59,17 @@ pub(crate) struct Translated {
 pub(crate) struct Tokens {
     /// Clients are to know it, and coordinators of other hosts.
     pub(crate) clients: Option<SecretString>,
-    /// Storage nodes want it.
-    pub(crate) nodes: Option<SecretString>,
+    /// Storage nodes want them. One that is added while we run gets what all others have, if they have the same.
+    pub(crate) nodes: NodeTokens,
 }
 
 pub(crate) fn tokens(file: &File) -> Tokens {
-    let node = file.virtual_storages.iter().flat_map(|known| &known.nodes).next();
-    Tokens { clients: file.auth.token.get().cloned(), nodes: node.and_then(|node| node.token.get()).cloned() }
+    let nodes = || file.virtual_storages.iter().flat_map(|known| &known.nodes);
+    let first = nodes().next().map(|node| &node.token);
+    let same = first.filter(|first| nodes().all(|node| node.token.expose() == first.expose()));
+    let own = nodes().filter_map(|node| Some((node.address.parse().ok()?, node.token.get().cloned())));
+    let nodes = NodeTokens::new(same.and_then(Secret::get).cloned(), own);
+    Tokens { clients: file.auth.token.get().cloned(), nodes }
 }
 
 /// Where clients connect, in the order in which Praefect's own commands try: socket file, TCP, TLS.
@@ -131,6 +136,12 @@ fn connection(file: &File) -> Connection {
         sslkey: text(&session.sslkey, &main.sslkey),
         sslrootcert: text(&session.sslrootcert, &main.sslrootcert),
     }
+}
+
+/// Whether Praefect, who names no schema, would find ours: Postgres looks into the schema that is called as the user is before
+/// it looks into `public`.
+pub(crate) fn hides_praefects_tables(file: &File) -> bool {
+    file.database.user == file.tabularium.database_schema
 }
 
 /// The connection as a URL, with the password in it.
@@ -221,7 +232,8 @@ pub(crate) fn translate(file: &File, private: &Path) -> Result<Translated, Trans
                     ("key_path", file.tls.key_path.display().to_string()),
                 ]),
             }),
-        )?,
+        )
+        .map_err(|error| of_key_itself(file, error))?,
         coordinator: coordinator_config(file, &coordinator)?,
         replicator: built(
             "replicator",
@@ -239,6 +251,17 @@ pub(crate) fn translate(file: &File, private: &Path) -> Result<Translated, Trans
         metrics,
         graceful_stop,
     })
+}
+
+/// Where the key stands in the file itself, its path is not what anybody wrote.
+fn of_key_itself(file: &File, error: TranslationError) -> TranslationError {
+    let path = file.tls.key_path.display().to_string();
+    match file.tls.key.get() {
+        Some(_) if error.0.contains(&path) => {
+            TranslationError(format!("{error}; {path} is what tls.key says"))
+        }
+        _ => error,
+    }
 }
 
 /// What the coordinator alone needs; enough for commands that only want the database.
@@ -413,6 +436,25 @@ mod tests {
             url("[database]\nhost = '::1'\nhost_no_proxy = 'direct'\nport_no_proxy = 7"),
             "postgres://direct:7/"
         );
+    }
+
+    #[test]
+    fn every_node_gets_its_own_token() {
+        let node = |name: &str, token: &str| {
+            format!(
+                "[[virtual_storage.node]]\nstorage = '{name}'\naddress = 'tcp://{name}:1'\ntoken = '{token}'\n"
+            )
+        };
+        let of = |nodes: [String; 2], address: &str| {
+            let tokens = tokens(&file(&format!("[[virtual_storage]]\n{}", nodes.concat()))).nodes;
+            let found = tokens.of(&address.parse().unwrap());
+            found.map(|secret| secrecy::ExposeSecret::expose_secret(secret).to_owned())
+        };
+        let different = || [node("a", "first"), node("b", "")];
+        assert_eq!(of(different(), "tcp://a:1").as_deref(), Some("first"));
+        assert_eq!(of(different(), "tcp://b:1"), None);
+        assert_eq!(of(different(), "tcp://new:1"), None);
+        assert_eq!(of([node("a", "same"), node("b", "same")], "tcp://new:1").as_deref(), Some("same"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use secrecy::SecretString;
 use serde::Deserialize;
 use tabularium_common::{
+    auth::NodeTokens,
     config::{ConfigDuration, ConfigError, Fault, SecretFile, Validate},
     duties::Class,
     grpc::Address,
@@ -133,7 +134,7 @@ impl ReplicatorConfig {
         let read = |file: &Option<SecretFile>| file.as_ref().map(SecretFile::read).transpose();
         Ok(Secrets {
             coordinator: read(&self.coordinator_token_file)?,
-            node: read(&self.node_token_file)?,
+            nodes: read(&self.node_token_file)?.into(),
             router: read(&self.router_token_file)?,
             subscribers: self
                 .subscriber
@@ -150,7 +151,7 @@ pub struct Secrets {
     /// For coordinators.
     pub coordinator: Option<SecretString>,
     /// For storage nodes.
-    pub node: Option<SecretString>,
+    pub nodes: NodeTokens,
     /// For the router.
     pub router: Option<SecretString>,
     /// For each subscriber, in the file's order.
@@ -162,7 +163,7 @@ pub struct Secrets {
 impl Secrets {
     /// All of them, to be struck out of texts that others see.
     pub fn all(&self) -> Vec<SecretString> {
-        let single = [&self.coordinator, &self.node, &self.router].into_iter().flatten();
+        let single = [&self.coordinator, &self.router].into_iter().flatten().chain(self.nodes.secrets());
         single.chain(&self.subscribers).chain(self.home_sites.iter().flatten()).cloned().collect()
     }
 }

@@ -7,9 +7,9 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 use tabularium_common::{
-    auth::SendToken,
+    auth::NodeTokens,
     grpc::{Address, channel},
     telemetry::CorrelationId,
 };
@@ -37,13 +37,13 @@ pub(crate) const GITALY_SERVERS: &str = "gitaly-servers";
 
 /// Connections to storage nodes.
 pub(crate) struct Nodes {
-    token: Option<SecretString>,
+    tokens: NodeTokens,
     channels: Mutex<HashMap<Address, Channel>>,
 }
 
 impl Nodes {
-    pub(crate) fn new(token: Option<SecretString>) -> Self {
-        Self { token, channels: Mutex::new(HashMap::new()) }
+    pub(crate) fn new(tokens: NodeTokens) -> Self {
+        Self { tokens, channels: Mutex::new(HashMap::new()) }
     }
 
     /// A client of the node that keeps `storage`.
@@ -51,18 +51,14 @@ impl Nodes {
         &self,
         storage: &StorageAddress,
     ) -> Result<RepositoryServiceClient<Signed>, Failure> {
-        let address: Address = storage.address.parse().map_err(|error| {
-            Failure::refused(format!(
-                "storage {} has the address `{}`: {error}",
-                storage.storage, storage.address
-            ))
-        })?;
+        let address = address(storage)?;
+        let token = self.tokens.to_send(&address);
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if channels.len() >= MAX_CONNECTIONS {
             channels.clear();
         }
         let channel = channels.entry(address).or_insert_with_key(channel).clone();
-        Ok(RepositoryServiceClient::with_interceptor(channel, SendToken(self.token.clone())))
+        Ok(RepositoryServiceClient::with_interceptor(channel, token))
     }
 
     /// The value of `gitaly-servers` that tells a node how to reach `storage`.
@@ -70,7 +66,8 @@ impl Nodes {
         &self,
         storage: &StorageAddress,
     ) -> Result<MetadataValue<tonic::metadata::Ascii>, Failure> {
-        let token = self.token.as_ref().map_or("", |token| token.expose_secret());
+        let address = address(storage)?;
+        let token = self.tokens.of(&address).map_or("", |token| token.expose_secret());
         let json =
             serde_json::json!({ storage.storage.as_str(): { "address": storage.address, "token": token } });
         let mut value: MetadataValue<_> = STANDARD
@@ -147,6 +144,15 @@ fn lacks_objects(output: &[u8]) -> bool {
     })
 }
 
+fn address(storage: &StorageAddress) -> Result<Address, Failure> {
+    storage.address.parse().map_err(|error| {
+        Failure::refused(format!(
+            "storage {} has the address `{}`: {error}",
+            storage.storage, storage.address
+        ))
+    })
+}
+
 /// A replica as its node names it.
 pub(crate) fn replica(storage: &StorageAddress, replica_path: &str) -> Repository {
     Repository {
@@ -171,7 +177,8 @@ mod tests {
 
     #[test]
     fn a_node_is_introduced_as_gitaly_expects() {
-        let nodes = Nodes::new(Some(SecretString::from("t".to_owned())));
+        let own = ("tcp://127.0.0.1:1".parse().unwrap(), Some("t".to_owned().into()));
+        let nodes = Nodes::new(NodeTokens::new(Some("another's".to_owned().into()), [own]));
         let storage = StorageAddress { storage: "node-1".into(), address: "tcp://127.0.0.1:1".into() };
         let value = nodes.introduction(&storage).unwrap();
         let json = STANDARD.decode(value.as_bytes()).unwrap();

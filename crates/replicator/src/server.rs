@@ -187,7 +187,7 @@ fn workshop(config: &ReplicatorConfig, secrets: &Secrets) -> Result<Workshop, Ru
     });
     Ok(Workshop {
         coordinators,
-        nodes: Nodes::new(secrets.node.clone()),
+        nodes: Nodes::new(secrets.nodes.clone()),
         notifier: Notifier::new(client, sites, config.external_url.clone()),
         syncer,
         worker_id,

@@ -66,7 +66,7 @@ use secrecy::SecretString;
 use tabularium_common::{
     admin,
     announce::Announcement,
-    auth::{RequireToken, SendToken},
+    auth::{NodeTokens, RequireToken, SendToken},
     config::{ConfigError, SecretFile},
     grpc::Listener,
     lifecycle::{Readiness, Tasks},
@@ -92,7 +92,7 @@ use crate::{
     coordinator::Coordinators,
     metrics::Metrics,
     nodes::Nodes,
-    relay::{Hedging, NodeToken, Relay, Shared},
+    relay::{Hedging, Relay, Shared},
     routes::{Routes, confirmation::Confirmations, session::Sessions},
     serve::Workers,
     suspicions::Suspicions,
@@ -138,7 +138,7 @@ pub struct Secrets {
     /// Clients' tokens are signed with it.
     pub clients: Option<SecretString>,
     /// Of the storage nodes.
-    pub nodes: Option<SecretString>,
+    pub nodes: NodeTokens,
     /// Of the coordinators.
     pub coordinators: Option<SecretString>,
 }
@@ -149,7 +149,7 @@ impl Secrets {
         let read = |file: &Option<SecretFile>| file.as_ref().map(SecretFile::read).transpose();
         Ok(Self {
             clients: read(&config.token_file)?,
-            nodes: read(&config.node_token_file)?,
+            nodes: read(&config.node_token_file)?.into(),
             coordinators: read(&config.coordinator_token_file)?,
         })
     }
@@ -216,7 +216,6 @@ impl Router {
         let require = RequireToken::new(secrets.clients)
             .transitioning(config.token_transitioning)
             .counted(registry, "router");
-        let node_token = SendToken(secrets.nodes);
         let coordinator_token = SendToken(secrets.coordinators);
         let table = Table::read()?;
 
@@ -231,17 +230,14 @@ impl Router {
         let coordinators = Coordinators::new(&config.coordinators, &coordinator_token);
         let transactions = Transactions::default();
         let votes = TypedServices::new(RefTransactionServer::new(transactions.clone())).prepare();
-        let nodes = Arc::new(Nodes::new(workers, votes, background.clone(), Arc::clone(&metrics)));
+        let nodes =
+            Arc::new(Nodes::new(workers, secrets.nodes, votes, background.clone(), Arc::clone(&metrics)));
         let routes = Arc::new(Routes::new(coordinators.clone(), Arc::clone(&metrics)));
         let writes =
             Writes::new(coordinators.clone(), router_id.clone(), serving.clone(), Arc::clone(&metrics));
-        let confirmations = Confirmations::new(
-            Arc::clone(&routes),
-            Arc::clone(&nodes),
-            node_token.clone(),
-            config.without_database,
-        );
-        let (health, mut typed) = typed_services(&nodes, &routes, &coordinators, &node_token)?;
+        let confirmations =
+            Confirmations::new(Arc::clone(&routes), Arc::clone(&nodes), config.without_database);
+        let (health, mut typed) = typed_services(&nodes, &routes, &coordinators)?;
         if passes_to_coordinator {
             typed = answers::passage::add(typed, &coordinators);
         }
@@ -265,9 +261,7 @@ impl Router {
             typed,
             passes_to_coordinator,
         });
-        let relays = (0..workers)
-            .map(|worker| Relay::new(Arc::clone(&shared), worker, NodeToken::new(node_token.clone())))
-            .collect();
+        let relays = (0..workers).map(|worker| Relay::new(Arc::clone(&shared), worker)).collect();
         let workers = Workers::start(relays, &serving, &background).map_err(io("starting workers"))?;
 
         until_stopped(&background, "revoked routes", Arc::clone(&routes).learn_again());
@@ -281,7 +275,7 @@ impl Router {
             health: health.clone(),
         };
         until_stopped(&background, "session", sessions.run());
-        until_stopped(&background, "node probes", nodes.probe(node_token));
+        until_stopped(&background, "node probes", nodes.probe());
         until_stopped(&background, "write renewal", writes.renew());
 
         let drain = Duration::from_secs(config.drain_seconds);
@@ -344,7 +338,6 @@ fn typed_services(
     nodes: &Arc<Nodes>,
     routes: &Arc<Routes>,
     coordinators: &Coordinators,
-    token: &SendToken,
 ) -> Result<(HealthReporter, TypedServices), tonic_reflection::server::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = || {
@@ -352,18 +345,16 @@ fn typed_services(
             .register_encoded_file_descriptor_set(tabularium_proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let server = Server { nodes: Arc::clone(nodes), routes: Arc::clone(routes), token: token.clone() };
+    let server = Server { nodes: Arc::clone(nodes), routes: Arc::clone(routes) };
     let praefect = PraefectInfo {
         nodes: Arc::clone(nodes),
         routes: Arc::clone(routes),
         coordinators: coordinators.clone(),
-        token: token.clone(),
     };
     let pools = ObjectPools {
         nodes: Arc::clone(nodes),
         routes: Arc::clone(routes),
         coordinators: coordinators.clone(),
-        token: token.clone(),
         spread: AtomicUsize::default(),
     };
     let repositories = Repositories { coordinators: coordinators.clone() };

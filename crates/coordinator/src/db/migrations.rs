@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection as _, PgConnection};
+use sqlx::Connection as _;
 use time::OffsetDateTime;
 
-use super::{DatabaseSettings, DbError, options};
+use super::{DatabaseSettings, DbError, connect, options};
 
 const IS_KEPT: &str = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
 
@@ -49,7 +49,7 @@ pub(crate) async fn migration_list(
 ) -> Result<Vec<Migration>, DbError> {
     let options = options(settings)?;
     let applied: Vec<(i64, String, OffsetDateTime)> = within(deadline, async {
-        let mut connection = PgConnection::connect_with(&options).await?;
+        let mut connection = connect(options).await?;
         let kept: bool = sqlx::query_scalar(IS_KEPT).fetch_one(&mut connection).await?;
         let applied = if kept { sqlx::query_as(LIST).fetch_all(&mut connection).await? } else { Vec::new() };
         connection.close().await?;
@@ -83,7 +83,7 @@ pub(crate) async fn migration_list(
 pub(crate) async fn write_and_undo(settings: &DatabaseSettings, deadline: Duration) -> Result<(), DbError> {
     let options = options(settings)?;
     within(deadline, async {
-        let mut connection = PgConnection::connect_with(&options).await?;
+        let mut connection = connect(options).await?;
         let mut transaction = connection.begin().await?;
         sqlx::query(WRITE).execute(&mut *transaction).await?;
         sqlx::query("INSERT INTO read_write VALUES (1)").execute(&mut *transaction).await?;

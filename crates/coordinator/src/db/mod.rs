@@ -46,7 +46,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use crate::database_tls::DatabaseTls;
+use crate::database_tls::{DatabaseTls, settled};
 use tabularium_common::ids::{StorageName, VirtualStorageName};
 
 /// How long one statement may run.
@@ -172,7 +172,7 @@ pub(crate) struct Db {
 
 impl Db {
     /// A pool that connects when it is first used.
-    pub(crate) fn open(settings: &DatabaseSettings) -> Result<Self, DbError> {
+    pub(crate) async fn open(settings: &DatabaseSettings) -> Result<Self, DbError> {
         let pool = PgPoolOptions::new()
             .max_connections(settings.max_connections)
             .min_connections(1)
@@ -186,7 +186,7 @@ impl Db {
                     Ok(true)
                 })
             })
-            .connect_lazy_with(options(settings)?);
+            .connect_lazy_with(settled(options(settings)?).await?);
         Ok(Self { pool })
     }
 
@@ -272,10 +272,15 @@ fn options(settings: &DatabaseSettings) -> Result<PgConnectOptions, DbError> {
     ]))
 }
 
+/// One connection outside the pool.
+async fn connect(options: PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+    PgConnection::connect_with(&settled(options).await?).await
+}
+
 /// Asks the database whether it is there, within `deadline`. True: so is our schema.
 pub(crate) async fn ping(settings: &DatabaseSettings, deadline: Duration) -> Result<bool, DbError> {
     let asking = async {
-        let mut connection = PgConnection::connect_with(&options(settings)?).await?;
+        let mut connection = connect(options(settings)?).await?;
         let there: bool = sqlx::query_scalar("SELECT to_regclass('repositories') IS NOT NULL")
             .fetch_one(&mut connection)
             .await?;
@@ -288,7 +293,7 @@ pub(crate) async fn ping(settings: &DatabaseSettings, deadline: Duration) -> Res
 
 /// Brings the schema up to date. Of several coordinators one does it and the others wait.
 pub(crate) async fn migrate(settings: &DatabaseSettings) -> Result<(), DbError> {
-    let mut connection = PgConnection::connect_with(&options(settings)?).await?;
+    let mut connection = connect(options(settings)?).await?;
     // A migration may take its time, and so may the one we wait for.
     sqlx::query("SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false)")
         .execute(&mut connection)

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
+use sqlx::{PgConnection, postgres::PgConnectOptions};
 
-use super::{DatabaseSettings, DbError, milliseconds, options};
+use super::{DatabaseSettings, DbError, connect, milliseconds, options};
 
 /// How long one statement may take: Praefect's indexes are not made for this.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -76,7 +76,7 @@ impl Praefect {
             ("statement_timeout", &milliseconds(PATIENCE).to_string()),
             ("default_transaction_read_only", "on"),
         ]);
-        Ok(Self(PgConnection::connect_with(&options).await?))
+        Ok(Self(connect(options).await?))
     }
 
     async fn has_table(&mut self, name: &str) -> Result<bool, sqlx::Error> {

@@ -16,8 +16,10 @@ use tokio::{
     net::TcpListener,
 };
 
-/// Everybody who comes over TCP has to speak TLS, and to the database `strict` with a certificate.
+/// Everybody who comes over TCP has to speak TLS, and to the database `strict` with a certificate; but to `plain` nobody may.
 const ACCESS: &str = "local all all trust\n\
+                      hostnossl plain all 127.0.0.0/8 trust\n\
+                      hostssl plain all 127.0.0.0/8 reject\n\
                       hostssl strict all 127.0.0.0/8 trust clientcert=verify-ca\n\
                       hostssl all all 127.0.0.0/8 trust\n";
 
@@ -46,7 +48,7 @@ impl Server {
         let network = format!("127.{}.{}", 16 + (id >> 8) % 200, id % 256);
         let (named, unnamed) = (format!("{network}.1"), format!("{network}.2"));
         let mut postgres = PostgresServer::start(directory, Durability::ThrowAway).await.unwrap();
-        for database in ["open", "strict"] {
+        for database in ["open", "strict", "plain"] {
             postgres.create_database(database).await.unwrap();
         }
         let Issued { certificate_path, key_path } = authority.issue("postgres", &[&named]);
@@ -95,6 +97,7 @@ async fn the_connection_is_as_safe_as_it_was_asked_to_be() {
     for (host, tls, expected) in [
         (&server.named, String::new(), None),
         (&server.named, mode("disable"), Some("no encryption")),
+        (&server.named, mode("allow"), None),
         (&server.named, mode("prefer"), None),
         (&server.unnamed, mode("require"), None),
         // As libpq has it: who names authorities means it.
@@ -115,6 +118,10 @@ async fn the_connection_is_as_safe_as_it_was_asked_to_be() {
             }
         }
     }
+
+    assert_eq!(reach(&server.named, "plain", &mode("allow")).await, Ok(()));
+    let error = reach(&server.named, "plain", &mode("require")).await.unwrap_err();
+    assert!(error.contains("plain"), "{error}");
 
     let full = mode("verify-full") + &ours;
     let error = reach(&server.named, "strict", &full).await.unwrap_err();
@@ -148,4 +155,21 @@ async fn a_server_without_tls_gets_nothing_from_who_requires_it() {
     let (rest, reached) = tokio::join!(server, reach(&host, "open", "sslmode = 'require'"));
     assert_eq!(rest, b"", "neither user nor database are told");
     assert!(reached.unwrap_err().contains("server does not support TLS"));
+}
+
+#[tokio::test]
+async fn who_allows_tls_does_not_begin_with_it() {
+    /// Of PostgreSQL's protocol, where a client that wants TLS asks for that first.
+    const VERSION_3: [u8; 4] = [0, 3, 0, 0];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let server = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = [0; 8];
+        stream.read_exact(&mut head).await.unwrap();
+        head
+    };
+    let (head, reached) = tokio::join!(server, reach(&host, "open", "sslmode = 'allow'"));
+    assert_eq!(head[4..], VERSION_3);
+    reached.unwrap_err();
 }

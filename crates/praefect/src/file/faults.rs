@@ -1,7 +1,10 @@
 //! What a file's values have to mean, in two tongues of Praefect's: the one fault that a start or a command dies of, and
 //! the list that `configuration validate` prints.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use super::{File, duration::GoDuration};
 
@@ -103,17 +106,16 @@ fn ours(file: &File) -> Option<String> {
     if !["", "json", "text"].contains(&file.logging.format.as_str()) {
         return Some(format!("invalid logger format: {:?}", file.logging.format));
     }
-    if file.tls.key.get().is_some() {
-        return Some("tls.key is not supported; tls.key_path is".to_owned());
+    if file.tls.key.get().is_some() && !file.tls.key_path.as_os_str().is_empty() {
+        return Some("tls.key_path and tls.key cannot both be set".to_owned());
     }
-    if file.database.sslmode == "allow" || file.database.session_pooled.sslmode == "allow" {
-        return Some("database.sslmode \"allow\" is not supported; \"prefer\" is".to_owned());
-    }
-    let mut tokens =
-        file.virtual_storages.iter().flat_map(|known| &known.nodes).map(|node| node.token.expose());
-    let first = tokens.next();
-    tokens.any(|token| Some(token) != first).then(|| {
-        "virtual_storage.node.token differs between nodes; here all of them have to have the same".to_owned()
+    let mut tokens = BTreeMap::new();
+    let nodes = file.virtual_storages.iter().flat_map(|known| &known.nodes);
+    nodes.map(|node| (&node.address, node.token.expose())).find_map(|(address, token)| {
+        let known = *tokens.entry(address).or_insert(token);
+        (known != token).then(|| {
+            format!("virtual_storage.node.token differs between nodes at {address:?}; a server has one token")
+        })
     })
 }
 
@@ -312,7 +314,11 @@ mod tests {
             ),
             (
                 format!("{}token = 'a'\n{}", usable(), NODE.replace("'s'", "'t'")),
-                "virtual_storage.node.token differs between nodes; here all of them have to have the same",
+                "virtual_storage.node.token differs between nodes at \"tcp://a:1\"; a server has one token",
+            ),
+            (
+                format!("{}[tls]\nkey = 'k'\nkey_path = '/k'", usable()),
+                "tls.key_path and tls.key cannot both be set",
             ),
         ] {
             assert_eq!(fatal(&file(&text)).as_deref(), Some(expected));

@@ -9,10 +9,17 @@ use std::{
 };
 
 use rustix::process::Signal;
+use tabularium_common::{
+    grpc::Address,
+    tls::{self, TlsConfig},
+};
 use tabularium_proto::gitaly::{RepositoryExistsRequest, repository_service_client::RepositoryServiceClient};
-use tabularium_testkit::wait::wait_until;
+use tabularium_testkit::{certificates::Authority, wait::wait_until};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
-use crate::stage::{PATIENCE, PROGRAM, Stage, connect, repository, signal};
+use crate::stage::{PATIENCE, PROGRAM, Stage, connect, connect_to, node_secret, repository, signal};
 
 #[tokio::test]
 async fn it_serves_on_a_socket_file_and_stops_when_it_is_told_to() {
@@ -53,6 +60,64 @@ async fn copies_are_made_without_a_message_bus() {
         if text.matches("fully up to date").count() == 2 { Ok(()) } else { Err(text) }
     })
     .await;
+    let log = std::fs::read_to_string(stage.path("praefect.log")).unwrap();
+    for secret in [node_secret(1), node_secret(2), "clients' secret".to_owned()] {
+        assert!(!log.contains(&secret), "nobody reads `{secret}` in a log");
+    }
+}
+
+/// On an address of loopback that no other test of this machine uses, so that the port may be a known one.
+fn own_host() -> String {
+    let id = std::process::id();
+    format!("127.{}.{}.3", 16 + (id >> 8) % 200, id % 256)
+}
+
+#[tokio::test]
+async fn it_serves_over_tls_with_a_key_that_stands_in_the_file() {
+    let (authority, host) = (Authority::new(), own_host());
+    let pair = authority.issue("praefect", &[&host]);
+    let key = std::fs::read_to_string(&pair.key_path).unwrap();
+    std::fs::remove_file(&pair.key_path).unwrap();
+    let mut stage = Stage::new(1, 0).await;
+    let tls = format!(
+        "tls_listen_addr = '{host}:3305'\n[tls]\ncertificate_path = '{}'\nkey = \"\"\"\n{key}\"\"\"",
+        pair.certificate_path.display()
+    );
+    stage.write_config(1, 0, &tls);
+    stage.serve().await;
+    stage.create("a.git").await;
+
+    tls::install(&TlsConfig { ca_path: Some(authority.path()), ..TlsConfig::NONE });
+    let address: Address = format!("tls://{host}:3305").parse().unwrap();
+    let mut health = HealthClient::new(connect_to(&address));
+    let answer = health.check(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(answer.status(), ServingStatus::Serving);
+    let request = RepositoryExistsRequest { repository: Some(repository("a.git")) };
+    let mut client = RepositoryServiceClient::new(connect_to(&address));
+    assert!(client.repository_exists(request).await.unwrap().into_inner().exists);
+
+    // Commands of a file that has no other address come there too, and look at the certificate.
+    let text = std::fs::read_to_string(stage.path("praefect.toml")).unwrap();
+    let without_socket: Vec<_> = text.lines().filter(|line| !line.starts_with("socket_path")).collect();
+    std::fs::write(stage.path("praefect.toml"), without_socket.join("\n")).unwrap();
+    let (code, _, err) = stage.run(&["dataloss"]).await;
+    assert!(code == 1 && err.contains(&format!("error dialing: tls://{host}:3305")), "{err}");
+    stage.authorities = Some(authority.path());
+    assert!(stage.ok(&["dataloss"]).await.contains("All repositories are available!"));
+    assert!(stage.ok(&["check"]).await.ends_with("\nAll checks passed.\n"));
+
+    let before = stage.pid();
+    signal(before, Signal::HUP);
+    wait_until("another process serves", PATIENCE, async || {
+        if stage.pid() == before { Err("the same".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    assert!(
+        stage.ok(&["dataloss"]).await.contains("All repositories are available!"),
+        "it has the key as well"
+    );
+    let log = std::fs::read_to_string(stage.path("praefect.log")).unwrap();
+    assert!(!log.contains("PRIVATE KEY"));
 }
 
 #[tokio::test]

@@ -36,6 +36,8 @@ pub(crate) type Signed = InterceptedService<Channel, SendToken>;
 pub(crate) struct Stage {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) database: String,
+    /// Whom commands believe when they speak TLS.
+    pub(crate) authorities: Option<PathBuf>,
     nodes: Vec<Guarded>,
     processes: Vec<Child>,
     _postgres: Postgres,
@@ -47,9 +49,14 @@ impl Stage {
         let postgres = Postgres::start().await;
         let database = postgres.database().await;
         let directory = tempfile::Builder::new().prefix("tabularium-praefect-it-").tempdir().unwrap();
-        let mut stage =
-            Self { directory, database, nodes: Vec::new(), processes: Vec::new(), _postgres: postgres };
-        fs::write(stage.path("node.token"), "nodes' secret").unwrap();
+        let mut stage = Self {
+            directory,
+            database,
+            authorities: None,
+            nodes: Vec::new(),
+            processes: Vec::new(),
+            _postgres: postgres,
+        };
         for index in 1..=nodes {
             stage.start_node(index);
         }
@@ -71,12 +78,14 @@ impl Stage {
     fn start_node(&mut self, index: usize) {
         let storage = self.storage(index);
         fs::create_dir_all(&storage).unwrap();
+        let token = self.path(&format!("node-{index}.token"));
+        fs::write(&token, node_secret(index)).unwrap();
         let config = self.path(&format!("node-{index}.toml"));
         let socket = self_socket(self.directory.path(), index);
         let text = format!(
             "listen = 'unix:{}'\nadmin_listen = '127.0.0.1:0'\ntoken_file = '{}'\n[[storage]]\nname = 'gitaly-{index}'\npath = '{}'\n",
             socket.display(),
-            self.path("node.token").display(),
+            token.display(),
             storage.display()
         );
         fs::write(&config, text).unwrap();
@@ -111,8 +120,9 @@ impl Stage {
         for index in 1..=nodes {
             let socket = self_socket(self.directory.path(), index);
             let node = format!(
-                "[[virtual_storage.node]]\nstorage = 'gitaly-{index}'\naddress = 'unix:{}'\ntoken = \"nodes' secret\"\n",
-                socket.display()
+                "[[virtual_storage.node]]\nstorage = 'gitaly-{index}'\naddress = 'unix:{}'\ntoken = '{}'\n",
+                socket.display(),
+                node_secret(index)
             );
             text.push_str(&node);
         }
@@ -173,8 +183,12 @@ impl Stage {
     /// Runs a command of Praefect's; answers exit code, standard output and standard error.
     pub(crate) async fn run(&self, arguments: &[&str]) -> (i32, String, String) {
         let config = self.path("praefect.toml");
-        let output = Command::new(PROGRAM).arg("-config").arg(config).args(arguments).output();
-        told(&output.await.unwrap())
+        let mut command = Command::new(PROGRAM);
+        command.arg("-config").arg(config).args(arguments);
+        if let Some(authorities) = &self.authorities {
+            command.env("SSL_CERT_FILE", authorities);
+        }
+        told(&command.output().await.unwrap())
     }
 
     /// The same, of a command that works.
@@ -248,8 +262,18 @@ pub(crate) fn repository(relative_path: &str) -> Repository {
 
 /// A connection of a client.
 pub(crate) fn connect(socket: &Path) -> Signed {
+    connect_to(&Address::Unix(socket.to_owned()))
+}
+
+/// The same, to any address.
+pub(crate) fn connect_to(address: &Address) -> Signed {
     let token = SendToken(Some(SecretString::from("clients' secret".to_owned())));
-    InterceptedService::new(channel(&Address::Unix(socket.to_owned())), token)
+    InterceptedService::new(channel(address), token)
+}
+
+/// Every node has its own.
+pub(crate) fn node_secret(index: usize) -> String {
+    format!("the secret of node {index}")
 }
 
 /// What an HTTP address answers, head and all.

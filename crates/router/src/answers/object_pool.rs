@@ -5,10 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use tabularium_common::{
-    auth::SendToken,
-    telemetry::{CORRELATION_ID, CorrelationId},
-};
+use tabularium_common::telemetry::{CORRELATION_ID, CorrelationId};
 use tabularium_proto::{
     coordinator::{GetReplicasRequest, get_replicas_request, repair_service_client::RepairServiceClient},
     gitaly::{
@@ -42,8 +39,6 @@ pub(crate) struct ObjectPools {
     pub(crate) routes: Arc<Routes>,
     /// Who knows the pool's name.
     pub(crate) coordinators: Coordinators,
-    /// For nodes.
-    pub(crate) token: SendToken,
     /// Spreads questions over replicas.
     pub(crate) spread: AtomicUsize,
 }
@@ -82,7 +77,7 @@ impl ObjectPools {
             };
             tried.push(storage.to_owned());
             let node = named(storages, storage).ok_or(Refusal::NoSuitableNode)?;
-            let mut client = ObjectPoolServiceClient::with_interceptor(node.channel(), self.token.clone());
+            let mut client = ObjectPoolServiceClient::new(node.channel());
             let there = Repository {
                 storage_name: storage.to_owned(),
                 relative_path: route.replica_path.clone(),

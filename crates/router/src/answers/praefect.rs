@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc};
 
 use futures::{StreamExt as _, TryStreamExt as _, future::join_all, stream};
 use http::HeaderValue;
-use tabularium_common::{auth::SendToken, telemetry::CorrelationId};
+use tabularium_common::telemetry::CorrelationId;
 use tabularium_proto::{
     coordinator::{
         AcceptDataLossRequest, DataLossRequest, GetReplicasRequest, MarkUnverifiedRequest as MarkRequest,
@@ -43,8 +43,6 @@ pub(crate) struct PraefectInfo {
     pub(crate) routes: Arc<Routes>,
     /// Who knows all about their replicas.
     pub(crate) coordinators: Coordinators,
-    /// For nodes.
-    pub(crate) token: SendToken,
 }
 
 type Repair = RepairServiceClient<Link>;
@@ -86,7 +84,7 @@ impl PraefectInfo {
         replica_path: &str,
         client_side: &Repository,
     ) -> Result<RepositoryDetails, Status> {
-        let mut client = RepositoryServiceClient::with_interceptor(node.channel(), self.token.clone());
+        let mut client = RepositoryServiceClient::new(node.channel());
         let repository = Repository {
             storage_name: node.storage.to_string(),
             relative_path: replica_path.to_owned(),

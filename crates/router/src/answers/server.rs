@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use tabularium_common::{VERSION, auth::SendToken};
+use tabularium_common::VERSION;
 use tabularium_proto::gitaly::{
     ClockSyncedRequest, ClockSyncedResponse, DiskStatisticsRequest, DiskStatisticsResponse,
     ReadinessCheckRequest, ReadinessCheckResponse, ServerInfoRequest, ServerInfoResponse,
@@ -19,7 +19,7 @@ use uuid::{Uuid, uuid};
 
 use super::{asked, clock};
 use crate::{
-    nodes::{Node, Nodes, Storages},
+    nodes::{Node, Nodes, Signed, Storages},
     refusal::Refusal,
     relay::QUESTION,
     routes::Routes,
@@ -34,18 +34,11 @@ pub(crate) struct Server {
     pub(crate) nodes: Arc<Nodes>,
     /// Says whether a coordinator can be reached.
     pub(crate) routes: Arc<Routes>,
-    /// For nodes.
-    pub(crate) token: SendToken,
 }
 
 impl Server {
-    fn client(
-        &self,
-        node: &Node,
-    ) -> ServerServiceClient<
-        tonic::service::interceptor::InterceptedService<tonic::transport::Channel, SendToken>,
-    > {
-        ServerServiceClient::with_interceptor(node.channel(), self.token.clone())
+    fn client(&self, node: &Node) -> ServerServiceClient<Signed> {
+        ServerServiceClient::new(node.channel())
     }
 
     async fn node_info(&self, node: &Node) -> Option<(ServerInfoResponse, StorageStatus)> {

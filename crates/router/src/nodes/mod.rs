@@ -8,6 +8,7 @@ mod pool;
 mod probe;
 mod punctuality;
 mod silence;
+mod token;
 
 use std::{
     collections::HashMap,
@@ -17,15 +18,20 @@ use std::{
     },
 };
 
+use http::HeaderValue;
 use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
 use tabularium_common::{
+    auth::{NodeTokens, SendToken},
     grpc::{Address, channel},
     lifecycle::Tasks,
     multiplex::sidechannel::Offer,
 };
 use tabularium_proto::coordinator::Topology;
-use tonic::{service::Routes, transport::Channel};
+use tonic::{
+    service::{Routes, interceptor::InterceptedService},
+    transport::Channel,
+};
 
 use crate::{
     body::Spliced,
@@ -39,6 +45,7 @@ use pool::Pool;
 pub(crate) use pool::{SendError, Traffic};
 use punctuality::Punctuality;
 use silence::Silence;
+use token::Token;
 
 /// A request as nodes get it.
 pub(crate) type Outgoing = http::Request<Spliced<Tail<Incoming>>>;
@@ -62,9 +69,14 @@ pub(crate) struct Node {
     beside: Box<[Multiplexed]>,
     /// How it keeps up with others when it votes.
     pub(crate) punctuality: Punctuality,
+    /// What it wants to see of us, for each worker: they need not wait for one another.
+    tokens: Box<[Token]>,
     /// For what the router asks for itself.
-    channel: Channel,
+    channel: Signed,
 }
+
+/// A connection whose calls carry what its node wants to see.
+pub(crate) type Signed = InterceptedService<Channel, SendToken>;
 
 impl Node {
     /// Believed to be healthy.
@@ -99,8 +111,13 @@ impl Node {
     }
 
     /// For typed questions of the router's own.
-    pub(crate) fn channel(&self) -> Channel {
+    pub(crate) fn channel(&self) -> Signed {
         self.channel.clone()
+    }
+
+    /// For what a worker sends over its own connections.
+    pub(crate) fn token(&self, worker: usize) -> Option<HeaderValue> {
+        self.tokens[worker].header()
     }
 
     /// Relays a request over a worker's connections. A node that cannot be dialled counts as down from here on.
@@ -218,6 +235,7 @@ pub(crate) fn is_healthy(storages: &Storages, storage: &str) -> bool {
 pub(crate) struct Nodes {
     directory: RwLock<Arc<Directory>>,
     workers: usize,
+    tokens: NodeTokens,
     /// What nodes are served on the way back.
     votes: Routes,
     tasks: Tasks,
@@ -226,8 +244,14 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     /// None known yet. `votes` is what nodes are served while they are at a write; `tasks` owns the connections.
-    pub(crate) fn new(workers: usize, votes: Routes, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
-        Self { directory: RwLock::default(), workers, votes, tasks, metrics }
+    pub(crate) fn new(
+        workers: usize,
+        tokens: NodeTokens,
+        votes: Routes,
+        tasks: Tasks,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { directory: RwLock::default(), workers, tokens, votes, tasks, metrics }
     }
 
     /// What is known now.
@@ -272,9 +296,11 @@ impl Nodes {
         let labels = StorageLabels { virtual_storage: virtual_storage.to_owned(), storage: storage.clone() };
         let gauge = self.metrics.node_healthy.get_or_create(&labels).clone();
         gauge.set(1);
+        let token = self.tokens.to_send(&address);
         Node {
             storage: storage.into(),
-            channel: channel(&address),
+            tokens: (0..self.workers).map(|_| Token::new(token.clone())).collect(),
+            channel: InterceptedService::new(channel(&address), token),
             address,
             filesystem_id: RwLock::new("".into()),
             // Until something says otherwise: a router that starts must not blame nodes it has never asked.

@@ -63,6 +63,7 @@ mod tests {
     use hyper_util::rt::{TokioExecutor, TokioIo};
     use prometheus_client::registry::Registry;
     use tabularium_common::{
+        auth::NodeTokens,
         grpc::{ListenAddress, Listener},
         multiplex::{Backchannel, Incoming as Connections},
     };
@@ -117,7 +118,7 @@ mod tests {
     fn node(socket: &Path, tasks: &Tasks) -> Arc<Node> {
         let (_, health) = tonic_health::server::health_reporter();
         let metrics = Arc::new(Metrics::new(&mut Registry::default()));
-        let nodes = Nodes::new(1, Routes::new(health), tasks.clone(), metrics);
+        let nodes = Nodes::new(1, NodeTokens::default(), Routes::new(health), tasks.clone(), metrics);
         let address = format!("unix:{}", socket.display());
         let storage = Storage { name: "s".to_owned(), address, ..Storage::default() };
         nodes.update(Topology {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
-use tabularium_common::{auth::SendToken, grpc::storage_health_service};
+use tabularium_common::grpc::storage_health_service;
 use tabularium_proto::gitaly::{ServerInfoRequest, server_service_client::ServerServiceClient};
 use tokio::time::{MissedTickBehavior, timeout};
 use tonic::{Code, Status};
@@ -18,20 +18,20 @@ use crate::limits::{PROBE_INTERVAL, PROBE_TIMEOUT};
 
 impl Nodes {
     /// Probes for as long as the router runs.
-    pub(crate) async fn probe(self: Arc<Self>, token: SendToken) {
+    pub(crate) async fn probe(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             let directory = self.directory();
             let nodes = directory.iter().flat_map(|(_, storages)| storages);
-            join_all(nodes.map(|node| probe(node, &token))).await;
+            join_all(nodes.map(|node| probe(node))).await;
         }
     }
 }
 
-async fn probe(node: &Node, token: &SendToken) {
-    match timeout(PROBE_TIMEOUT, check(node, token)).await {
+async fn probe(node: &Node) {
+    match timeout(PROBE_TIMEOUT, check(node)).await {
         Err(_) => node.believe_slow(),
         Ok(Err(status)) => node.believe(false, status.message()),
         Ok(Ok(None)) => node.believe(true, ""),
@@ -40,35 +40,35 @@ async fn probe(node: &Node, token: &SendToken) {
 }
 
 /// What is wrong, if something is.
-async fn check(node: &Node, token: &SendToken) -> Result<Option<&'static str>, Status> {
+async fn check(node: &Node) -> Result<Option<&'static str>, Status> {
     let expected = node.filesystem_id();
     if !expected.is_empty() {
         let service = storage_health_service(&node.storage, &expected);
-        match serving(node, token, service).await {
+        match serving(node, service).await {
             // Gitaly knows no such services; neither does a node of ours with another disk.
             Err(status) if status.code() == Code::NotFound => {
-                if !has_filesystem(node, token, &expected).await? {
+                if !has_filesystem(node, &expected).await? {
                     return Ok(Some("another file system is in its storage"));
                 }
             }
             checked => return checked.map(told),
         }
     }
-    serving(node, token, String::new()).await.map(told)
+    serving(node, String::new()).await.map(told)
 }
 
 fn told(serving: bool) -> Option<&'static str> {
     (!serving).then_some("the node says that it is not serving")
 }
 
-async fn serving(node: &Node, token: &SendToken, service: String) -> Result<bool, Status> {
-    let mut client = HealthClient::with_interceptor(node.channel(), token.clone());
+async fn serving(node: &Node, service: String) -> Result<bool, Status> {
+    let mut client = HealthClient::new(node.channel());
     let answer = client.check(HealthCheckRequest { service }).await?;
     Ok(answer.get_ref().status() == ServingStatus::Serving)
 }
 
-async fn has_filesystem(node: &Node, token: &SendToken, expected: &str) -> Result<bool, Status> {
-    let mut client = ServerServiceClient::with_interceptor(node.channel(), token.clone());
+async fn has_filesystem(node: &Node, expected: &str) -> Result<bool, Status> {
+    let mut client = ServerServiceClient::new(node.channel());
     let info = client.server_info(ServerInfoRequest {}).await?.into_inner();
     let mut statuses = info.storage_statuses.iter();
     Ok(statuses.any(|status| *status.storage_name == *node.storage && status.filesystem_id == expected))

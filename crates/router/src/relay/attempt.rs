@@ -80,7 +80,7 @@ impl Relay {
         expected: Option<HeaderValue>,
     ) -> Result<Answer, Refusal> {
         let (body, tether) = request::body(head, replay);
-        let mut request = call.request(&self.token, body)?;
+        let mut request = call.request(node.token(self.worker), body)?;
         if let Some(expected) = expected {
             request.headers_mut().insert(EXPECTED_REPLICA, expected);
         }
@@ -111,7 +111,7 @@ impl Relay {
     ) -> Heard {
         let body = Full::new(head).map_err(|never| match never {}).boxed_unsync();
         let sent = async {
-            let mut request = call.request(&self.token, body)?;
+            let mut request = call.request(node.token(self.worker), body)?;
             request.headers_mut().insert(sidechannel::METADATA, id.header());
             if let Some(expected) = expected {
                 request.headers_mut().insert(EXPECTED_REPLICA, expected);

@@ -86,7 +86,8 @@ impl<'s> Drive<'s> {
             let introduction = introduction
                 .map(|ears| participants::introduction(ears.id, &node.storage, voter == PRIMARY))
                 .transpose()?;
-            requests.push(participants::request(&story.call, &story.token, introduction, branch)?);
+            let token = node.token(story.worker);
+            requests.push(participants::request(&story.call, token, introduction, branch)?);
         }
         let worker = story.worker;
         let mut requests = requests.into_iter();

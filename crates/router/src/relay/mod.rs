@@ -51,7 +51,7 @@ use attempt::Answer;
 use client::Started;
 pub(crate) use freshness::GENERATION;
 use request::Call;
-pub(crate) use request::{NodeToken, QUESTION, repository};
+pub(crate) use request::{QUESTION, repository};
 
 /// What all workers share.
 pub(crate) struct Shared {
@@ -108,7 +108,6 @@ impl Hedging {
 pub(crate) struct Relay {
     pub(crate) shared: Arc<Shared>,
     worker: usize,
-    token: Arc<NodeToken>,
     spread: AtomicUsize,
     allowance: Allowance,
 }
@@ -125,10 +124,10 @@ enum Outcome {
 
 impl Relay {
     /// The relay of a worker.
-    pub(crate) fn new(shared: Arc<Shared>, worker: usize, token: NodeToken) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, worker: usize) -> Self {
         // Workers start at different replicas.
         let allowance = Allowance::new(shared.hedging.percent);
-        Self { shared, worker, token: Arc::new(token), spread: AtomicUsize::new(worker), allowance }
+        Self { shared, worker, spread: AtomicUsize::new(worker), allowance }
     }
 
     fn spread(&self) -> usize {

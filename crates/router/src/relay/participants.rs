@@ -13,7 +13,7 @@ use tonic::Code;
 
 use super::{
     fan_out::Branch,
-    request::{Call, NodeToken, TRANSACTION},
+    request::{Call, TRANSACTION},
 };
 use crate::{
     nodes::{Node, OutgoingWrite, SendError},
@@ -30,7 +30,7 @@ pub(super) fn introduction(id: u64, storage: &str, primary: bool) -> Result<Head
 /// The request for one participant; without an introduction it does not vote.
 pub(super) fn request(
     call: &Call,
-    token: &NodeToken,
+    token: Option<HeaderValue>,
     introduction: Option<HeaderValue>,
     branch: Branch,
 ) -> Result<OutgoingWrite, Refusal> {

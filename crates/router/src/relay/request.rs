@@ -1,9 +1,6 @@
 //! What is taken from a client's request, and what a node gets instead.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{
@@ -14,7 +11,6 @@ use http::{
 use hyper::body::Incoming;
 use prost::Message as _;
 use tabularium_common::{
-    auth::{SendToken, unix_now},
     methods::Method,
     multiplex::{
         Backchannel,
@@ -50,29 +46,6 @@ const CORRELATION: HeaderName = HeaderName::from_static(CORRELATION_ID);
 /// Field numbers of `gitaly.Repository`.
 const STORAGE_NAME: u32 = 2;
 const RELATIVE_PATH: u32 = 3;
-
-/// The token that nodes want, made anew every second.
-pub(crate) struct NodeToken {
-    token: SendToken,
-    made: Mutex<(i64, Option<HeaderValue>)>,
-}
-
-impl NodeToken {
-    /// For the nodes' secret.
-    pub(crate) fn new(token: SendToken) -> Self {
-        Self { token, made: Mutex::new((0, None)) }
-    }
-
-    fn header(&self) -> Option<HeaderValue> {
-        self.token.0.as_ref()?;
-        let now = unix_now();
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if made.0 != now {
-            *made = (now, self.token.header());
-        }
-        made.1.clone()
-    }
-}
 
 /// A client's request, without its body.
 pub(super) struct Call {
@@ -157,8 +130,8 @@ impl Call {
         self.path.as_ref().map_or("", PathAndQuery::path)
     }
 
-    /// The request for a node.
-    pub(super) fn request<B>(&self, token: &NodeToken, body: B) -> Result<Request<B>, Refusal> {
+    /// The request for a node, with the token that it wants.
+    pub(super) fn request<B>(&self, token: Option<HeaderValue>, body: B) -> Result<Request<B>, Refusal> {
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(Scheme::HTTP);
         // Only text in the request: where it goes is the connection's business.
@@ -171,7 +144,7 @@ impl Call {
         *request.uri_mut() = uri;
         *request.version_mut() = Version::HTTP_2;
         let mut headers = self.headers.clone();
-        if let Some(value) = token.header() {
+        if let Some(value) = token {
             headers.insert(header::AUTHORIZATION, value);
         }
         *request.headers_mut() = headers;

@@ -24,7 +24,7 @@ use super::{
     client::Client,
     drive::Drive,
     fan_out::Upload,
-    request::{self, Call, Named, NodeToken, Target},
+    request::{self, Call, Named, Target},
 };
 use crate::{
     account::{Account, Notes},
@@ -70,7 +70,6 @@ impl Relay {
         let story = Story {
             shared: Arc::clone(&self.shared),
             worker: self.worker,
-            token: Arc::clone(&self.token),
             call,
             entry: Arc::clone(entry),
             kind,
@@ -139,7 +138,6 @@ pub(super) struct Cast {
 pub(super) struct Story {
     pub(super) shared: Arc<Shared>,
     pub(super) worker: usize,
-    pub(super) token: Arc<NodeToken>,
     pub(super) call: Call,
     pub(super) entry: Arc<Entry>,
     pub(super) kind: WriteKind,

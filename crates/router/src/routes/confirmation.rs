@@ -12,7 +12,6 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use tabularium_common::auth::SendToken;
 use tabularium_proto::{
     coordinator::{Replica, Route},
     gitaly::Repository,
@@ -41,7 +40,6 @@ type Turns = tokio::sync::Mutex<Last>;
 pub(crate) struct Confirmations {
     routes: Arc<Routes>,
     nodes: Arc<Nodes>,
-    token: SendToken,
     policy: WithoutRecords,
     /// By the id of the repository; those that nobody waits for are forgotten.
     turns: Mutex<HashMap<i64, Weak<Turns>>>,
@@ -49,13 +47,8 @@ pub(crate) struct Confirmations {
 
 impl Confirmations {
     /// None under way.
-    pub(crate) fn new(
-        routes: Arc<Routes>,
-        nodes: Arc<Nodes>,
-        token: SendToken,
-        policy: WithoutRecords,
-    ) -> Self {
-        Self { routes, nodes, token, policy, turns: Mutex::default() }
+    pub(crate) fn new(routes: Arc<Routes>, nodes: Arc<Nodes>, policy: WithoutRecords) -> Self {
+        Self { routes, nodes, policy, turns: Mutex::default() }
     }
 
     /// The route for a read: from the cache or a coordinator; else the remembered one, confirmed by the replicas.
@@ -169,7 +162,7 @@ impl Confirmations {
     }
 
     async fn ask(&self, node: &Node, route: &Route) -> Answer {
-        let mut client = ReplicaServiceClient::with_interceptor(node.channel(), self.token.clone());
+        let mut client = ReplicaServiceClient::new(node.channel());
         let repository = Repository {
             storage_name: node.storage.to_string(),
             relative_path: route.replica_path.clone(),
