@@ -17,6 +17,7 @@ use tonic::{Status, metadata::MetadataMap};
 
 use crate::{
     error::internal_io,
+    git::Git,
     keyed_locks::{KeyedLock, KeyedLocks},
     place::{blocking, replace_file},
     storage::RepositoryPath,
@@ -178,6 +179,11 @@ impl Turn {
         let lock = Arc::new(copying.lock(replica).await);
         let over = CancellationToken::new();
         Self { lock, _over: over.clone().drop_guard(), over, tasks: tasks.clone() }
+    }
+
+    /// Git for the copy: the turn is not over before its processes are gone, which takes a moment when it is cut off.
+    pub(crate) fn git(&self, git: &Git) -> Git {
+        git.holding(Arc::clone(&self.lock))
     }
 
     /// Does a step that cannot be cut off: begun, it goes on when the copy is given up, and nobody else's turn comes before

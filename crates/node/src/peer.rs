@@ -23,7 +23,7 @@ use tonic::{
 use crate::{
     error::GitError,
     fetch_proxy,
-    git::command::{GitCommand, Output},
+    git::{Git, GitCommand, Output},
     node::Node,
     storage::RepositoryPath,
 };
@@ -112,14 +112,14 @@ impl Peer {
     pub(crate) async fn fetch(
         &self,
         node: &Node,
+        git: &Git,
         target: &RepositoryPath,
         source: &gitaly::Repository,
         refspecs: &[&str],
         hidden_refs: bool,
     ) -> Result<(), GitError> {
         let command = || {
-            let mut command = node
-                .git
+            let mut command = git
                 .command(target, "fetch")
                 .config("fetch.negotiationAlgorithm=skipping")
                 .config("fetch.fsckObjects=false")

@@ -7,7 +7,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fmt, io,
+    io,
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
@@ -31,9 +31,11 @@ use crate::{
     git::{
         durable,
         leftovers::{WriterGuard, Writers},
+        output::{Exit, Output},
         reaper::Running,
     },
     hooks::Session,
+    keyed_locks::KeyedLock,
     metrics::Metrics,
     storage::RepositoryPath,
 };
@@ -69,7 +71,7 @@ const SETTINGS: &[&str] = &[
 
 /// Starts git processes. Clones share slots.
 #[derive(Clone)]
-pub(crate) struct Git(Arc<Shared>);
+pub(crate) struct Git(Arc<Shared>, Option<Arc<KeyedLock>>);
 
 struct Shared {
     binary: PathBuf,
@@ -94,57 +96,6 @@ impl From<OwnedSemaphorePermit> for Slot {
     }
 }
 
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Exit {
-    /// Its exit code; `None` when a signal ended it.
-    pub(crate) code: Option<i32>,
-}
-
-impl Exit {
-    /// Exit code 0.
-    pub(crate) fn success(self) -> bool {
-        self.code == Some(0)
-    }
-}
-
-impl fmt::Display for Exit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.code {
-            Some(code) => write!(f, "exit status {code}"),
-            None => f.write_str("killed by a signal"),
-        }
-    }
-}
-
-/// What a process that has ended said.
-#[derive(Debug)]
-pub(crate) struct Output {
-    /// How it ended. An exit code other than 0 is not an error here.
-    pub(crate) exit: Exit,
-    /// All of its standard output.
-    pub(crate) stdout: Vec<u8>,
-    /// The end of its standard error.
-    pub(crate) stderr: Vec<u8>,
-    subcommand: &'static str,
-}
-
-impl Output {
-    /// The standard output, if the exit code was 0.
-    pub(crate) fn checked(self) -> Result<Vec<u8>, GitError> {
-        if self.exit.success() { Ok(self.stdout) } else { Err(self.into_error()) }
-    }
-
-    /// The failure this output tells of.
-    pub(crate) fn into_error(self) -> GitError {
-        GitError::Failed {
-            subcommand: self.subcommand,
-            exit: self.exit,
-            stderr: String::from_utf8_lossy(&self.stderr).trim_end().to_owned(),
-        }
-    }
-}
-
 impl Git {
     /// A runner of `binary` with at most `slots` processes at once, none of which waits longer than `queue_wait`.
     pub(crate) fn new(
@@ -163,7 +114,13 @@ impl Git {
             // Stopping in the middle of it is harmless: the next process of the node begins anew.
             stopping.run_until_cancelled(waiting.clear_waiting()).await;
         });
-        Self(Arc::new(Shared { binary, search_path, slots, push_slots, queue_wait, tasks, metrics, writers }))
+        let shared = Shared { binary, search_path, slots, push_slots, queue_wait, tasks, metrics, writers };
+        Self(Arc::new(shared), None)
+    }
+
+    /// The same, whose processes hold a lock each until they are gone, also when nobody waits for them any more.
+    pub(crate) fn holding(&self, lock: Arc<KeyedLock>) -> Self {
+        Self(Arc::clone(&self.0), Some(lock))
     }
 
     /// `git <subcommand>` in a repository. It counts as a writer unless [`GitCommand::reads`] says otherwise.
@@ -416,7 +373,7 @@ impl GitCommand {
             stderr,
             buffer: BytesMut::new(),
             touches,
-            running: Some(Running { child, slot, writer, session: self.session }),
+            running: Some(Running { child, slot, writer, session: self.session, _lock: self.git.1.clone() }),
             stopping: shared.tasks.stopping(),
             git: self.git.clone(),
         })
@@ -600,6 +557,7 @@ mod tests {
     use tonic::{Code, Status};
 
     use super::*;
+    use crate::keyed_locks::KeyedLocks;
 
     fn runner(slots: usize, queue_wait: Duration) -> Git {
         let search_path = std::env::var_os("PATH").unwrap();
@@ -627,7 +585,7 @@ mod tests {
         let details = String::from_utf8_lossy(status.details()).into_owned();
         assert!(details.contains("type.googleapis.com/gitaly.LimitError"), "{details}");
         drop(holder);
-        let git = Git(Arc::new(Shared {
+        let shared = Shared {
             binary: "git".into(),
             search_path: git.0.search_path.clone(),
             slots: Arc::clone(&git.0.slots),
@@ -636,7 +594,8 @@ mod tests {
             tasks: git.0.tasks.clone(),
             metrics: git.0.metrics.clone(),
             writers: Arc::default(),
-        }));
+        };
+        let git = Git(Arc::new(shared), None);
         assert!(git.bare_command("version").output().await.unwrap().exit.success(), "the slot is free again");
     }
 
@@ -645,7 +604,10 @@ mod tests {
         let git = runner(4, Duration::from_secs(1));
         // A leader with a child that ignores SIGTERM.
         let alias = "alias.stubborn=!trap '' TERM; sleep 600 & wait; sleep 600";
-        let process = git.bare_command("stubborn").config(alias).spawn(false).await.unwrap();
+        let (locks, key) = (KeyedLocks::default(), Path::new("a"));
+        let holding = git.holding(Arc::new(locks.lock(key).await));
+        let process = holding.bare_command("stubborn").config(alias).spawn(false).await.unwrap();
+        drop(holding);
         let leader = process.running.as_ref().and_then(|running| running.child.id()).unwrap();
         let mut family = vec![leader];
         while family.len() < 3 {
@@ -653,8 +615,9 @@ mod tests {
             family = in_group(leader);
         }
         drop(process);
+        drop(locks.lock(key).await);
+        assert!(!alive(leader), "reaped, and only then does it hold the lock no more");
         git.0.tasks.drain(Duration::from_secs(20)).await.unwrap();
-        assert!(!alive(leader), "reaped");
         // Orphans are reaped by whoever adopts them; dead they are as soon as the kernel has come to it.
         while !in_group(leader).is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;

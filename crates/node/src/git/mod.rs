@@ -11,6 +11,7 @@ pub(crate) mod merge;
 pub(crate) mod negotiation;
 pub(crate) mod object_listing;
 pub(crate) mod objects;
+mod output;
 pub(crate) mod quarantine;
 mod reaper;
 pub(crate) mod references;
@@ -18,4 +19,5 @@ pub(crate) mod revision;
 pub(crate) mod transport;
 pub(crate) mod update_ref;
 
-pub(crate) use command::{CHUNK_BYTES, Exit, Git, GitCommand, GitProcess, Slot};
+pub(crate) use command::{CHUNK_BYTES, Git, GitCommand, GitProcess, Slot};
+pub(crate) use output::{Exit, Output};

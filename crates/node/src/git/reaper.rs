@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{Slot, leftovers::WriterGuard};
-use crate::{hooks::Session, metrics::Metrics};
+use crate::{hooks::Session, keyed_locks::KeyedLock, metrics::Metrics};
 
 /// Between SIGTERM and SIGKILL.
 const TERMINATE_GRACE: Duration = Duration::from_secs(3);
@@ -27,6 +27,7 @@ pub(super) struct Running {
     pub(super) slot: Slot,
     pub(super) writer: Option<WriterGuard>,
     pub(super) session: Option<Arc<Session>>,
+    pub(super) _lock: Option<Arc<KeyedLock>>,
 }
 
 impl Running {

@@ -64,7 +64,7 @@ impl<'a> Start<'a> {
             return Ok(());
         }
         let peer = peers.find(&other.storage_name)?;
-        let fetched = peer.fetch(node, quarantine.repository(), other, &[commit], true).await;
+        let fetched = peer.fetch(node, &node.git, quarantine.repository(), other, &[commit], true).await;
         fetched.map_err(|error| Status::internal(format!("fetch start: {error}")))
     }
 

@@ -17,7 +17,7 @@ use crate::{
     copy_attempts::{CopyAttempt, Turn},
     corruption::{self, Corruption},
     error::{GitError, RepositoryError, internal_io},
-    git::revision::check_reference,
+    git::{Git, revision::check_reference},
     hooks::CUSTOM_HOOKS,
     kept,
     node::Node,
@@ -217,20 +217,22 @@ async fn synchronise(
     target: &RepositoryPath,
 ) -> Result<(), Status> {
     copy_config(node, turn, peer, source, target).await?;
-    fetch(node, peer, target, source, &["+refs/*:refs/*"], true).await?;
-    copy_head(node, peer, source, target).await?;
+    let git = turn.git(&node.git);
+    fetch(node, &git, peer, target, source, &["+refs/*:refs/*"], true).await?;
+    copy_head(&git, peer, source, target).await?;
     copy_custom_hooks(node, turn, peer, source, target).await
 }
 
 async fn fetch(
     node: &Node,
+    git: &Git,
     peer: &Peer,
     target: &RepositoryPath,
     source: &Repository,
     refspecs: &[&str],
     hidden_refs: bool,
 ) -> Result<(), Status> {
-    match peer.fetch(node, target, source, refspecs, hidden_refs).await {
+    match peer.fetch(node, git, target, source, refspecs, hidden_refs).await {
         Ok(()) => Ok(()),
         Err(GitError::Failed { exit, stderr, .. }) => {
             Err(Status::internal(format!("fetch internal remote: {exit}, stderr: {stderr:?}")))
@@ -279,18 +281,18 @@ async fn source_head(peer: &Peer, source: &Repository) -> Result<Vec<u8>, Status
 }
 
 async fn copy_head(
-    node: &Node,
+    git: &Git,
     peer: &Peer,
     source: &Repository,
     target: &RepositoryPath,
 ) -> Result<(), Status> {
     let wanted = source_head(peer, source).await?;
-    let command = node.git.command(target, "symbolic-ref").reads().args(["--quiet", "HEAD"]);
+    let command = git.command(target, "symbolic-ref").reads().args(["--quiet", "HEAD"]);
     let current = command.output().await?.stdout;
     if wanted.is_empty() || current.trim_ascii() == wanted {
         return Ok(());
     }
-    write_ref::set_head(node, target, &wanted).await
+    write_ref::set_head(git, target, &wanted).await
 }
 
 async fn copy_custom_hooks(
@@ -342,15 +344,15 @@ pub(super) async fn fork(
     let building = Building::begin(node, &target, "main", &format).await?;
     let head = if let Some(branch) = only {
         let refspec = format!("+{branch}:{branch}");
-        fetch(node, &peer, building.repository(), &source, &[&refspec], false).await?;
+        fetch(node, &node.git, &peer, building.repository(), &source, &[&refspec], false).await?;
         branch.as_bytes().to_vec()
     } else {
         let refspecs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
-        fetch(node, &peer, building.repository(), &source, &refspecs, false).await?;
+        fetch(node, &node.git, &peer, building.repository(), &source, &refspecs, false).await?;
         source_head(&peer, &source).await?
     };
     if !head.is_empty() {
-        write_ref::set_head(node, building.repository(), &head).await?;
+        write_ref::set_head(&node.git, building.repository(), &head).await?;
     }
     building.publish_agreed(node, &voter).await?;
     Ok(CreateForkResponse {})

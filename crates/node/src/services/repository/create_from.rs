@@ -11,7 +11,7 @@ use tonic::{Code, Status, Streaming};
 use super::bundle::require_signature;
 use crate::{
     error::{internal_io, with_detail},
-    git::{GitCommand, command::Output},
+    git::{GitCommand, Output},
     node::Node,
     place::Building,
     remote_url::RemoteUrl,

@@ -7,7 +7,7 @@ use tonic::Status;
 
 use crate::{
     contents,
-    git::command::Output,
+    git::Output,
     hooks,
     node::Node,
     peer::fetch_atomically,

@@ -46,7 +46,7 @@ pub(super) async fn set_head_agreed(
 ) -> Result<(), Status> {
     check_head(target)?;
     let ballot = ballot(&[b"ref: ", target, b"\n"].concat());
-    let setting = set_head(node, repository, target);
+    let setting = set_head(&node.git, repository, target);
     agreed(&node.sections, voter, &repository.path, ballot.into(), setting).await
 }
 
@@ -58,9 +58,9 @@ fn check_head(target: &[u8]) -> Result<&str, Status> {
 }
 
 /// Points HEAD at a ref, which need not exist.
-pub(super) async fn set_head(node: &Node, repository: &RepositoryPath, target: &[u8]) -> Result<(), Status> {
+pub(super) async fn set_head(git: &Git, repository: &RepositoryPath, target: &[u8]) -> Result<(), Status> {
     let target = check_head(target)?;
-    let output = node.git.command(repository, "symbolic-ref").args(["HEAD", target]).output().await?;
+    let output = git.command(repository, "symbolic-ref").args(["HEAD", target]).output().await?;
     if !output.exit.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         return Err(if stderr.contains("File exists") {
