@@ -439,6 +439,15 @@ mod tests {
     }
 
     #[test]
+    fn praefect_would_find_a_schema_that_is_called_as_its_user() {
+        assert!(hides_praefects_tables(&file("[database]\nuser = 'tabularium'")));
+        assert!(!hides_praefects_tables(&file("[database]\nuser = 'praefect'")));
+        assert!(hides_praefects_tables(&file(
+            "[database]\nuser = 'git'\n[tabularium]\ndatabase_schema = 'git'"
+        )));
+    }
+
+    #[test]
     fn every_node_gets_its_own_token() {
         let node = |name: &str, token: &str| {
             format!(

@@ -5,11 +5,13 @@ use std::time::Duration;
 use tabularium_coordinator::{migrations, read_write};
 use tabularium_proto::gitaly::{DatalossRequest, praefect_info_service_client::PraefectInfoServiceClient};
 
-use super::{Failure, Out, client::dial, database, nodes};
+use super::{Failure, Out, client::dial_within, database, nodes};
 use crate::{arguments::Check, file::File};
 
 /// How long one check may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How much of it may go by until something listens where the process would serve: before it has started nothing does.
+const FOR_DIALLING: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Severity {
@@ -113,7 +115,8 @@ async fn run(what: What, file: &File, quiet: bool, out: Out<'_>) -> Result<(), F
             Ok(tell("successfully wrote to database".to_owned())?)
         }
         What::Repositories => {
-            let mut client = PraefectInfoServiceClient::new(dial(file).await?);
+            let mut client =
+                PraefectInfoServiceClient::new(dial_within(FOR_DIALLING, file, "error dialing").await?);
             let mut any = false;
             for known in &file.virtual_storages {
                 let request = DatalossRequest {

@@ -29,9 +29,14 @@ pub(super) async fn dial(file: &File) -> Result<Signed, Failure> {
 
 /// The same, with a command's own word for what failed.
 pub(super) async fn dial_as(file: &File, what: &str) -> Result<Signed, Failure> {
+    dial_within(DIAL_TIMEOUT, file, what).await
+}
+
+/// The same, for whoever has less time.
+pub(super) async fn dial_within(timeout: Duration, file: &File, what: &str) -> Result<Signed, Failure> {
     let address = own_address(file)?;
     let token = SendToken(tokens(file).clients);
-    match reach(&address, DIAL_TIMEOUT).await {
+    match reach(&address, timeout).await {
         Ok(()) => Ok(InterceptedService::new(channel(&address), token)),
         Err(error) => Err(Failure::Told(format!("{what}: {address}: {error}"))),
     }

@@ -30,8 +30,10 @@ pub(super) fn list_storages(file: &File, which: &ListStorages, out: Out<'_>) -> 
     }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let (first, second, third) = (width(0), width(1), width(2));
-    for [storage, node, address] in &rows {
-        writeln!(out, "{storage:first$}\t{node:second$}\t{address:third$}\t")?;
+    for (index, [storage, node, address]) in rows.iter().enumerate() {
+        // Praefect's own heading has no tab at its end, but a blank.
+        let end = if index == 0 { ' ' } else { '\t' };
+        writeln!(out, "{storage:first$}\t{node:second$}\t{address:third$}{end}")?;
     }
     Ok(())
 }

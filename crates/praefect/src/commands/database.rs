@@ -48,7 +48,9 @@ pub(super) async fn migrate(file: &File, how: &SqlMigrate, out: Out<'_>) -> Resu
 
 /// `sql-migrate-down`. There is no way down: every migration is safe with the program before it.
 pub(super) fn migrate_down(how: &SqlMigrateDown) -> Result<(), Failure> {
-    let count = how.migrations.as_deref().unwrap_or_default();
+    let Some(count) = how.migrations.as_deref() else {
+        return Err(Failure::Told("sql-migrate-down requires a single positional argument".to_owned()));
+    };
     let count: i64 = count
         .parse()
         .map_err(|_| Failure::Told(format!("strconv.Atoi: parsing {count:?}: invalid syntax")))?;

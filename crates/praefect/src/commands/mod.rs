@@ -106,13 +106,14 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     if let Command::Configuration(Configuration::Validate) = command {
         return configuration::validate(std::io::stdin().lock(), &mut out);
     }
-    let Some(path) = arguments.config else {
-        eprintln!("Required flag \"config\" not set");
-        return Err(Failure::Code(2));
-    };
     if matches!(command, Command::Serve) {
+        let Some(path) = arguments.config else {
+            eprintln!("Required flag \"config\" not set");
+            return Err(Failure::Code(2));
+        };
         return process::run(&path).map_err(Failure::Told);
     }
+    let path = arguments.config.unwrap_or_default();
     let read = read(&path).map_err(Failure::Told)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

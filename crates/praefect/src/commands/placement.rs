@@ -37,8 +37,10 @@ pub(super) async fn dataloss(file: &File, which: &Dataloss, out: Out<'_>) -> Res
             virtual_storage: name.to_owned(),
             include_partially_replicated: which.partially_unavailable,
         };
-        let mut answers = client.dataloss(request).await.map_err(refused("error checking"))?.into_inner();
+        let answers = client.dataloss(request).await;
+        // Praefect's client hears of a refusal when it asks for the first of the answers.
         writeln!(out, "Virtual storage: {name}")?;
+        let mut answers = answers.map_err(refused("getting response"))?.into_inner();
         let mut found = false;
         while let Some(answer) = answers.message().await.map_err(refused("getting response"))? {
             if !answer.repositories.is_empty() {

@@ -316,7 +316,8 @@ pub(super) async fn remove(file: &File, which: RemoveRepository, out: Out<'_>) -
     let (virtual_storage, path) = (which.repository.virtual_storage, which.repository.relative_path);
     let name = RepositoryName { virtual_storage: virtual_storage.clone(), relative_path: path.clone() };
     let mut repair = RepairServiceClient::new(channel.clone());
-    if placement(&mut repair, name.clone()).await?.is_none() {
+    let known = file.virtual_storages.iter().any(|known| known.name == virtual_storage);
+    if !known || placement(&mut repair, name.clone()).await?.is_none() {
         return Err(Failure::Told("repository is not being tracked in Praefect".to_owned()));
     }
     writeln!(out, "Repository found in the database.")?;

@@ -185,6 +185,8 @@ pub(crate) struct Tls {
     pub(crate) min_version: String,
 }
 
+/// `[database]`. Its first keys are those of [`Connection`] again: were they flattened into it, nobody would hear of unknown
+/// ones.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Database {

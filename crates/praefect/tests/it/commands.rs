@@ -21,6 +21,11 @@ async fn commands_about_the_database_need_nothing_but_the_database() {
     assert!(status.contains(" +0000 UTC") && !status.contains("| no "), "{status}");
     let (code, _, err) = stage.run(&["sql-migrate-down", "1"]).await;
     assert!(code == 1 && err.contains("forward only"), "{err}");
+    let (code, _, err) = stage.run(&["sql-migrate-down"]).await;
+    assert!(code == 1 && err.ends_with("sql-migrate-down requires a single positional argument\n"), "{err}");
+    let checked = stage.ok(&["check", "-q"]).await;
+    assert!(checked.contains("repositories...Failed (warning) error: error dialing: unix:"), "{checked}");
+    assert!(checked.ends_with("\n1 check(s) failed, but none are fatal.\n"), "{checked}");
     let (code, _, err) = stage.run(&["dataloss"]).await;
     assert!(code == 1 && err.contains("error dialing"), "{err}");
 }
@@ -47,7 +52,11 @@ async fn nodes_are_dialled_and_everything_is_checked() {
     let quiet = stage.ok(&["check", "-q"]).await;
     assert!(quiet.starts_with("Checking praefect migrations...Passed\n"), "{quiet}");
     let listed = stage.ok(&["list-storages", "--virtual-storage", "default"]).await;
-    assert_eq!(listed.lines().count(), 3);
+    let lines: Vec<_> = listed.lines().collect();
+    assert_eq!(lines.len(), 3);
+    let address = lines[1].split('\t').nth(2).unwrap();
+    let heading = format!("VIRTUAL_STORAGE\tNODE    \t{:1$} ", "ADDRESS", address.len());
+    assert_eq!(lines[0], heading);
     stage.write_config(3, 0, "");
     let (code, out, err) = stage.run(&["dial-nodes", "-timeout=1s"]).await;
     assert!(code == 1 && out.contains("ERROR: dialing failed: "), "{out}");
@@ -97,6 +106,11 @@ async fn what_is_known_of_a_repository_is_told_and_steered() {
     assert!(code == 1 && err.contains("rpc error: code = InvalidArgument"), "{err}");
     let (code, _, err) = stage.run(&["metadata", "-virtual-storage", "default"]).await;
     assert!(code == 1 && err.contains("relative path is required with virtual storage"), "{err}");
+    let (code, out, err) = stage.run(&["dataloss", "-virtual-storage", "none"]).await;
+    assert_eq!((code, out.as_str()), (1, "Virtual storage: none\n"));
+    assert!(
+        err.contains("getting response: rpc error: code = Internal desc = unknown virtual storage: \"none\"")
+    );
     let (code, _, err) = stage.run(&["metadata", "--repository-id", "99"]).await;
     assert!(code == 1 && err.contains("get metadata: rpc error: code = NotFound"), "{err}");
 }
@@ -175,6 +189,9 @@ async fn repositories_on_disk_are_found_tracked_and_let_go() {
         if stage.storage(1).join("@hashed/cc/c.git").exists() { Err("there".to_owned()) } else { Ok(()) }
     })
     .await;
+    let (code, _, err) =
+        stage.run(&["remove-repository", "-virtual-storage", "none", "-relative-path", "x"]).await;
+    assert!(code == 1 && err.contains("repository is not being tracked in Praefect"), "{err}");
     let (code, _, err) = stage.run(&remove("@hashed/cc/c.git", &[])).await;
     assert!(code == 1 && err.contains("repository is not being tracked in Praefect"), "{err}");
 }
