@@ -1,5 +1,6 @@
 //! The node's configuration file.
 
+mod backup;
 mod gitlab;
 
 use std::{collections::HashSet, ffi::OsString, net::SocketAddr, path::PathBuf};
@@ -13,6 +14,7 @@ use tabularium_common::{
     tls::TlsConfig,
 };
 
+pub use backup::{BackupConfig, BackupLayout};
 pub(crate) use gitlab::Place;
 pub use gitlab::{GitlabConfig, HooksConfig, HttpSettings};
 
@@ -74,6 +76,9 @@ pub struct Config {
     /// Hooks of all repositories.
     #[serde(default)]
     pub hooks: HooksConfig,
+    /// Where repositories are backed up to. Absent: nowhere.
+    #[serde(default)]
+    pub backup: Option<BackupConfig>,
     /// Certificates, keys, and whom to believe.
     #[serde(default)]
     pub tls: TlsConfig,
@@ -201,6 +206,15 @@ impl Validate for Config {
         faults.extend(self.tls.faults(self.listen.iter()));
         faults.extend(self.gitlab.iter().flat_map(Validate::faults));
         faults.extend(self.hooks.faults());
+        if let Some(backup) = &self.backup {
+            faults.extend(backup.faults());
+            let within =
+                |storage: &StorageConfig| backup.directory().is_some_and(|it| it.starts_with(&storage.path));
+            if self.storage.iter().any(within) {
+                let allowed = "a directory outside of all storages";
+                faults.push(Fault::new("backup.go_cloud_url", "a directory in a storage", allowed));
+            }
+        }
         if self.storage.is_empty() {
             faults.push(Fault::new("storage", "none", "at least one [[storage]] table with name and path"));
         }

@@ -26,7 +26,7 @@ use crate::{
 /// Metadata key of a copy's number.
 const METADATA_KEY: &str = "tabularium-copy-attempt";
 /// File in the replica that holds the highest number that began.
-const FILE: &str = "tabularium-copy-attempt";
+pub(crate) const FILE: &str = "tabularium-copy-attempt";
 
 /// The number of an attempt to copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -20,6 +20,8 @@
 //! Whether a replica's objects are whole git looks up when it is told to: [`soundness`]. One that was found corrupt says so
 //! in itself ([`corruption`]) until the next copy makes it again, which keeps the old one aside: [`kept`].
 //!
+//! Backups of single repositories the node writes and restores itself: [`backup`].
+//!
 //! What is fetched goes beside the RPC that asked for it, where the client offers a sidechannel (`services/sidechannel.rs`).
 //!
 //! * [`storage_health`]: whether each disk can be used, found out by using it.
@@ -35,6 +37,7 @@
 //! Tests: `cargo test -p tabularium-node`; the integration tests need git 2.39 or newer in `PATH` and nothing else.
 
 mod access;
+mod backup;
 pub mod config;
 mod contents;
 mod copy_attempts;

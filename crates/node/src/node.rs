@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    backup::Backups,
     config::{FollowingConfig, KeptConfig},
     copy_attempts::CopyAttempts,
     following::HeadListing,
@@ -54,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) upkeep: KeyedLocks,
     /// One at a time: looking through a whole replica is what a disk is busy with.
     pub(crate) checking: Semaphore,
+    /// Where repositories are backed up to, if anywhere.
+    pub(crate) backups: Option<Backups>,
     /// What is kept aside of corrupt replicas.
     pub(crate) kept: KeptConfig,
     /// What trees counted up to.

@@ -9,12 +9,18 @@ use std::{
     time::Duration,
 };
 
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+};
 use tabularium_common::lifecycle::Tasks;
 use tonic::Status;
 
 use crate::{
+    copy_attempts,
     error::{RepositoryError, internal_io},
     node::Node,
+    records,
     storage::{MAX_DEPTH, RepositoryPath, Storage, check_repository},
     votes::{Ballots, Voter, agreed, ballot, made},
 };
@@ -232,6 +238,29 @@ impl Building {
         .await
     }
 
+    /// The same over a repository that is there, in one step; what the node has noted beside that one stays.
+    pub(crate) async fn take_over_agreed(self, node: &Node, voter: &Voter) -> Result<(), Status> {
+        let built = self.repository.path.clone();
+        let reading = blocking(move || made::on_files(&built).map_err(internal_io("reading the repository")));
+        let ballot = reading.await?;
+        let (sections, voter) = (Arc::clone(&node.sections), voter.clone());
+        let taking_over = node.tasks.spawn("taking over", async move {
+            let target = self.target.path.clone();
+            let successor = blocking(move || self.succeed()).await?;
+            let moving = blocking(move || successor.take_over());
+            agreed(&sections, &voter, &target, ballot.into(), moving).await
+        });
+        taking_over.await.unwrap_or_else(|error| Err(Status::internal(format!("taking over: {error}"))))
+    }
+
+    fn succeed(self) -> Result<Successor, Status> {
+        check_repository(&self.repository.path)?;
+        sync_tree(&self.repository.path).map_err(internal_io("syncing the repository"))?;
+        let lock = Lock::take(&self.target, &self.instance)?;
+        check_holds_no_others(&self.target)?;
+        Ok(Successor { building: self, _lock: lock })
+    }
+
     fn complete(self) -> Result<Complete, Status> {
         check_repository(&self.repository.path)?;
         sync_tree(&self.repository.path).map_err(internal_io("syncing the repository"))?;
@@ -257,6 +286,39 @@ impl Complete {
             .map_err(internal_io("moving the repository into place"))?;
         self.parents.0.clear();
         Ok(())
+    }
+}
+
+/// A repository that is on disk and is to take the place of another one.
+struct Successor {
+    building: Building,
+    // Before its directory.
+    _lock: Lock,
+}
+
+impl Successor {
+    fn take_over(self) -> Result<(), Status> {
+        let (from, to) = (&self.building.repository.path, &self.building.target.path);
+        let exchange = || {
+            for noted in [records::FILE, copy_attempts::FILE] {
+                match fs::copy(to.join(noted), from.join(noted)) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                    Ok(_) => File::open(from.join(noted))?.sync_all()?,
+                }
+            }
+            File::open(from)?.sync_all()?;
+            match renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE) {
+                // Not every file system can do it at once.
+                Err(Errno::INVAL | Errno::NOSYS) => {
+                    fs::rename(to, self.building.scratch().join("replaced"))?;
+                    fs::rename(from, to)?;
+                }
+                exchanged => exchanged?,
+            }
+            sync_parent(to)
+        };
+        exchange().map_err(internal_io("moving the repository into place"))
     }
 }
 

@@ -111,6 +111,9 @@ pub enum ServerError {
         /// Why.
         source: io::Error,
     },
+    /// The place of backups cannot be used.
+    #[error("backups: {0}")]
+    Backups(io::Error),
     /// A listener cannot be bound.
     #[error("listening on {address}: {source}")]
     Listen {
@@ -260,6 +263,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         copy_attempts: CopyAttempts::default(),
         upkeep: KeyedLocks::default(),
         checking: Semaphore::new(1),
+        backups: preparation::backups(config.backup.as_ref())?,
         kept: config.kept.clone(),
         metrics: metrics.clone(),
         following: config.following.clone(),

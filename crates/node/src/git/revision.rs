@@ -201,6 +201,14 @@ impl ObjectHash {
         if sha256 { Self::Sha256 } else { Self::Sha1 }
     }
 
+    /// As git calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sha1 => "sha1",
+            Self::Sha256 => "sha256",
+        }
+    }
+
     /// Bytes of an id.
     pub(crate) fn bytes(self) -> usize {
         match self {

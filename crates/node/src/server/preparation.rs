@@ -15,7 +15,8 @@ use tabularium_common::lifecycle::Tasks;
 use tokio::process::Command;
 
 use crate::{
-    config::StorageConfig,
+    backup::Backups,
+    config::{BackupConfig, StorageConfig},
     hooks::{Hooks, Judges},
     server::ServerError,
     storage::{OWN_DIRECTORY, Storage},
@@ -37,6 +38,15 @@ pub(super) struct Claim {
 pub(super) struct Prepared {
     pub(super) storage: Storage,
     pub(super) claim: Claim,
+}
+
+/// Opens the place of backups, if there is one.
+pub(super) fn backups(config: Option<&BackupConfig>) -> Result<Option<Backups>, ServerError> {
+    let Some(config) = config else { return Ok(None) };
+    // The configuration has been checked for that.
+    let none = || ServerError::Backups(io::Error::other("not a directory"));
+    let directory = config.directory().ok_or_else(none)?;
+    Backups::open(directory).map(Some).map_err(ServerError::Backups)
 }
 
 /// Claims the storage for this process, gives it its id, and clears what earlier processes left half-done.

@@ -17,7 +17,8 @@ use tabularium_common::{
 };
 use tabularium_node::{
     config::{
-        Config, FollowingConfig, HooksConfig, KeptConfig, StorageConfig, StorageHealthConfig, Surroundings,
+        BackupConfig, BackupLayout, Config, FollowingConfig, HooksConfig, KeptConfig, StorageConfig,
+        StorageHealthConfig, Surroundings,
     },
     server::{self, Running},
 };
@@ -106,6 +107,22 @@ impl TestNode {
         Self::try_start("default", change).await
     }
 
+    /// A node with backups in [`TestNode::backups`].
+    pub(crate) async fn start_with_backups(storage: &str) -> Self {
+        let with_backups = |config: &mut Config| {
+            let directory = config.storage[0].path.with_file_name("backups");
+            std::fs::create_dir(&directory).unwrap();
+            let go_cloud_url = directory.to_str().unwrap().to_owned();
+            config.backup = Some(BackupConfig { go_cloud_url, layout: BackupLayout::Manifest });
+        };
+        Self::start_configured(storage, with_backups).await
+    }
+
+    /// Where it has its backups, if it has any.
+    pub(crate) fn backups(&self) -> PathBuf {
+        self.directory.path().join("backups")
+    }
+
     async fn start_configured(storage: &str, change: impl FnOnce(&mut Config)) -> Self {
         Self::try_start(storage, change).await.unwrap()
     }
@@ -128,6 +145,7 @@ impl TestNode {
             storage: vec![StorageConfig { name: storage.parse().unwrap(), path: root }],
             storage_health: StorageHealthConfig::default(),
             gitlab: None,
+            backup: None,
             hooks: HooksConfig::default(),
             following: FollowingConfig::default(),
             kept: KeptConfig { minimum_free_mebibytes: 0, ..KeptConfig::default() },

@@ -3,6 +3,7 @@
 
 mod api;
 mod arrivals;
+mod backups;
 mod blob_diffs;
 mod blob_listings;
 mod blobs;

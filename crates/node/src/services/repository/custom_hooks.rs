@@ -123,7 +123,7 @@ fn parent(path: &Path) -> io::Result<&Path> {
 }
 
 /// Unpacks an archive of custom hooks below `directory`: only files and directories under `custom_hooks`.
-pub(super) fn unpack(archive: impl io::Read, directory: &Path) -> io::Result<()> {
+pub(crate) fn unpack(archive: impl io::Read, directory: &Path) -> io::Result<()> {
     let mut archive = tar::Archive::new(archive);
     archive.set_mask(MASK);
     for entry in archive.entries()? {

@@ -3,6 +3,7 @@
 
 mod archive;
 mod attributes;
+mod backup;
 mod bundle;
 mod changes;
 mod copy;
@@ -29,28 +30,29 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tabularium_proto::gitaly::{
     ApplyGitattributesRequest, ApplyGitattributesResponse, BackupCustomHooksRequest,
-    BackupCustomHooksResponse, CalculateChecksumRequest, CalculateChecksumResponse,
-    CreateBundleFromRefListRequest, CreateBundleFromRefListResponse, CreateBundleRequest,
-    CreateBundleResponse, CreateForkRequest, CreateForkResponse, CreateRepositoryFromBundleRequest,
-    CreateRepositoryFromBundleResponse, CreateRepositoryFromSnapshotRequest,
-    CreateRepositoryFromSnapshotResponse, CreateRepositoryFromUrlRequest, CreateRepositoryFromUrlResponse,
-    CreateRepositoryRequest, CreateRepositoryResponse, FastExportRequest, FastExportResponse,
-    FetchBundleRequest, FetchBundleResponse, FetchRemoteRequest, FetchRemoteResponse,
-    FetchSourceBranchRequest, FetchSourceBranchResponse, FindLicenseRequest, FindLicenseResponse,
-    FindMergeBaseRequest, FindMergeBaseResponse, FsckRequest, FsckResponse, FullPathRequest,
-    FullPathResponse, GetArchiveRequest, GetArchiveResponse, GetConfigRequest, GetConfigResponse,
-    GetCustomHooksRequest, GetCustomHooksResponse, GetFileAttributesRequest, GetFileAttributesResponse,
-    GetInfoAttributesRequest, GetInfoAttributesResponse, GetObjectDirectorySizeRequest,
-    GetObjectDirectorySizeResponse, GetRawChangesRequest, GetRawChangesResponse, GetSnapshotRequest,
-    GetSnapshotResponse, HasLocalBranchesRequest, HasLocalBranchesResponse, ObjectFormatRequest,
-    ObjectFormatResponse, ObjectsSizeRequest, ObjectsSizeResponse, OptimizeRepositoryRequest,
-    OptimizeRepositoryResponse, PruneUnreachableObjectsRequest, PruneUnreachableObjectsResponse,
-    RemoveRepositoryRequest, RemoveRepositoryResponse, ReplicateRepositoryRequest,
-    ReplicateRepositoryResponse, RepositoryExistsRequest, RepositoryExistsResponse, RepositoryInfoRequest,
-    RepositoryInfoResponse, RepositorySizeRequest, RepositorySizeResponse, RestoreCustomHooksRequest,
-    RestoreCustomHooksResponse, SearchFilesByContentRequest, SearchFilesByContentResponse,
-    SearchFilesByNameRequest, SearchFilesByNameResponse, SetCustomHooksRequest, SetCustomHooksResponse,
-    SetFullPathRequest, SetFullPathResponse, WriteRefRequest, WriteRefResponse,
+    BackupCustomHooksResponse, BackupRepositoryRequest, BackupRepositoryResponse, CalculateChecksumRequest,
+    CalculateChecksumResponse, CreateBundleFromRefListRequest, CreateBundleFromRefListResponse,
+    CreateBundleRequest, CreateBundleResponse, CreateForkRequest, CreateForkResponse,
+    CreateRepositoryFromBundleRequest, CreateRepositoryFromBundleResponse,
+    CreateRepositoryFromSnapshotRequest, CreateRepositoryFromSnapshotResponse,
+    CreateRepositoryFromUrlRequest, CreateRepositoryFromUrlResponse, CreateRepositoryRequest,
+    CreateRepositoryResponse, FastExportRequest, FastExportResponse, FetchBundleRequest, FetchBundleResponse,
+    FetchRemoteRequest, FetchRemoteResponse, FetchSourceBranchRequest, FetchSourceBranchResponse,
+    FindLicenseRequest, FindLicenseResponse, FindMergeBaseRequest, FindMergeBaseResponse, FsckRequest,
+    FsckResponse, FullPathRequest, FullPathResponse, GetArchiveRequest, GetArchiveResponse, GetConfigRequest,
+    GetConfigResponse, GetCustomHooksRequest, GetCustomHooksResponse, GetFileAttributesRequest,
+    GetFileAttributesResponse, GetInfoAttributesRequest, GetInfoAttributesResponse,
+    GetObjectDirectorySizeRequest, GetObjectDirectorySizeResponse, GetRawChangesRequest,
+    GetRawChangesResponse, GetSnapshotRequest, GetSnapshotResponse, HasLocalBranchesRequest,
+    HasLocalBranchesResponse, ObjectFormatRequest, ObjectFormatResponse, ObjectsSizeRequest,
+    ObjectsSizeResponse, OptimizeRepositoryRequest, OptimizeRepositoryResponse,
+    PruneUnreachableObjectsRequest, PruneUnreachableObjectsResponse, RemoveRepositoryRequest,
+    RemoveRepositoryResponse, ReplicateRepositoryRequest, ReplicateRepositoryResponse,
+    RepositoryExistsRequest, RepositoryExistsResponse, RepositoryInfoRequest, RepositoryInfoResponse,
+    RepositorySizeRequest, RepositorySizeResponse, RestoreCustomHooksRequest, RestoreCustomHooksResponse,
+    RestoreRepositoryRequest, RestoreRepositoryResponse, SearchFilesByContentRequest,
+    SearchFilesByContentResponse, SearchFilesByNameRequest, SearchFilesByNameResponse, SetCustomHooksRequest,
+    SetCustomHooksResponse, SetFullPathRequest, SetFullPathResponse, WriteRefRequest, WriteRefResponse,
     repository_service_server::RepositoryService,
 };
 use tonic::{Request, Response, Status, Streaming};
@@ -58,6 +60,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{node::Node, peer::Peers, services::streams::ResponseStream, votes::Voter};
 
 pub(super) use copy::fence;
+pub(crate) use custom_hooks::unpack as unpack_custom_hooks;
 pub(super) use optimize::optimize;
 
 pub(crate) struct RepositoryServer(Arc<Node>);
@@ -356,6 +359,21 @@ impl RepositoryService for RepositoryServer {
     ) -> Result<Response<CreateRepositoryFromBundleResponse>, Status> {
         let voter = Voter::of(request.metadata(), request.extensions())?;
         create_from::bundle(&self.0, request.into_inner(), &voter).await.map(Response::new)
+    }
+
+    async fn backup_repository(
+        &self,
+        request: Request<BackupRepositoryRequest>,
+    ) -> Result<Response<BackupRepositoryResponse>, Status> {
+        backup::back_up(&self.0, &request.into_inner()).await.map(Response::new)
+    }
+
+    async fn restore_repository(
+        &self,
+        request: Request<RestoreRepositoryRequest>,
+    ) -> Result<Response<RestoreRepositoryResponse>, Status> {
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        backup::restore(&self.0, &request.into_inner(), &voter).await.map(Response::new)
     }
 
     async fn prune_unreachable_objects(

@@ -59,7 +59,7 @@ pub(super) struct Scene {
 
 impl Scene {
     async fn new(storage: &str) -> Self {
-        let node = TestNode::start_named(storage).await;
+        let node = TestNode::start_with_backups(storage).await;
         let repository = seed::repository(&node, "a.git").await;
         let path = node.path("a.git");
         fast_import(
@@ -72,6 +72,9 @@ impl Scene {
         let file = node.root().join("bundle");
         git(&other, &["bundle", "create", "--quiet", file.to_str().unwrap(), "--all"]);
         let bundle = std::fs::read(file).unwrap();
+        let refs = format!("{}\n", git(&other, &["show-ref", "--head"]));
+        std::fs::write(node.backups().join("other.bundle"), &bundle).unwrap();
+        std::fs::write(node.backups().join("other.refs"), refs).unwrap();
         let remote = format!("{}/other.git", bridge::serve(&node, None).await);
         let tar = crate::files::snapshot(&node, &node.named("other.git")).await;
         let (snapshot, _) = serve_once(tar).await;

@@ -4,7 +4,8 @@ use prost::Message;
 use tabularium_proto::gitaly::{
     ApplyGitattributesRequest, CreateObjectPoolRequest, CreateRepositoryFromBundleRequest,
     CreateRepositoryFromUrlRequest, DisconnectGitAlternatesRequest, FetchIntoObjectPoolRequest,
-    FetchSourceBranchRequest, LinkRepositoryToObjectPoolRequest, ObjectPool, SetFullPathRequest,
+    FetchSourceBranchRequest, LinkRepositoryToObjectPoolRequest, ObjectPool, RestoreRepositoryRequest,
+    SetFullPathRequest,
 };
 
 use super::mutators::{Case, Scene, one};
@@ -17,6 +18,16 @@ pub(super) const MEMBER: &str = "member.git";
 
 fn pool_at(scene: &Scene, path: &str) -> ObjectPool {
     ObjectPool { repository: Some(scene.named(path)) }
+}
+
+/// Of what scenes have a backup of.
+fn restore(scene: &Scene, path: &str) -> RestoreRepositoryRequest {
+    let vanity = scene.named("other.git");
+    RestoreRepositoryRequest {
+        repository: Some(scene.named(path)),
+        vanity_repository: Some(vanity),
+        ..Default::default()
+    }
 }
 
 /// A pool and a member of it, made by git on the disk.
@@ -101,6 +112,16 @@ pub(super) const CASES: &[Case] = &[
             };
             vec![request.encode_to_vec()]
         },
+    },
+    Case {
+        path: "/gitaly.RepositoryService/RestoreRepository",
+        votes: "PC",
+        messages: |scene| one(&restore(scene, "x/y/new.git")),
+    },
+    Case {
+        path: "/gitaly.RepositoryService/RestoreRepository",
+        votes: "PC",
+        messages: |scene| one(&restore(scene, "a.git")),
     },
     Case {
         path: "/gitaly.RepositoryService/SetFullPath",

@@ -1,0 +1,312 @@
+//! Writing a backup.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek as _, Write},
+    path::Path,
+};
+
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tonic::Status;
+
+use super::{
+    BackupError, BackupId, Backups, Place,
+    frozen::Frozen,
+    manifest::{Manifest, Step},
+    sink::{Draft, Key, Sink},
+};
+use crate::{
+    error::internal_io,
+    git::{Exit, revision::ObjectHash},
+    hooks::CUSTOM_HOOKS,
+    node::Node,
+    storage::RepositoryPath,
+};
+
+/// Git's word for a bundle that would hold nothing.
+const EMPTY_BUNDLE: &str = "fatal: Refusing to create empty bundle.";
+const UNCHANGED: &str = "manager: write bundle: repository skipped: no changes to bundle";
+
+/// What a backup builds on.
+#[derive(Debug)]
+pub(crate) enum Basis {
+    /// Nothing.
+    Nothing,
+    /// The newest one there is, or nothing.
+    Latest,
+    /// This one, or the newest one, or nothing.
+    Of(BackupId),
+}
+
+/// Writes a backup of a repository that is there.
+pub(crate) async fn take(
+    node: &Node,
+    backups: &Backups,
+    repository: &RepositoryPath,
+    (place, id): (&Place, &BackupId),
+    basis: Basis,
+) -> Result<(), BackupError> {
+    let turn = backups.taking.lock(Path::new(place.as_str())).await;
+    let hash = ObjectHash::of(repository).await?;
+    let mut manifest = begin(backups, place, basis, hash).await?;
+    let previous = manifest.steps.last().cloned();
+    let step = place.next_step(id, &manifest.steps);
+
+    let frozen = Frozen::of(node, repository, hash).await?;
+    let head = frozen.head_reference.as_deref().unwrap_or_default();
+    let head = std::str::from_utf8(head).map_err(|_| Status::internal("HEAD is not UTF-8"))?;
+    let same_head = manifest.head_reference == head;
+    let listed = frozen.any || frozen.head.is_some();
+
+    let (references, hooks, same) =
+        write_small(backups, &frozen, repository, &step, previous.clone()).await?;
+    if listed && previous.is_some() && same && same_head {
+        return Err(BackupError::Skipped(UNCHANGED));
+    }
+    let bundle = if listed {
+        let known = previous.as_ref().map(Step::references).transpose();
+        let known = known.map_err(internal_io("finding references of the previous step"))?;
+        write_bundle(node, backups, &frozen, &step, known, hash).await?
+    } else {
+        None
+    };
+
+    manifest.object_format = hash.name().to_owned();
+    head.clone_into(&mut manifest.head_reference);
+    manifest.empty = !listed;
+    manifest.steps.push(step.clone());
+    let (place, id) = (place.clone(), id.clone());
+    let committing = backups.with_sink("writing the backup", move |sink| {
+        let _turn = turn;
+        let files =
+            [(step.references()?, Some(references)), (step.bundle()?, bundle), (step.custom_hooks()?, hooks)];
+        files.iter().filter_map(|(_, draft)| draft.as_ref()).try_for_each(Draft::seal)?;
+        Manifest::withdraw(sink, &place, &id, &step)?;
+        for (key, draft) in files {
+            match draft {
+                Some(draft) => sink.place(draft)?,
+                // One that an earlier backup of the same name has left.
+                None => sink.remove(&key)?,
+            }
+        }
+        manifest.commit(sink, &place, &id)
+    });
+    Ok(committing.await?)
+}
+
+/// The backup that is built on, if it can be; else an empty one.
+async fn begin(backups: &Backups, place: &Place, basis: Basis, hash: ObjectHash) -> Result<Manifest, Status> {
+    let place = place.clone();
+    let looking = backups.with_sink("looking for an earlier backup", move |sink| {
+        sink.clear_abandoned()?;
+        let named = match &basis {
+            Basis::Nothing => return Ok(Manifest::default()),
+            Basis::Latest => None,
+            Basis::Of(id) => Manifest::find(sink, &place, id)?,
+        };
+        let found = match named {
+            None => Manifest::latest(sink, &place)?,
+            found => found,
+        };
+        let usable = |found: &Manifest| {
+            let Some(last) = found.steps.last() else { return Ok(false) };
+            let complete = sink.read(&last.references()?)?.is_some();
+            Ok::<_, io::Error>(complete && !found.non_existent && found.object_format == hash.name())
+        };
+        match found {
+            Some(found) if usable(&found)? => Ok(found),
+            Some(_) => {
+                tracing::warn!(
+                    place = place.as_str(),
+                    "an earlier backup cannot be built on; a full one is made"
+                );
+                Ok(Manifest::default())
+            }
+            None => Ok(Manifest::default()),
+        }
+    });
+    looking.await
+}
+
+/// Writes the references and the custom hooks; answers them, and whether both are what they were.
+async fn write_small(
+    backups: &Backups,
+    frozen: &Frozen,
+    repository: &RepositoryPath,
+    step: &Step,
+    previous: Option<Step>,
+) -> Result<(Draft, Option<Draft>, bool), Status> {
+    let (packed, head) = (frozen.packed(), frozen.head.clone());
+    let (hooks, step) = (repository.path.join(CUSTOM_HOOKS), step.clone());
+    let writing = backups.with_sink("writing references and custom hooks", move |sink| {
+        let mut references = sink.draft(step.references()?)?;
+        if let Some(head) = head {
+            writeln!(references.file(), "{head} HEAD")?;
+        }
+        let mut lines = File::open(packed)?;
+        lines.seek(io::SeekFrom::Start(Frozen::header_bytes()))?;
+        io::copy(&mut lines, references.file())?;
+
+        let mut archived = None;
+        if hooks.is_dir() {
+            let mut draft = sink.draft(step.custom_hooks()?)?;
+            archive(&hooks, draft.file())?;
+            archived = Some(draft);
+        }
+        let same = match previous {
+            None => false,
+            Some(previous) => {
+                is_in_sink(sink, &previous.references()?, Some(&references))?
+                    && is_in_sink(sink, &previous.custom_hooks()?, archived.as_ref())?
+            }
+        };
+        Ok((references, archived, same))
+    });
+    writing.await
+}
+
+/// Whether what has been written is what stands under a key, or neither is there.
+fn is_in_sink(sink: &Sink, key: &Key, written: Option<&Draft>) -> io::Result<bool> {
+    match (sink.read(key)?, written) {
+        (None, None) => Ok(true),
+        (Some(there), Some(written)) => {
+            let written = written.reopen()?;
+            if there.metadata()?.len() != written.metadata()?.len() {
+                return Ok(false);
+            }
+            have_same_bytes(io::BufReader::new(there), io::BufReader::new(written))
+        }
+        _ => Ok(false),
+    }
+}
+
+fn have_same_bytes(one: impl Read, other: impl Read) -> io::Result<bool> {
+    let mut other = other.bytes();
+    for byte in one.bytes() {
+        if other.next().transpose()? != Some(byte?) {
+            return Ok(false);
+        }
+    }
+    Ok(other.next().is_none())
+}
+
+/// Archives hooks so that equal ones make equal archives, on whichever replica.
+fn archive(hooks: &Path, to: impl Write) -> io::Result<()> {
+    let mut archive = tar::Builder::new(to);
+    archive.mode(tar::HeaderMode::Deterministic);
+    append(&mut archive, hooks, Path::new(CUSTOM_HOOKS))?;
+    archive.finish()
+}
+
+fn append(archive: &mut tar::Builder<impl Write>, path: &Path, name: &Path) -> io::Result<()> {
+    if !path.is_dir() {
+        return archive.append_path_with_name(path, name);
+    }
+    archive.append_dir(name, path)?;
+    let names = fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.file_name()));
+    let mut names = names.collect::<io::Result<Vec<_>>>()?;
+    names.sort();
+    names.into_iter().try_for_each(|inner| append(archive, &path.join(&inner), &name.join(&inner)))
+}
+
+/// Writes a bundle of what is not reachable from `known`. If that is nothing, because references were only moved or removed,
+/// it is one of everything: whoever restores a step that has references expects a bundle.
+async fn write_bundle(
+    node: &Node,
+    backups: &Backups,
+    frozen: &Frozen,
+    step: &Step,
+    known: Option<Key>,
+    hash: ObjectHash,
+) -> Result<Option<Draft>, BackupError> {
+    if let Some(known) = known
+        && let Some(draft) = bundle(node, backups, frozen, step, Some((known, hash))).await?
+    {
+        return Ok(Some(draft));
+    }
+    match bundle(node, backups, frozen, step, None).await? {
+        Some(draft) => Ok(Some(draft)),
+        None => Err(Status::internal("write bundle: git finds nothing to bundle").into()),
+    }
+}
+
+/// Writes one bundle; `None`: it would hold nothing.
+async fn bundle(
+    node: &Node,
+    backups: &Backups,
+    frozen: &Frozen,
+    step: &Step,
+    known: Option<(Key, ObjectHash)>,
+) -> Result<Option<Draft>, BackupError> {
+    let writing = || internal_io("writing the bundle");
+    let key = step.bundle().map_err(writing())?;
+    let draft = backups.with_sink("writing the bundle", move |sink| sink.draft(key)).await?;
+    let mut writer = draft.writer().map_err(writing())?;
+    let command = node.git.command(frozen.repository(), "bundle").reads();
+    let command = command.args(["create", "--quiet", "-"]);
+    let command = match &known {
+        Some(_) => command.args(["--ignore-missing", "--stdin"]),
+        None => command.arg("--all"),
+    };
+    let mut process = command.spawn(known.is_some()).await?;
+    let stdin = process.take_stdin();
+    let feeding = async {
+        match (known, stdin) {
+            (Some((known, hash)), Some(stdin)) => exclude(backups, known, hash, stdin).await,
+            _ => Ok(()),
+        }
+    };
+    let reading = async {
+        while let Some(chunk) = process.read_chunk().await? {
+            writer.write_all(&chunk).await.map_err(writing())?;
+        }
+        writer.flush().await.map_err(writing())
+    };
+    tokio::try_join!(feeding, reading)?;
+    let (exit, stderr) = process.finish().await?;
+    Ok(bundled(exit, &stderr)?.then_some(draft))
+}
+
+/// Whether there is a bundle.
+fn bundled(exit: Exit, stderr: &[u8]) -> Result<bool, Status> {
+    let stderr = String::from_utf8_lossy(stderr);
+    match exit.success() {
+        true => Ok(true),
+        // Behind any number of warnings about references that hold nothing new.
+        false if stderr.contains(EMPTY_BUNDLE) => Ok(false),
+        false => Err(Status::internal(format!("write bundle: {exit}, stderr: {stderr:?}"))),
+    }
+}
+
+/// Tells git to bundle everything but what the objects in a list of references reach.
+async fn exclude(
+    backups: &Backups,
+    known: Key,
+    hash: ObjectHash,
+    stdin: tokio::process::ChildStdin,
+) -> Result<(), Status> {
+    let reading = || internal_io("reading references of the previous step");
+    let listed = backups.with_sink("reading references of the previous step", move |sink| sink.read(&known));
+    let listed = listed.await?.ok_or_else(|| Status::internal("references of the previous step are gone"))?;
+    let mut lines = BufReader::new(tokio::fs::File::from_std(listed));
+    let mut stdin = tokio::io::BufWriter::new(stdin);
+    let mut line = Vec::new();
+    let feeding = async {
+        stdin.write_all(b"--all\n").await?;
+        loop {
+            line.clear();
+            if lines.read_until(b'\n', &mut line).await? == 0 {
+                break;
+            }
+            let id = line.split(|byte| *byte == b' ').next().unwrap_or_default();
+            let id = hash.parse(id).map_err(io::Error::other)?;
+            stdin.write_all(format!("^{id}\n").as_bytes()).await?;
+        }
+        stdin.shutdown().await
+    };
+    match feeding.await {
+        // Git wants no more; how it ends says whether that is right.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        fed => fed.map_err(reading()),
+    }
+}
