@@ -11,6 +11,7 @@ pub(crate) mod ref_service;
 pub(crate) mod internal;
 pub(crate) mod listing;
 pub(crate) mod remote;
+mod push;
 mod remote_mirror;
 pub(crate) mod replica;
 pub(crate) mod repository;

@@ -14,12 +14,12 @@ use tabularium_proto::gitaly::{
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    access::{Protocol, Requester},
-    following::{self, Part},
+    access::Protocol,
     git::{Exit, GitCommand, transport, transport::Choices},
     hooks::{self, Session},
     node::Node,
     services::{
+        push::{Begun, First},
         sidechannel::{self, Voice},
         streams::{self, Ending, ResponseStream},
     },
@@ -81,19 +81,6 @@ fn check_first(first: &PostReceivePackRequest) -> Result<(), Status> {
     Ok(())
 }
 
-fn requester(first: &PostReceivePackRequest) -> Requester {
-    let repository = first.repository.clone().unwrap_or_default();
-    let named = [repository.gl_repository, first.gl_repository.clone()];
-    Requester {
-        gl_id: first.gl_id.clone(),
-        gl_username: first.gl_username.clone(),
-        gl_repository: named.into_iter().find(|name| !name.is_empty()).unwrap_or_default(),
-        gl_project_path: repository.gl_project_path,
-        protocol: Protocol::Http,
-        ..Requester::default()
-    }
-}
-
 #[tonic::async_trait]
 impl SmartHttpService for SmartHttpServer {
     async fn info_refs_upload_pack(
@@ -150,29 +137,23 @@ impl SmartHttpService for SmartHttpServer {
         let (metadata, _, mut messages) = request.into_parts();
         let first = messages.message().await?.unwrap_or_default();
         check_first(&first)?;
-        let repository = self.0.storages.open(first.repository.as_ref())?;
-        let mut data = messages.map_ok(|message| message.data);
-        let front = if voter.takes_part() && !voter.runs_hooks() {
-            match following::part(&self.0, &repository, &mut data).await? {
-                Part::Run(front) => front,
-                Part::Follow(push) => {
-                    let following = push.follow(Arc::clone(&self.0), repository, voter, data);
-                    let answer = stream::once(following).map_ok(|data| PostReceivePackResponse { data });
-                    return Ok(Response::new(Box::pin(answer)));
-                }
-            }
-        } else {
-            Bytes::new()
-        };
-        let choices = Choices {
+        let push = First {
+            repository: first.repository.as_ref(),
+            gl_id: &first.gl_id,
+            gl_username: &first.gl_username,
+            gl_repository: &first.gl_repository,
             git_config_options: &first.git_config_options,
             git_protocol: &first.git_protocol,
-            stateless: true,
-            advertise: false,
+            protocol: Protocol::Http,
         };
-        let command = transport::receive_pack(&self.0.git, &repository, &choices)?;
-        let requester = requester(&first).sent_with(&metadata);
-        let (command, session) = hooks::attend_push(&self.0, &repository, &voter, requester, command).await?;
+        let wrap = |data| PostReceivePackResponse { data };
+        let data = messages.map_ok(|message| message.data);
+        let (command, session, front, data) = match push.begin(&self.0, voter, &metadata, data).await? {
+            Begun::Followed(answer) => {
+                return Ok(Response::new(Box::pin(stream::once(answer).map_ok(wrap))));
+            }
+            Begun::Git { command, session, front, data } => (command, session, front, data),
+        };
         let mut process = command.spawn(true).await?;
         let stdin = process.take_stdin().ok_or_else(|| Status::internal("no pipe to git"))?;
         let fed = streams::feed(data, front, |data| data, stdin);
@@ -180,7 +161,6 @@ impl SmartHttpService for SmartHttpServer {
         let ended = |exit: Exit, stderr: Vec<u8>| -> Ending<PostReceivePackResponse> {
             Box::pin(push_ended(session, exit, stderr))
         };
-        let wrap = |data| PostReceivePackResponse { data };
         Ok(Response::new(streams::relay_to_end(Vec::new(), process, Some(pump), wrap, ended)))
     }
 }

@@ -17,12 +17,12 @@ use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
+    push::{Begun, First},
     sidechannel::{self, Voice},
     streams::{self, Ending, ResponseStream},
 };
 use crate::{
-    access::{Protocol, Requester},
-    following::{self, Part},
+    access::Protocol,
     git::{Exit, GitCommand, negotiation::Negotiation, transport, transport::Choices},
     hooks::{self, Session},
     node::Node,
@@ -118,19 +118,6 @@ fn check_first(stdin: &[u8]) -> Result<(), Status> {
     if stdin.is_empty() { Ok(()) } else { Err(Status::invalid_argument("non-empty stdin in first request")) }
 }
 
-fn requester(first: &SshReceivePackRequest) -> Requester {
-    let repository = first.repository.clone().unwrap_or_default();
-    let named = [repository.gl_repository, first.gl_repository.clone()];
-    Requester {
-        gl_id: first.gl_id.clone(),
-        gl_username: first.gl_username.clone(),
-        gl_repository: named.into_iter().find(|name| !name.is_empty()).unwrap_or_default(),
-        gl_project_path: repository.gl_project_path,
-        protocol: Protocol::Ssh,
-        ..Requester::default()
-    }
-}
-
 #[tonic::async_trait]
 impl SshService for SshServer {
     async fn ssh_receive_pack(
@@ -141,34 +128,24 @@ impl SshService for SshServer {
         let (metadata, _, mut messages) = request.into_parts();
         let first = messages.message().await?.unwrap_or_default();
         check_first_of_push(&first)?;
-        let repository = self.0.storages.open(first.repository.as_ref())?;
-        let mut data = messages.map_ok(|message| message.stdin);
-        // A secondary's client is a router, which gives it what the primary's client says; nobody reads what is here.
-        let front = if voter.takes_part() && !voter.runs_hooks() {
-            match following::part(&self.0, &repository, &mut data).await? {
-                Part::Run(front) => front,
-                Part::Follow(push) => {
-                    let following = push.follow(Arc::clone(&self.0), repository, voter, data);
-                    let answer = stream::once(following).map_ok(|stdout| SshReceivePackResponse {
-                        stdout,
-                        ..SshReceivePackResponse::default()
-                    });
-                    return Ok(Response::new(Box::pin(answer)));
-                }
-            }
-        } else {
-            Bytes::new()
-        };
-        let choices = Choices {
+        let push = First {
+            repository: first.repository.as_ref(),
+            gl_id: &first.gl_id,
+            gl_username: &first.gl_username,
+            gl_repository: &first.gl_repository,
             git_config_options: &first.git_config_options,
             git_protocol: &first.git_protocol,
-            stateless: false,
-            advertise: false,
+            protocol: Protocol::Ssh,
         };
-        let command = transport::receive_pack(&self.0.git, &repository, &choices)?;
-        let requester = requester(&first).sent_with(&metadata);
-        let (command, session) = hooks::attend_push(&self.0, &repository, &voter, requester, command).await?;
         let wrap = |stdout| Ok(SshReceivePackResponse { stdout, ..Default::default() });
+        let data = messages.map_ok(|message| message.stdin);
+        let (command, session, front, data) = match push.begin(&self.0, voter, &metadata, data).await? {
+            Begun::Followed(answer) => {
+                let answer = stream::once(answer).map(move |answer| answer.and_then(wrap));
+                return Ok(Response::new(Box::pin(answer)));
+            }
+            Begun::Git { command, session, front, data } => (command, session, front, data),
+        };
         let data = stream::once(std::future::ready(Ok(front))).chain(data);
         let ended = |exit, stderr| -> Ending<_> { Box::pin(push_ended(session, exit, stderr)) };
         self.converse(command, data, wrap, ended).await

@@ -9,18 +9,11 @@ use tabularium_proto::gitaly::{
 use tonic::{Code, Response, Status};
 
 use super::{
-    commit_object::{NewCommit, write_commit},
-    picking::{PickError, Picking, Wanted},
+    picking::{Applied, PickError, Picking, Wanted},
     signature::Signature,
     update::UpdateError,
 };
-use crate::{
-    error::with_detail,
-    git::{catfile::CatFile, merge},
-    node::Node,
-    peer::Peers,
-    votes::Voter,
-};
+use crate::{error::with_detail, node::Node, peer::Peers, votes::Voter};
 
 fn detailed(text: &str, error: Error) -> Status {
     let detail = UserCherryPickError { error: Some(error) };
@@ -75,39 +68,29 @@ pub(super) async fn cherry_pick(
 
 /// Makes the commit.
 async fn pick(picking: &Picking<'_>, request: &UserCherryPickRequest) -> Result<String, Status> {
-    let Picking { wanted, node, quarantine, start, committer, .. } = picking;
-    let name = wanted.commit.unwrap_or_default();
+    let name = picking.wanted.commit.unwrap_or_default();
     let absent = || Status::not_found(format!("cherry-pick: commit lookup: commit not found: {name:?}"));
-    let id = picking.resolve(&format!("{name}^{{commit}}")).await?.ok_or_else(absent)?;
-    let mut objects = CatFile::start(&node.git, quarantine.repository()).await?;
-    let commit = objects.commit(id.as_bytes()).await?.ok_or_else(absent)?;
-    objects.close().await?;
+    let (id, commit) = picking.commit(absent).await?;
     let [base, ..] = commit.parent_ids.as_slice() else {
         return Err(Status::internal("cherry-pick command: merge-tree: the commit has no parent"));
     };
-    let [ours, theirs] = [start, &id].map(|commit| format!("{commit}^{{tree}}"));
-    let merged = merge::merge_changes(&node.git, quarantine, base, &ours, &theirs).await?;
-    let tree = merged.clean().map_err(|conflicting_files| {
-        let detail = MergeConflictError { conflicting_files, ..MergeConflictError::default() };
-        detailed("cherry pick: merge: there are conflicting files", Error::CherryPickConflict(detail))
-    })?;
-    if picking.resolve(&ours).await?.as_ref() == Some(&tree) {
-        let detail = ChangesAlreadyAppliedError {};
-        let text = "cherry-pick: could not apply because the result was empty";
-        return Err(detailed(text, Error::ChangesAlreadyApplied(detail)));
-    }
+    let tree = match picking.apply(base, &format!("{id}^{{tree}}")).await? {
+        Applied::Tree(tree) => tree,
+        Applied::Conflicting(conflicting_files) => {
+            let detail = MergeConflictError { conflicting_files, ..MergeConflictError::default() };
+            let text = "cherry pick: merge: there are conflicting files";
+            return Err(detailed(text, Error::CherryPickConflict(detail)));
+        }
+        Applied::Already => {
+            let text = "cherry-pick: could not apply because the result was empty";
+            return Err(detailed(text, Error::ChangesAlreadyApplied(ChangesAlreadyAppliedError {})));
+        }
+    };
     let author = if request.commit_author_name.is_empty() || request.commit_author_email.is_empty() {
         Signature::of_author(&commit.author.unwrap_or_default())
     } else {
         let (name, email) = (&request.commit_author_name, &request.commit_author_email);
-        committer.with_person(name.trim_ascii(), email.trim_ascii())
+        picking.committer.with_person(name.trim_ascii(), email.trim_ascii())
     };
-    let new = NewCommit {
-        tree: &tree,
-        parents: &[start],
-        author: &author,
-        committer,
-        message: request.message.clone().into(),
-    };
-    write_commit(node, quarantine.repository(), new).await
+    picking.write(&tree, &author).await
 }

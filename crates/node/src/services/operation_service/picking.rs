@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use tabularium_proto::gitaly::{OperationBranchUpdate, Repository, User};
+use tabularium_proto::gitaly::{GitCommit, OperationBranchUpdate, Repository, User};
 use tonic::Status;
 
 use super::{
+    commit_object::{NewCommit, write_commit},
     signature::Signature,
     start::Start,
     update::{Change, Requester, UpdateError, expected_old, update},
@@ -13,6 +14,7 @@ use super::{
 use crate::{
     error::GitError,
     git::{
+        catfile::CatFile,
         merge,
         quarantine::Quarantine,
         references,
@@ -68,6 +70,15 @@ pub(super) struct Picking<'a> {
     pub(super) committer: Signature,
 }
 
+/// What becomes of changes that are made once more.
+pub(super) enum Applied {
+    Tree(String),
+    /// In these files.
+    Conflicting(Vec<Vec<u8>>),
+    /// All of them had been made.
+    Already,
+}
+
 /// Why a branch was not moved.
 pub(super) enum PickError {
     /// It holds what the new commit does not.
@@ -119,6 +130,40 @@ impl<'a> Picking<'a> {
             return Ok(None);
         }
         Ok(references::resolve(&self.node.git, self.quarantine.repository(), revision.as_bytes()).await?)
+    }
+
+    /// The commit to pick or to revert, and its id.
+    pub(super) async fn commit(&self, absent: impl Fn() -> Status) -> Result<(String, GitCommit), Status> {
+        let name = format!("{}^{{commit}}", self.wanted.commit.unwrap_or_default());
+        let id = self.resolve(&name).await?.ok_or_else(&absent)?;
+        let mut objects = CatFile::start(&self.node.git, self.quarantine.repository()).await?;
+        let commit = objects.commit(id.as_bytes()).await?.ok_or_else(&absent)?;
+        objects.close().await?;
+        Ok((id, commit))
+    }
+
+    /// Makes the changes that lead from `base` to the tree `theirs` to the start.
+    pub(super) async fn apply(&self, base: &str, theirs: &str) -> Result<Applied, Status> {
+        let ours = format!("{}^{{tree}}", self.start);
+        let merged = merge::merge_changes(&self.node.git, &self.quarantine, base, &ours, theirs).await?;
+        let tree = match merged.clean() {
+            Ok(tree) => tree,
+            Err(conflicting_files) => return Ok(Applied::Conflicting(conflicting_files)),
+        };
+        let nothing_new = self.resolve(&ours).await?.as_ref() == Some(&tree);
+        Ok(if nothing_new { Applied::Already } else { Applied::Tree(tree) })
+    }
+
+    /// Makes the commit, and answers its id.
+    pub(super) async fn write(&self, tree: &str, author: &Signature) -> Result<String, Status> {
+        let new = NewCommit {
+            tree,
+            parents: &[&self.start],
+            author,
+            committer: &self.committer,
+            message: self.wanted.message.to_vec().into(),
+        };
+        write_commit(self.node, self.quarantine.repository(), new).await
     }
 
     /// Moves the branch to `picked`, or only sees whether it could be moved.

@@ -9,17 +9,10 @@ use tabularium_proto::gitaly::{
 use tonic::{Code, Response, Status};
 
 use super::{
-    commit_object::{NewCommit, write_commit},
-    picking::{PickError, Picking, Wanted},
+    picking::{Applied, PickError, Picking, Wanted},
     update::UpdateError,
 };
-use crate::{
-    error::with_detail,
-    git::{catfile::CatFile, merge},
-    node::Node,
-    peer::Peers,
-    votes::Voter,
-};
+use crate::{error::with_detail, node::Node, peer::Peers, votes::Voter};
 
 fn detailed(code: Code, text: &str, error: Error) -> Status {
     with_detail(code, text, "UserRevertError", &UserRevertError { error: Some(error) })
@@ -47,7 +40,7 @@ pub(super) async fn revert(
     voter: &Voter,
 ) -> Result<Response<UserRevertResponse>, Status> {
     let picking = Picking::begin(node, wanted(&request), peers).await?;
-    let reverting = unmake(&picking, &request).await?;
+    let reverting = unmake(&picking).await?;
     let (code, text, error) = match picking.finish(reverting, voter).await {
         Ok(update) => {
             let response =
@@ -77,36 +70,23 @@ pub(super) async fn revert(
 }
 
 /// Makes the commit. What a merge brought is seen from its first parent.
-async fn unmake(picking: &Picking<'_>, request: &UserRevertRequest) -> Result<String, Status> {
-    let Picking { wanted, node, quarantine, start, committer, .. } = picking;
+async fn unmake(picking: &Picking<'_>) -> Result<String, Status> {
     let absent = || Status::not_found("revert commit lookup: commit not found");
-    let id = format!("{}^{{commit}}", wanted.commit.unwrap_or_default());
-    let id = picking.resolve(&id).await?.ok_or_else(absent)?;
-    let mut objects = CatFile::start(&node.git, quarantine.repository()).await?;
-    let commit = objects.commit(id.as_bytes()).await?.ok_or_else(absent)?;
-    objects.close().await?;
+    let (id, commit) = picking.commit(absent).await?;
     let before = match commit.parent_ids.first() {
         Some(parent) => format!("{parent}^{{tree}}"),
         None => picking.hash.empty_tree().to_owned(),
     };
-    let ours = format!("{start}^{{tree}}");
-    let merged = merge::merge_changes(&node.git, quarantine, &id, &ours, &before).await?;
-    let tree = merged.clean().map_err(|conflicting_files| {
-        let detail = MergeConflictError { conflicting_files, ..MergeConflictError::default() };
-        let text = "revert: there are conflicting files";
-        detailed(Code::FailedPrecondition, text, Error::MergeConflict(detail))
-    })?;
-    if picking.resolve(&ours).await?.as_ref() == Some(&tree) {
-        let text = "revert: could not apply because the result was empty";
-        let error = Error::ChangesAlreadyApplied(ChangesAlreadyAppliedError {});
-        return Err(detailed(Code::FailedPrecondition, text, error));
-    }
-    let new = NewCommit {
-        tree: &tree,
-        parents: &[start],
-        author: committer,
-        committer,
-        message: request.message.clone().into(),
+    let (text, error) = match picking.apply(&id, &before).await? {
+        Applied::Tree(tree) => return picking.write(&tree, &picking.committer).await,
+        Applied::Conflicting(conflicting_files) => {
+            let detail = MergeConflictError { conflicting_files, ..MergeConflictError::default() };
+            ("revert: there are conflicting files", Error::MergeConflict(detail))
+        }
+        Applied::Already => {
+            let error = Error::ChangesAlreadyApplied(ChangesAlreadyAppliedError {});
+            ("revert: could not apply because the result was empty", error)
+        }
     };
-    write_commit(node, quarantine.repository(), new).await
+    Err(detailed(Code::FailedPrecondition, text, error))
 }
