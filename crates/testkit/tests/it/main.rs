@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+mod backups;
 mod bad_input;
 mod cluster;
 mod corruption;
