@@ -17,7 +17,7 @@ use futures::{
 };
 use http_body::Frame;
 use tabularium_common::faults::{CrashPoint, SafetyStep, crash_point, is_off};
-use tabularium_proto::coordinator::Route;
+use tabularium_proto::coordinator::{Route, WriteKind};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
@@ -56,7 +56,7 @@ pub(super) struct Drive<'s> {
     taking: Option<BoxFuture<'static, Result<Held, Failed>>>,
     held: Option<Held>,
     lost: CancellationToken,
-    /// What nodes hold that did not ask is being found out; these storages hold what the primary holds.
+    /// What nodes hold whose votes do not tell is being found out; these storages hold what the primary holds.
     comparing: Option<BoxFuture<'static, Vec<String>>>,
     settling: Option<Settling>,
     outcome: Outcome,
@@ -115,7 +115,10 @@ impl<'s> Drive<'s> {
         let voters = nodes.iter().map(|node| (Arc::clone(&node.storage), node.punctuality.grace()));
         let ticket = if held.is_some() { Ticket::Held } else { Ticket::Wanted };
         let quorum = route.write_quorum as usize;
-        let transaction = Transaction::new(voters, quorum, ticket, safety(), Instant::now());
+        let mut transaction = Transaction::new(voters, quorum, ticket, safety(), Instant::now());
+        if story.kind == WriteKind::Create {
+            transaction = transaction.creating();
+        }
         let lost = held.as_ref().map_or_else(CancellationToken::new, |held| held.write.lost());
         Ok(Self {
             story,

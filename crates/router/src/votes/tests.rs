@@ -300,10 +300,10 @@ fn whoever_went_ahead_without_asking_is_to_be_compared() {
     let (hook, announced) = (ballot(Phase::Synchronized, 1), ballot(Phase::Preparing, 1));
     let (prepared, changed) = (ballot(Phase::Prepared, 1), ballot(Phase::Committed, 1));
     for (votes, expected) in [
-        (vec![zero], Conclusion::Unasked(vec![0, 1])),
-        (vec![hook, hook, after_change()], Conclusion::Unasked(vec![0, 1])),
-        (vec![hook, announced, after_change()], Conclusion::Unasked(vec![0, 1])),
-        (vec![announced], Conclusion::Unasked(vec![0, 1])),
+        (vec![zero], Conclusion::Compare(vec![0, 1])),
+        (vec![hook, hook, after_change()], Conclusion::Compare(vec![0, 1])),
+        (vec![hook, announced, after_change()], Conclusion::Compare(vec![0, 1])),
+        (vec![announced], Conclusion::Compare(vec![0, 1])),
         (vec![hook], Conclusion::NotApplied),
         (vec![hook, hook, zero], Conclusion::NotApplied),
         (vec![announced, prepared, changed], Conclusion::Commit(vec![0, 1])),
@@ -323,6 +323,64 @@ fn whoever_went_ahead_without_asking_is_to_be_compared() {
 }
 
 #[test]
+fn a_primary_whose_hooks_refuse_the_push_has_asked() {
+    for voted in [false, true] {
+        let mut play = Play::new(3, 2, Ticket::Wanted);
+        if voted {
+            play.vote(&[1, 2], Phase::Synchronized, 1);
+        }
+        play.take(Event::Stopped);
+        play.vote(&[0], Phase::Committed, 0);
+        play.vote(&[1, 2], if voted { Phase::Committed } else { Phase::Synchronized }, u8::from(!voted));
+        for voter in 0..3 {
+            play.take(Event::Ended { voter, ok: true });
+        }
+        assert!(!play.transaction.is_unasked());
+    }
+}
+
+#[test]
+fn nodes_that_announce_their_changes_are_in_step_with_those_that_do_not() {
+    let mut play = Play::new(3, 2, Ticket::Held);
+    play.vote(&[0], Phase::Preparing, 1);
+    assert_eq!(play.answers[&0], [Verdict::Commit]);
+    for phase in [Phase::Prepared, Phase::Committed] {
+        play.vote(&[0, 1, 2], phase, 1);
+    }
+    play.take(Event::Ended { voter: PRIMARY, ok: true });
+    assert_eq!(play.transaction.conclusion(), Some(Conclusion::Commit(vec![0, 1, 2])));
+    let mut play = Play::new(3, 2, Ticket::Held);
+    play.take(Event::Stopped);
+    play.vote(&[0], Phase::Preparing, 1);
+    assert_eq!(play.answers[&0], [Verdict::Stop]);
+}
+
+#[test]
+fn nodes_that_vote_on_different_things_of_a_new_repository_are_compared() {
+    for (values, primary_lives, expected) in [
+        ([1, 1, 1], true, Conclusion::Commit(vec![0, 1, 2])),
+        ([1, 2, 2], true, Conclusion::Compare(vec![0, 1, 2])),
+        ([1, 2, 2], false, Conclusion::Commit(vec![1, 2])),
+        ([1, 1, 2], false, Conclusion::InDoubt),
+    ] {
+        let now = Instant::now();
+        let transaction = transaction(3, 2, Ticket::Held, now).creating();
+        let mut play = Play { transaction, now, answers: HashMap::new(), other: Vec::new() };
+        for phase in [Phase::Prepared, Phase::Committed] {
+            for voter in [2, 1, 0] {
+                if primary_lives || voter != PRIMARY || phase == Phase::Prepared {
+                    play.vote(&[voter], phase, values[voter]);
+                }
+            }
+        }
+        for voter in 0..3 {
+            play.take(Event::Ended { voter, ok: primary_lives || voter != PRIMARY });
+        }
+        assert_eq!(play.transaction.conclusion(), Some(expected), "{values:?} {primary_lives}");
+    }
+}
+
+#[test]
 fn one_that_went_ahead_is_waited_for_until_it_has_ended_but_not_longer_than_its_grace() {
     let mut play = Play::new(3, 2, Ticket::Held);
     play.vote(&[0, 1, 2], Phase::Committed, 0);
@@ -330,7 +388,7 @@ fn one_that_went_ahead_is_waited_for_until_it_has_ended_but_not_longer_than_its_
     play.take(Event::Ended { voter: 1, ok: true });
     assert_eq!(play.transaction.conclusion(), None);
     play.pass(GRACE);
-    assert_eq!(play.transaction.conclusion(), Some(Conclusion::Unasked(vec![0, 1])));
+    assert_eq!(play.transaction.conclusion(), Some(Conclusion::Compare(vec![0, 1])));
 }
 
 #[test]

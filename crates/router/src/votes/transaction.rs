@@ -5,6 +5,9 @@
 //! did are told to go on; whoever casts another one, or cannot vote any more, is out for good, so that no node that was
 //! left behind is ever told to go on later.
 //!
+//! A node that only announces a change ([`Phase::Preparing`]) is told to go on at once, and belongs to no subtransaction: nothing
+//! is locked yet, and nodes of other versions announce nothing, so that they would not be in step.
+//!
 //! Two answers are held back although everybody agrees. The first one of a push waits for the *ticket*: objects were
 //! uploaded before it, refs move after it. The one that follows the change of the refs waits for the *record*: what it
 //! releases are hooks that tell others of the write. Until the ticket is taken everybody is waited for, each voter for
@@ -21,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::ballot::{Ballot, Phase};
+use super::ballot::{BALLOT_BYTES, Ballot, Phase};
 use crate::limits::{EARLY_GRACE_CAP, PRIMARY_GRACE};
 pub(crate) use conclusion::Conclusion;
 use words::Words;
@@ -41,6 +44,8 @@ pub(crate) enum Verdict {
 
 /// A voter, by its place; the primary's is 0.
 pub(crate) type VoterId = usize;
+/// In place of what is voted for on a repository that is made.
+const ANY_REPOSITORY: [u8; BALLOT_BYTES] = [0xff; BALLOT_BYTES];
 /// The primary's place.
 pub(crate) const PRIMARY: VoterId = 0;
 
@@ -143,6 +148,8 @@ struct Voter {
     /// Its part of the RPC failed by itself.
     failed: bool,
     words: Words,
+    /// What it voted for on a repository that is made.
+    made: Vec<[u8; BALLOT_BYTES]>,
 }
 
 impl Voter {
@@ -177,6 +184,8 @@ pub(crate) struct Transaction {
     voters: Vec<Voter>,
     subtransactions: Vec<Subtransaction>,
     quorum: usize,
+    /// The repository is being made.
+    creates: bool,
     safety: Safety,
     started: Instant,
     ticket: Ticket,
@@ -205,11 +214,13 @@ impl Transaction {
             waits: false,
             failed: false,
             words: Words::default(),
+            made: Vec::new(),
         };
         Self {
             voters: voters.into_iter().map(voter).collect(),
             subtransactions: Vec::new(),
             quorum: if safety.quorum { quorum.max(1) } else { 1 },
+            creates: false,
             safety,
             started: now,
             ticket,
@@ -218,6 +229,13 @@ impl Transaction {
             primary_gone: None,
             actions: Vec::new(),
         }
+    }
+
+    /// Of a repository that is being made only the moments of the votes have to agree. Nodes of different versions vote on
+    /// different things of it, and none has anything to lose yet: those that voted differently are compared at the end.
+    pub(crate) fn creating(mut self) -> Self {
+        self.creates = true;
+        self
     }
 
     /// The voter of a storage.
@@ -279,7 +297,10 @@ impl Transaction {
                     self.out(voter, Verdict::Cancelled);
                 }
             }
-            Event::Stopped => self.all_out(Verdict::Stop),
+            Event::Stopped => {
+                self.voters[PRIMARY].words.stop();
+                self.all_out(Verdict::Stop);
+            }
             Event::Ticketed { participants, quorum } => self.ticketed(participants, quorum),
             Event::TicketRefused => self.all_out(Verdict::Abort),
             Event::Recorded => self.record = Record::Done,
@@ -309,6 +330,9 @@ impl Transaction {
             Standing::Ended => return self.actions.push(Action::Answer(voter, Verdict::Cancelled)),
             Standing::Out(verdict) => return self.actions.push(Action::Answer(voter, verdict)),
         }
+        if ballot.phase == Phase::Preparing {
+            return self.actions.push(Action::Answer(voter, Verdict::Commit));
+        }
         self.voters[voter].waits = true;
         if self.record == Record::Done && ballot.permits_change() {
             return self.out(voter, Verdict::Abort);
@@ -318,7 +342,13 @@ impl Transaction {
             let ballots = vec![None; self.voters.len()];
             self.subtransactions.push(Subtransaction { ballots, state: State::Open { since: None } });
         }
-        self.subtransactions[index].ballots[voter] = Some(ballot);
+        let counted = if self.creates && !ballot.is_final() {
+            self.voters[voter].made.push(ballot.value);
+            Ballot { value: ANY_REPOSITORY, ..ballot }
+        } else {
+            ballot
+        };
+        self.subtransactions[index].ballots[voter] = Some(counted);
     }
 
     fn out(&mut self, voter: VoterId, verdict: Verdict) {
@@ -494,7 +524,7 @@ impl Transaction {
         if self.voters.iter().any(behind) {
             return;
         }
-        let holders = self.holders(last, true);
+        let holders = self.holders(last + 1, true);
         if holders.len() >= self.quorum {
             self.record = Record::Asked;
             self.actions.push(Action::Record(holders));
@@ -551,11 +581,11 @@ impl Transaction {
         })
     }
 
-    /// Voters that cast what was agreed in every subtransaction up to `last`. `sound`: and whose part of the RPC did not
-    /// fail by itself.
-    fn holders(&self, last: usize, sound: bool) -> Vec<VoterId> {
+    /// Voters that cast what was agreed in each of the first `count` subtransactions. `sound`: and whose part of the RPC
+    /// did not fail by itself.
+    fn holders(&self, count: usize, sound: bool) -> Vec<VoterId> {
         let holds = |voter: &VoterId| {
-            (0..=last).all(|index| {
+            (0..count).all(|index| {
                 let ballot = self.subtransactions[index].ballots[*voter];
                 ballot.is_some() && ballot == self.agreed(index).map(|(ballot, _)| ballot)
             })

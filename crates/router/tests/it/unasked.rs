@@ -1,13 +1,19 @@
-//! Nodes that change references without voting on them, as a Gitaly does whose hooks are missing.
+//! Nodes whose votes do not tell what they have: they change references without voting on them, as a Gitaly does whose hooks
+//! are missing, or vote on different things of a new repository.
 
 use std::time::Duration;
 
 use prost::Message as _;
-use tabularium_proto::{coordinator::abort_write_request::Outcome, gitaly::CalculateChecksumRequest};
-use tonic::Code;
+use tabularium_proto::{
+    coordinator::abort_write_request::Outcome,
+    gitaly::{
+        CalculateChecksumRequest, CreateRepositoryRequest, repository_service_client::RepositoryServiceClient,
+    },
+};
+use tonic::{Code, Request};
 
 use crate::{
-    house::{House, REPOSITORY, soon},
+    house::{House, REPOSITORY, named, soon},
     quorum::{chunk, committed, house, opening, outcomes, play, push, push_of, update},
     voter::Play,
 };
@@ -117,6 +123,19 @@ async fn a_secondary_that_did_not_ask_leaves_doubt_when_the_push_is_refused() {
 }
 
 #[tokio::test]
+async fn a_push_that_hooks_refuse_changes_nothing() {
+    for at in [0, 1] {
+        let house = house().await;
+        play(&house, 0, Play { stops: Some(at), delay: Duration::from_millis(50), ..Play::default() });
+        push(&house).await.unwrap();
+        let tickets = if at == 0 { vec![] } else { vec![Outcome::NotApplied] };
+        assert_eq!(outcomes(&house), tickets, "{at}");
+        assert_eq!(house.coordinator.state().begins.len(), at);
+        assert_eq!(comparisons(&house), 0);
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_asks_only_whether_it_may_push_costs_nothing() {
     let house = house().await;
     script(&house, "push without hooks");
@@ -146,6 +165,29 @@ async fn an_update_that_nobody_asked_about_is_compared_and_recorded() {
         assert_eq!(update(&house).await.unwrap_err().code(), Code::Unavailable, "{name}");
         assert_eq!(outcomes(&house), [Outcome::InDoubt], "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_new_repository_that_is_voted_on_differently_is_compared() {
+    let house = house().await;
+    play(&house, 1, Play { differs: Some(0), ..Play::default() });
+    play(&house, 2, Play { script: Some("update that is announced and made"), ..Play::default() });
+    let create = async |path: &str| {
+        let request = CreateRepositoryRequest { repository: named("default", path), ..Default::default() };
+        let mut request = Request::new(request);
+        request.metadata_mut().insert("x-votes", "update".parse().unwrap());
+        soon(RepositoryServiceClient::new(house.channel.clone()).create_repository(request)).await
+    };
+    create("alike.git").await.unwrap();
+    assert_eq!(committed(&house), [["node-1", "node-2", "node-3"]]);
+    assert_eq!(comparisons(&house), 3);
+    assert!(unasked_writes(&house, 0).await, "they have asked");
+    holds(&house, 1, "something else");
+    create("different.git").await.unwrap();
+    assert_eq!(committed(&house)[1], ["node-1", "node-3"]);
+    holds(&house, 2, "something else");
+    assert_eq!(create("in-doubt.git").await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(outcomes(&house), [Outcome::InDoubt]);
 }
 
 #[tokio::test]

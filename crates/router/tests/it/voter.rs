@@ -36,6 +36,7 @@ fn script(name: &str) -> Vec<Vote> {
         // The node itself does what stands in the other hooks.
         "operation without hooks" => vec![HOOK, HOOK, (Phase::SynchronizedPhase, Some(after_change()))],
         "update that is announced" => vec![(Phase::PreparingPhase, None)],
+        "update that is announced and made" => vec![(Phase::PreparingPhase, None), PREPARED, COMMITTED],
         "none" => Vec::new(),
         other => panic!("{other}"),
     }
@@ -134,6 +135,9 @@ impl Node {
             if play.stops.is_some_and(|at| at == number) {
                 let stop = StopTransactionRequest { repository: None, transaction_id: seat.id };
                 seat.client.stop_transaction(stop).await?;
+                let (phase, hash) = FINAL;
+                let told = seat.cast_hash(phase, hash.unwrap_or_default()).await;
+                assert_eq!(told, Told::State(TransactionState::Stop));
                 return Ok(());
             }
             tokio::time::sleep(play.delay).await;

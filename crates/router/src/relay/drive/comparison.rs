@@ -1,7 +1,8 @@
-//! Nodes that went ahead: what they hold is found out before anybody is told that a write is done.
+//! Nodes whose votes do not tell what they have: it is found out before anybody is told that a write is done.
 //!
 //! A node that changes its references without voting on them has asked nobody, and that others voted like it says nothing of
-//! what it did. So those that came to a good end are asked what they hold, under the ticket. What as many of them as the
+//! what it did. Nodes of different versions vote on different things of a repository that they make, so that different votes
+//! say nothing either. Those that came to a good end are asked what they hold, under the ticket. What as many of them as the
 //! quorum asks for hold, the primary among them, is recorded as theirs; all others are behind. Otherwise the write is in
 //! doubt: the coordinator settles it, and the client hears that it did not succeed.
 
@@ -23,13 +24,19 @@ impl Drive<'_> {
         let Some(held) = &self.held else { return };
         let route = Arc::clone(held.write.route());
         let nodes: Vec<_> = voters.iter().map(|voter| Arc::clone(&self.nodes[*voter])).collect();
-        tracing::warn!(
-            method = self.story.call.path(),
-            correlation_id = self.story.call.correlation.to_str().ok(),
-            storages = ?self.names(voters),
-            "nodes may have changed references without voting on them; are their hooks installed?"
-        );
-        self.story.shared.metrics.unasked_writes.inc();
+        let method = self.story.call.path();
+        if self.transaction.is_unasked() {
+            let storages = self.names(voters);
+            tracing::warn!(
+                method,
+                ?storages,
+                correlation_id = self.story.call.correlation.to_str().ok(),
+                "nodes may have changed references without voting on them; are their hooks installed?"
+            );
+            self.story.shared.metrics.unasked_writes.inc();
+        } else {
+            tracing::info!(method, "nodes voted differently on a new repository; what they hold is compared");
+        }
         let compare = async move {
             let checksums = join_all(nodes.iter().map(|node| checksum(node, &route))).await;
             let primary = checksums.first().and_then(Option::as_deref);

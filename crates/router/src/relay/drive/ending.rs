@@ -112,7 +112,7 @@ impl Drive<'_> {
                     Settlement::Commit { storages: self.names(&holders), unvoted: false }
                 }
                 Some(Conclusion::Unvoted) => self.unvoted(),
-                Some(Conclusion::Unasked(alike)) => return self.start_comparing(&alike),
+                Some(Conclusion::Compare(voters)) => return self.start_comparing(&voters),
                 Some(Conclusion::NotApplied) => Settlement::NotApplied,
                 Some(Conclusion::InDoubt) => Settlement::InDoubt,
             }

@@ -12,9 +12,9 @@ pub(crate) enum Conclusion {
     Commit(Vec<VoterId>),
     /// The primary went through without a single vote.
     Unvoted,
-    /// Somebody may have changed something without asking about it. These have voted alike and come to a good end; what
-    /// they hold says whether they are alike.
-    Unasked(Vec<VoterId>),
+    /// Votes do not tell who has it: somebody may have changed something without asking about it, or the nodes voted
+    /// differently on a repository that is made. These may have it, and what they hold says whether they do.
+    Compare(Vec<VoterId>),
     /// Nobody was told to change anything.
     NotApplied,
     /// Some may have it.
@@ -48,7 +48,7 @@ impl Transaction {
         if primary.takes_part() {
             return None;
         }
-        if ended && !self.has_voted(PRIMARY) {
+        if ended && !self.has_voted(PRIMARY) && !self.is_unasked() {
             return Some(Conclusion::Unvoted);
         }
         let Some(last) = self.last_change() else {
@@ -59,13 +59,19 @@ impl Transaction {
         if self.voters.iter().any(awaited) {
             return None;
         }
-        let mut holders = self.holders(last, ended);
+        let mut holders = self.holders(last + 1, ended);
         if !told {
             // Ready to change is not changed; only a node that came to a good end has done it.
             holders.retain(|voter| self.voters[*voter].standing == Standing::Ended);
         }
         let enough = !holders.is_empty() && holders.len() >= self.quorum;
-        Some(if enough { Conclusion::Commit(holders) } else { Conclusion::InDoubt })
+        let first = holders.first().map(|voter| &self.voters[*voter].made);
+        let alike = holders.iter().all(|voter| Some(&self.voters[*voter].made) == first);
+        Some(match (enough, alike) {
+            (true, true) => Conclusion::Commit(holders),
+            (true, false) if ended => Conclusion::Compare(holders),
+            (true, false) | (false, _) => Conclusion::InDoubt,
+        })
     }
 
     /// The same, when nobody was told to change anything.
@@ -79,9 +85,9 @@ impl Transaction {
         if self.voters.iter().any(Voter::takes_part) {
             return None;
         }
-        let mut alike = self.holders(self.subtransactions.len() - 1, true);
+        let mut alike = self.holders(self.subtransactions.len(), true);
         alike.retain(|voter| self.voters[*voter].standing == Standing::Ended);
         let enough = alike.first() == Some(&PRIMARY) && self.is_quorum(alike.len());
-        Some(if enough { Conclusion::Unasked(alike) } else { Conclusion::InDoubt })
+        Some(if enough { Conclusion::Compare(alike) } else { Conclusion::InDoubt })
     }
 }

@@ -9,7 +9,7 @@ use crate::votes::ballot::{Ballot, Phase};
 #[derive(Debug, Default)]
 pub(super) struct Words {
     any: bool,
-    /// It has voted on a change.
+    /// It has voted on a change, or ended the write.
     asked: bool,
     /// It speaks as one that has made a change, and has not asked.
     ahead: bool,
@@ -24,6 +24,12 @@ impl Words {
         self.ahead |= !self.asked && (ends || ballot.follows_change());
         self.announced = ballot.phase == Phase::Preparing;
         self.any = true;
+    }
+
+    /// It has ended the write, which only the primary does, whose hooks refuse it. So it has hooks, and ends a push that it has
+    /// not changed.
+    pub(super) fn stop(&mut self) {
+        self.asked = true;
     }
 
     /// It may have changed something without asking. `ended`: its part of the RPC came to a good end.
