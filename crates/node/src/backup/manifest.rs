@@ -173,6 +173,10 @@ impl Step {
     }
 }
 
+/// The newest manifest and the one of a certain name. When they are others than before, another node has written a backup.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Trace([Option<String>; 2]);
+
 /// A backup. Keys that are not known belong to later versions.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -229,6 +233,12 @@ impl Manifest {
 
     fn of_old_steps(steps: Vec<Step>) -> Self {
         Self { object_format: OLD_FORMAT.to_owned(), steps, ..Self::default() }
+    }
+
+    /// How it stands now.
+    pub(super) fn trace(sink: &Sink, place: &Place, id: &BackupId) -> io::Result<Trace> {
+        let read = |name: &str| sink.read_small(&place.manifest(name)?, MAX_MANIFEST_BYTES);
+        Ok(Trace([read(LATEST)?, read(&id.0)?]))
     }
 
     /// Has a backup be the newest one.
@@ -347,10 +357,12 @@ mod tests {
         let first = place().next_step(&id("one"), &[]);
         let one = Manifest { steps: vec![first.clone()], ..Manifest::default() };
         one.commit(&sink, &place(), &id("one")).unwrap();
+        let trace = || Manifest::trace(&sink, &place(), &id("one")).unwrap();
+        let before = trace();
         let other = place().next_step(&id("two"), &[]);
         Manifest::withdraw(&sink, &place(), &id("two"), &other).unwrap();
-        assert!(there("one") && there("+latest"));
+        assert!(there("one") && there("+latest") && trace() == before);
         Manifest::withdraw(&sink, &place(), &id("one"), &first).unwrap();
-        assert!(!there("one") && !there("+latest"));
+        assert!(!there("one") && !there("+latest") && trace() != before);
     }
 }

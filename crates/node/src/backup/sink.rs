@@ -3,11 +3,16 @@
 use std::{
     fs::{self, DirBuilder, File},
     io::{self, Write as _},
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+use sha1::{Digest as _, Sha1};
 use tempfile::NamedTempFile;
 
 use crate::place::sync_parent;
@@ -16,6 +21,12 @@ use crate::place::sync_parent;
 pub(super) const OWN_DIRECTORY: &str = "+tabularium";
 /// What nobody has written to for so long was left by a process that died.
 const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// What unfinished files are called.
+const DRAFT: &str = "draft-";
+/// How long whoever places files may be waited for: a few files are renamed and synced.
+const TURN: Duration = Duration::from_secs(60);
+/// Between two looks whether it is done.
+const LOOK: Duration = Duration::from_millis(20);
 /// Longest key.
 const MAX_KEY_BYTES: usize = 4096;
 
@@ -63,8 +74,23 @@ impl Sink {
 
     /// Begins a file that is to have this key.
     pub(super) fn draft(&self, key: Key) -> io::Result<Draft> {
-        let file = tempfile::Builder::new().prefix("draft-").tempfile_in(self.drafts())?;
+        let file = tempfile::Builder::new().prefix(DRAFT).tempfile_in(self.drafts())?;
         Ok(Draft { file, key })
+    }
+
+    /// Keeps all others, on whichever node, from placing files of one repository's backups until the answer is dropped.
+    pub(super) fn alone(&self, place: &str) -> io::Result<File> {
+        let name = format!("lock-{:02x}", Sha1::digest(place.as_bytes())[0]);
+        let mut options = File::options();
+        let lock = options.create(true).append(true).mode(0o600).open(self.drafts().join(name))?;
+        let began = Instant::now();
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) if began.elapsed() < TURN => std::thread::sleep(LOOK),
+                Err(Errno::WOULDBLOCK) => return Err(io::ErrorKind::TimedOut.into()),
+                locked => return locked.map(|()| lock).map_err(io::Error::from),
+            }
+        }
     }
 
     /// The file with this key; `None`: there is none.
@@ -118,6 +144,9 @@ impl Sink {
     pub(super) fn clear_abandoned(&self) -> io::Result<()> {
         for entry in fs::read_dir(self.drafts())? {
             let entry = entry?;
+            if !entry.file_name().as_encoded_bytes().starts_with(DRAFT.as_bytes()) {
+                continue;
+            }
             let Ok(written) = entry.metadata().and_then(|metadata| metadata.modified()) else { continue };
             let age = SystemTime::now().duration_since(written).unwrap_or_default();
             if age > ABANDONED_AFTER
@@ -219,13 +248,33 @@ mod tests {
     fn what_nobody_writes_any_more_is_cleared() {
         let directory = tempfile::tempdir().unwrap();
         let sink = Sink::open(directory.path().to_owned()).unwrap();
-        let (old, new) = (sink.drafts().join("draft-old"), sink.drafts().join("draft-new"));
-        for path in [&old, &new] {
+        let [old, new, lock] = ["draft-old", "draft-new", "lock-00"].map(|name| sink.drafts().join(name));
+        for path in [&old, &new, &lock] {
             fs::write(path, "x").unwrap();
         }
         let long_ago = SystemTime::now() - 2 * ABANDONED_AFTER;
-        File::options().write(true).open(&old).unwrap().set_modified(long_ago).unwrap();
+        for path in [&old, &lock] {
+            File::options().write(true).open(path).unwrap().set_modified(long_ago).unwrap();
+        }
         sink.clear_abandoned().unwrap();
-        assert!(!old.exists() && new.exists());
+        assert!(!old.exists() && new.exists() && lock.exists());
+    }
+
+    #[test]
+    fn one_at_a_time_places_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let sink = Sink::open(directory.path().to_owned()).unwrap();
+        let held = sink.alone("a").unwrap();
+        let other = sink.clone();
+        let (entered, waiting) = std::sync::mpsc::channel();
+        let waiter = std::thread::spawn(move || {
+            let held = other.alone("a").unwrap();
+            entered.send(()).unwrap();
+            drop(held);
+        });
+        assert!(waiting.recv_timeout(5 * LOOK).is_err(), "it is held");
+        drop(held);
+        waiter.join().unwrap();
+        waiting.recv().unwrap();
     }
 }

@@ -12,7 +12,7 @@ use tonic::Status;
 use super::{
     BackupError, BackupId, Backups, Place,
     frozen::Frozen,
-    manifest::{Manifest, Step},
+    manifest::{Manifest, Step, Trace},
     sink::{Draft, Key, Sink},
 };
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
 
 /// Git's word for a bundle that would hold nothing.
 const EMPTY_BUNDLE: &str = "fatal: Refusing to create empty bundle.";
+const OVERTAKEN: &str = "backup repository: another node has written a backup meanwhile";
 const UNCHANGED: &str = "manager: write bundle: repository skipped: no changes to bundle";
 
 /// What a backup builds on.
@@ -48,7 +49,7 @@ pub(crate) async fn take(
 ) -> Result<(), BackupError> {
     let turn = backups.taking.lock(Path::new(place.as_str())).await;
     let hash = ObjectHash::of(repository).await?;
-    let mut manifest = begin(backups, place, basis, hash).await?;
+    let (mut manifest, trace) = begin(backups, (place, id), basis, hash).await?;
     let previous = manifest.steps.last().cloned();
     let step = place.next_step(id, &manifest.steps);
 
@@ -81,6 +82,10 @@ pub(crate) async fn take(
         let files =
             [(step.references()?, Some(references)), (step.bundle()?, bundle), (step.custom_hooks()?, hooks)];
         files.iter().filter_map(|(_, draft)| draft.as_ref()).try_for_each(Draft::seal)?;
+        let _alone = sink.alone(place.as_str())?;
+        if Manifest::trace(sink, &place, &id)? != trace {
+            return Ok(false);
+        }
         Manifest::withdraw(sink, &place, &id, &step)?;
         for (key, draft) in files {
             match draft {
@@ -89,18 +94,24 @@ pub(crate) async fn take(
                 None => sink.remove(&key)?,
             }
         }
-        manifest.commit(sink, &place, &id)
+        manifest.commit(sink, &place, &id).map(|()| true)
     });
-    Ok(committing.await?)
+    if committing.await? { Ok(()) } else { Err(Status::aborted(OVERTAKEN).into()) }
 }
 
-/// The backup that is built on, if it can be; else an empty one.
-async fn begin(backups: &Backups, place: &Place, basis: Basis, hash: ObjectHash) -> Result<Manifest, Status> {
-    let place = place.clone();
+/// The backup that is built on, if it can be, else an empty one; and what shows whether another node writes one meanwhile.
+async fn begin(
+    backups: &Backups,
+    (place, id): (&Place, &BackupId),
+    basis: Basis,
+    hash: ObjectHash,
+) -> Result<(Manifest, Trace), Status> {
+    let (place, id) = (place.clone(), id.clone());
     let looking = backups.with_sink("looking for an earlier backup", move |sink| {
         sink.clear_abandoned()?;
+        let trace = Manifest::trace(sink, &place, &id)?;
         let named = match &basis {
-            Basis::Nothing => return Ok(Manifest::default()),
+            Basis::Nothing => return Ok((Manifest::default(), trace)),
             Basis::Latest => None,
             Basis::Of(id) => Manifest::find(sink, &place, id)?,
         };
@@ -114,15 +125,13 @@ async fn begin(backups: &Backups, place: &Place, basis: Basis, hash: ObjectHash)
             Ok::<_, io::Error>(complete && !found.non_existent && found.object_format == hash.name())
         };
         match found {
-            Some(found) if usable(&found)? => Ok(found),
+            None => Ok((Manifest::default(), trace)),
+            Some(found) if usable(&found)? => Ok((found, trace)),
             Some(_) => {
-                tracing::warn!(
-                    place = place.as_str(),
-                    "an earlier backup cannot be built on; a full one is made"
-                );
-                Ok(Manifest::default())
+                let place = place.as_str();
+                tracing::warn!(place, "an earlier backup cannot be built on; a full one is made");
+                Ok((Manifest::default(), trace))
             }
-            None => Ok(Manifest::default()),
         }
     });
     looking.await

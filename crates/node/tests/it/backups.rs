@@ -82,7 +82,7 @@ impl Scene {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     directories.push(path);
-                } else {
+                } else if !path.file_name().unwrap().to_str().unwrap().starts_with("lock-") {
                     found.push(path.strip_prefix(self.sink.path()).unwrap().to_str().unwrap().to_owned());
                 }
             }
@@ -256,6 +256,21 @@ async fn what_an_increment_cannot_be_built_on_is_not_built_on() {
     assert!(!scene.in_sink("vs/group/a.git/three/001.custom_hooks.tar").exists());
     scene.restore(scene.restored("r.git", "three")).await.unwrap();
     assert_eq!(contents(&scene.node.path("r.git")), contents(&path));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_repository_borrows_is_backed_up_with_it() {
+    let scene = Scene::new().await;
+    scene.node.create_with_commits("a.git").await;
+    scene.node.create("member.git").await;
+    let (pool, member) = (scene.node.path("a.git"), scene.node.path("member.git"));
+    fs::write(member.join("objects/info/alternates"), "../../a.git/objects\n").unwrap();
+    git(&member, &["update-ref", "refs/heads/main", &git(&pool, &["rev-parse", "main"])]);
+    let before = contents(&member);
+    scene.back_up(scene.full("member.git", "one")).await.unwrap();
+    scene.restore(scene.restored("member.git", "one")).await.unwrap();
+    assert!(!member.join("objects/info/alternates").exists());
+    assert_eq!(contents(&member), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -531,4 +546,35 @@ async fn a_backup_that_fails_leaves_the_earlier_one() {
     assert!(status.message().contains("references cannot be read"), "{status:?}");
     assert_eq!(scene.files(), before);
     scene.restore(scene.restored("r.git", "")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_nodes_that_back_up_at_once_one_does() {
+    let one = Scene::new().await;
+    one.node.create_with_commits("a.git").await;
+    let directory = one.sink.path().to_str().unwrap().to_owned();
+    let backup = BackupConfig { go_cloud_url: directory, layout: BackupLayout::Manifest };
+    let other = TestNode::start_with(|config| config.backup = Some(backup)).await;
+    other.create_with_commits("a.git").await;
+    let newer = commit(&other.path("a.git"), None, "newer");
+    git(&other.path("a.git"), &["update-ref", "refs/heads/newer", &newer]);
+
+    for id in ["one", "two", "three"] {
+        let request = one.full("a.git", id);
+        let mut client = other.repositories();
+        let (first, second) =
+            tokio::join!(one.back_up(request.clone()), client.backup_repository(request.clone()));
+        let overtaken = "backup repository: another node has written a backup meanwhile";
+        let mut ends = [first, second.map(drop)];
+        // Either both were made, one behind the other, or one was too late.
+        for end in &mut ends {
+            if let Err(status) = end {
+                assert_eq!((status.code(), status.message()), (Code::Aborted, overtaken));
+            }
+        }
+        assert!(ends.iter().any(Result::is_ok), "{ends:?}");
+        one.restore(one.restored("r.git", id)).await.unwrap();
+        let restored = contents(&one.node.path("r.git"));
+        assert!(restored == contents(&one.node.path("a.git")) || restored == contents(&other.path("a.git")));
+    }
 }
