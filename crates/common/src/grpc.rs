@@ -8,6 +8,7 @@
 mod address;
 mod authority;
 mod connection;
+mod deadline;
 mod listener;
 mod oversize;
 
@@ -19,6 +20,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 pub use address::{Address, AddressError};
 pub use authority::Renamed;
 pub use connection::Connection;
+pub use deadline::{DEADLINE_EXCEEDED, Deadline, DeadlineLayer, MalformedTimeout, timeout_of};
 pub use listener::{Accepted, Connections, Detached, ListenAddress, ListenAddresses, Listener, Sockets};
 pub use oversize::say_as_gitaly_does;
 

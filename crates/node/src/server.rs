@@ -7,7 +7,7 @@ use tabularium_common::{
     announce::Announcement,
     auth::RequireToken,
     config::ConfigError,
-    grpc::{self, Address, Listener},
+    grpc::{self, Address, DeadlineLayer, Listener},
     lifecycle::{Readiness, Tasks},
     methods, multiplex,
     tls::Application,
@@ -286,6 +286,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
             .map_err(listen_error)?;
 
     let router = grpc::server()
+        .layer(DeadlineLayer)
         .layer(MapRequestLayer::new(multiplex::introduce))
         .layer(RpcLogLayer::new(Arc::new(methods::Registry::read()?), metrics))
         .layer(MapResponseLayer::new(grpc::say_as_gitaly_does))

@@ -17,7 +17,8 @@
 //!   stream is given to all of them (`relay::fan_out`), each votes before and after it changes its refs, and what the
 //!   votes mean is decided in `votes::transaction`, without I/O. `turns` queues for the repository's ticket, `writes`
 //!   holds it between `BeginWrite` and `CommitWrite`, and `relay::drive` carries all of it out, to the end even when the
-//!   client has gone. What has not begun begins again when a node or a route turns out to be no good;
+//!   client has gone. Where votes do not tell what nodes have, `relay::drive::comparison` asks what they hold. What has not
+//!   begun begins again when a node or a route turns out to be no good;
 //! * *maintenance* goes to every replica;
 //! * what Praefect answers itself, `answers` does.
 //!
@@ -48,7 +49,6 @@ mod routing;
 mod serve;
 mod suspicions;
 mod table;
-mod timeout;
 mod turns;
 mod votes;
 mod wire;

@@ -1,10 +1,14 @@
 //! Every reason for which the router itself ends an RPC, and the status that Gitaly's clients expect for it.
 
 use http::{HeaderMap, HeaderValue};
-use tabularium_common::{auth::AuthError, ids::ParseIdError};
+use tabularium_common::{
+    auth::AuthError,
+    grpc::{DEADLINE_EXCEEDED, MalformedTimeout},
+    ids::ParseIdError,
+};
 use tonic::{Code, Status};
 
-use crate::{first_message::FirstMessageError, timeout::MalformedTimeout, wire::WireError};
+use crate::{first_message::FirstMessageError, wire::WireError};
 
 /// Why an RPC is refused. Texts are those of the wire reference, sections h.2 and h.3, or Praefect's own where it says
 /// something else than that.
@@ -18,7 +22,7 @@ pub(crate) enum Refusal {
     FirstMessage(#[from] FirstMessageError),
     #[error(transparent)]
     Wire(#[from] WireError),
-    #[error("context deadline exceeded")]
+    #[error("{DEADLINE_EXCEEDED}")]
     DeadlineExceeded,
     #[error("full method name not found: {0}")]
     UnknownMethod(String),

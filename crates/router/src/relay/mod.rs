@@ -26,7 +26,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use tabularium_common::{auth::RequireToken, lifecycle::Tasks};
+use tabularium_common::{auth::RequireToken, grpc::timeout_of, lifecycle::Tasks};
 use tokio::time::Sleep;
 use tonic::{Code, service::Routes as TypedServices};
 
@@ -42,7 +42,6 @@ use crate::{
     routes::{Routes, confirmation::Confirmations},
     suspicions::Suspicions,
     table::{Action, Entry, Table},
-    timeout,
     turns::Turns,
     votes::Transactions,
     writes::Writes,
@@ -163,7 +162,7 @@ impl Relay {
 
     fn admit(&self, headers: &HeaderMap, expiry: &mut Option<Pin<Box<Sleep>>>) -> Result<(), Refusal> {
         self.shared.require.check(headers)?;
-        *expiry = timeout::of(headers)?.map(|timeout| Box::pin(tokio::time::sleep(timeout)));
+        *expiry = timeout_of(headers)?.map(|timeout| Box::pin(tokio::time::sleep(timeout)));
         Ok(())
     }
 
