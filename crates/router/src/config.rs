@@ -10,7 +10,7 @@ use tabularium_common::{
     tls::TlsConfig,
 };
 
-use crate::routes::WithoutRecords;
+use crate::{feature_flags::FeatureFlags, routes::WithoutRecords};
 
 /// Most worker threads that can be asked for.
 const MAX_WORKERS: usize = 64;
@@ -62,6 +62,10 @@ pub struct Config {
     /// Gitaly's do not: `serve` by the route that was known last, or `refuse`.
     #[serde(default = "default_without_database")]
     pub without_database: WithoutRecords,
+    /// Feature flags of Gitaly by name, `true` or `false`: what nodes are told when a client says nothing of a flag. For the time
+    /// in which nodes are of two versions that differ in their defaults.
+    #[serde(default)]
+    pub feature_flags: FeatureFlags,
     /// Certificates, keys, and whom to believe.
     #[serde(default)]
     pub tls: TlsConfig,

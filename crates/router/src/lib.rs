@@ -36,6 +36,7 @@ mod answers;
 mod body;
 mod config;
 mod coordinator;
+mod feature_flags;
 mod first_message;
 mod limits;
 mod metrics;
@@ -82,6 +83,7 @@ use tonic::service::Routes as TypedServices;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 pub use config::Config;
+pub use feature_flags::{FeatureFlags, FlagNameError};
 pub use routes::WithoutRecords;
 
 use crate::{
@@ -245,6 +247,7 @@ impl Router {
         health.set_service_status("", ServingStatus::NotServing).await;
         let shared = Arc::new(Shared {
             table,
+            feature_flags: config.feature_flags.clone(),
             require,
             metrics,
             nodes: Arc::clone(&nodes),

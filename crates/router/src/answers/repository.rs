@@ -18,11 +18,13 @@ use crate::{
     routes::is_unknown,
 };
 
-fn check_virtual_storage(shared: &Shared, virtual_storage: &str) -> Result<(), Refusal> {
+/// Nothing can be kept under such a name. Praefect looks into its records and nowhere else, so for it a virtual storage that
+/// there is not, and a path that none can have, are names like any other.
+fn is_impossible(shared: &Shared, virtual_storage: &str, relative_path: &str) -> Result<bool, Refusal> {
     let directory = shared.nodes.directory();
     match directory.storages(virtual_storage) {
-        Some(_) => Ok(()),
-        None if directory.known() => Err(Refusal::StorageNotFound),
+        Some(_) => Ok(relative_path.parse::<RelativePath>().is_err()),
+        None if directory.known() => Ok(true),
         None => Err(Refusal::NoTopology),
     }
 }
@@ -35,7 +37,9 @@ pub(crate) async fn exists(
 ) -> Result<Response<Reply>, Refusal> {
     let first = first_message::read(&mut body).await?;
     let named = repository(&first.message, &[1])?;
-    check_virtual_storage(shared, named.virtual_storage)?;
+    if is_impossible(shared, named.virtual_storage, named.relative_path)? {
+        return Ok(answered(&RepositoryExistsResponse { exists: false }));
+    }
     match shared.confirmations.route(named.virtual_storage, named.relative_path, Some(correlation)).await {
         Ok(_) => Ok(answered(&RepositoryExistsResponse { exists: true })),
         Err(refusal) if is_unknown(&refusal) => Ok(answered(&RepositoryExistsResponse { exists: false })),
@@ -53,23 +57,31 @@ pub(crate) async fn remove(
 ) -> Result<Response<Reply>, Refusal> {
     let first = first_message::read(&mut body).await?;
     let named = repository(&first.message, target)?;
-    check_virtual_storage(shared, named.virtual_storage)?;
-    let path: RelativePath = named.relative_path.parse().map_err(Refusal::Path)?;
-    let request = RemoveRepositoryRequest {
-        name: Some(RepositoryName {
-            virtual_storage: named.virtual_storage.to_owned(),
-            relative_path: path.into(),
-        }),
+    let removed = if is_impossible(shared, named.virtual_storage, named.relative_path)? {
+        false
+    } else {
+        let path: RelativePath = named.relative_path.parse().map_err(Refusal::Path)?;
+        let request = RemoveRepositoryRequest {
+            name: Some(RepositoryName {
+                virtual_storage: named.virtual_storage.to_owned(),
+                relative_path: path.into(),
+            }),
+        };
+        let removed = shared
+            .coordinators
+            .call(Some(correlation), COMMIT_CALL_TIMEOUT, request, |mut client, request| async move {
+                client.remove_repository(request).await
+            })
+            .await;
+        match removed {
+            Ok(_) => true,
+            Err(status) if status.code() == Code::NotFound => false,
+            Err(status) => return Err(Refusal::Status(status)),
+        }
     };
-    let removed = shared
-        .coordinators
-        .call(Some(correlation), COMMIT_CALL_TIMEOUT, request, |mut client, request| async move {
-            client.remove_repository(request).await
-        })
-        .await;
-    match removed {
-        Err(status) if status.code() != Code::NotFound => Err(Refusal::Status(status)),
-        Err(_) if must_exist => Err(Refusal::NothingToRemove),
-        Ok(_) | Err(_) => Ok(answered(&RemoveRepositoryResponse {})),
+    if removed || !must_exist {
+        Ok(answered(&RemoveRepositoryResponse {}))
+    } else {
+        Err(Refusal::NothingToRemove)
     }
 }

@@ -35,6 +35,7 @@ use crate::{
     answers,
     body::{Accounted, Deadline, Driven, Graceful, Reply},
     coordinator::Coordinators,
+    feature_flags::FeatureFlags,
     metrics::Metrics,
     nodes::{Nodes, Storages},
     patience::Allowance,
@@ -56,6 +57,8 @@ pub(crate) use request::{QUESTION, repository};
 pub(crate) struct Shared {
     /// What is done with each path.
     pub(crate) table: Table,
+    /// What is said of feature flags that clients say nothing of.
+    pub(crate) feature_flags: FeatureFlags,
     /// Who may call.
     pub(crate) require: RequireToken,
     /// What is counted.
@@ -187,7 +190,7 @@ impl Relay {
             return Ok(Outcome::Whole(self.typed(request).await));
         }
         let (parts, body) = request.into_parts();
-        let call = Call::new(parts, &entry);
+        let call = Call::new(parts, &entry, &self.shared.feature_flags);
         account.correlate(call.correlation.clone());
         match &entry.action {
             Action::Read { target, reader } => {

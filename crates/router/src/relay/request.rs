@@ -24,6 +24,7 @@ use tabularium_proto::coordinator::RepositoryName;
 use super::freshness::Asked;
 use crate::{
     body::{Spliced, Tether},
+    feature_flags::FeatureFlags,
     first_message::{FirstMessage, PREFIX_BYTES},
     nodes::Traffic,
     refusal::Refusal,
@@ -62,7 +63,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn new(mut parts: Parts, entry: &Entry) -> Self {
+    pub(super) fn new(mut parts: Parts, entry: &Entry, flags: &FeatureFlags) -> Self {
         let back = parts.extensions.remove::<Backchannel>();
         let mut headers = parts.headers;
         headers.remove(header::AUTHORIZATION);
@@ -71,6 +72,7 @@ impl Call {
         // What is known of a replica, and who votes, is ours to say.
         headers.remove(EXPECTED_REPLICA);
         headers.remove(TRANSACTION);
+        flags.add_to(&mut headers);
         let freshness = Asked::take(&mut headers);
         let site = headers.remove(SYNC_FROM_SITE);
         let id = CorrelationId::of(&headers);

@@ -1,8 +1,8 @@
 use tabularium_proto::gitaly::{
-    ClockSyncedRequest, DiskStatisticsRequest, ReadinessCheckRequest, RemoveRepositoryRequest,
-    RepositoryExistsRequest, ServerInfoRequest, ServerSignatureRequest,
-    readiness_check_response::Result as Readiness, repository_service_client::RepositoryServiceClient,
-    server_service_client::ServerServiceClient,
+    ClockSyncedRequest, DeleteObjectPoolRequest, DiskStatisticsRequest, ObjectPool, ReadinessCheckRequest,
+    RemoveRepositoryRequest, RepositoryExistsRequest, ServerInfoRequest, ServerSignatureRequest,
+    object_pool_service_client::ObjectPoolServiceClient, readiness_check_response::Result as Readiness,
+    repository_service_client::RepositoryServiceClient, server_service_client::ServerServiceClient,
 };
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -37,11 +37,23 @@ async fn the_router_itself_is_healthy_and_describes_its_services() {
 async fn existence_and_removal_are_the_coordinators_word() {
     let house = House::new().await;
     let mut client = RepositoryServiceClient::new(house.channel.clone());
+    let mut pools = ObjectPoolServiceClient::new(house.channel.clone());
     let exists = |path: &str| RepositoryExistsRequest { repository: named("default", path) };
     assert!(client.repository_exists(exists(REPOSITORY)).await.unwrap().into_inner().exists);
     assert!(!client.repository_exists(exists("no.git")).await.unwrap().into_inner().exists);
-    let nowhere = RepositoryExistsRequest { repository: named("nowhere", "a.git") };
-    assert_eq!(client.repository_exists(nowhere).await.unwrap_err().message(), "storage name not found");
+    // Names under which nothing can be are names under which nothing is, as for Praefect.
+    for impossible in [("nowhere", REPOSITORY), ("default", "../a.git")] {
+        let repository = || named(impossible.0, impossible.1);
+        let asked = RepositoryExistsRequest { repository: repository() };
+        assert!(!client.repository_exists(asked).await.unwrap().into_inner().exists, "{impossible:?}");
+        let removed = RemoveRepositoryRequest { repository: repository() };
+        let status = client.remove_repository(removed).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::NotFound, "repository does not exist"));
+        let pool = DeleteObjectPoolRequest { object_pool: Some(ObjectPool { repository: repository() }) };
+        pools.delete_object_pool(pool).await.unwrap();
+    }
+    let unnamed = RepositoryExistsRequest { repository: named("", "a.git") };
+    assert_eq!(client.repository_exists(unnamed).await.unwrap_err().message(), "storage name not set");
 
     let remove = || RemoveRepositoryRequest { repository: named("default", REPOSITORY) };
     client.remove_repository(remove()).await.unwrap();

@@ -105,6 +105,25 @@ async fn every_key_reaches_all_that_tidy_up() {
 }
 
 #[tokio::test]
+async fn what_clients_leave_open_of_feature_flags_is_said_to_all_nodes() {
+    let config = "[feature_flags]\nsome_flag = false\nunnamed = true\n";
+    let house = House::with(config, |coordinator| coordinator.state().quorum = 2).await;
+    house.ref_exists(with_everything(exists())).await.unwrap();
+    let mut client = RepositoryServiceClient::new(house.channel.clone());
+    client
+        .write_ref(with_everything(WriteRefRequest { repository: repository(), ..Default::default() }))
+        .await
+        .unwrap();
+    let mut seen: Vec<_> = house.nodes.iter().flat_map(|node| node.seen("WriteRef")).collect();
+    assert_eq!(seen.len(), 3);
+    seen.extend(house.nodes.iter().flat_map(|node| node.seen("RefExists")));
+    for seen in seen {
+        check(&seen.headers);
+        assert_eq!(seen.headers["gitaly-feature-unnamed"], "true");
+    }
+}
+
+#[tokio::test]
 async fn an_id_is_made_for_what_has_none() {
     let house = House::new().await;
     house.ref_exists(Request::new(exists())).await.unwrap();
