@@ -323,6 +323,16 @@ fn whoever_went_ahead_without_asking_is_to_be_compared() {
 }
 
 #[test]
+fn whoever_changes_first_and_votes_then_leaves_doubt_when_the_others_did_something_else() {
+    let mut play = Play::new(3, 2, Ticket::Held);
+    for voter in 0..3 {
+        play.vote(&[voter], Phase::Unknown, 1 + u8::try_from(voter).unwrap());
+    }
+    assert_eq!(play.last(PRIMARY), Some(Verdict::Abort));
+    assert_eq!(play.transaction.conclusion(), Some(Conclusion::InDoubt));
+}
+
+#[test]
 fn a_primary_whose_hooks_refuse_the_push_has_asked() {
     for voted in [false, true] {
         let mut play = Play::new(3, 2, Ticket::Wanted);

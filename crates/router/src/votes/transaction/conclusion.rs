@@ -77,7 +77,10 @@ impl Transaction {
     /// The same, when nobody was told to change anything.
     fn conclusion_without_change(&self) -> Option<Conclusion> {
         if !self.is_unasked() {
-            return Some(Conclusion::NotApplied);
+            // Gitaly 16 fetches first and votes then.
+            let mut cast = self.subtransactions.iter().flat_map(|votes| votes.ballots.iter().flatten());
+            let changed = cast.any(|ballot| ballot.tells_change());
+            return Some(if changed { Conclusion::InDoubt } else { Conclusion::NotApplied });
         }
         if self.voters[PRIMARY].standing != Standing::Ended {
             return Some(Conclusion::InDoubt);
