@@ -2,19 +2,9 @@
 
 use tonic::Status;
 
-use crate::stage::Stage;
+use crate::stage::{Stage, fetch_everything, list_references};
 
 const BESIDE: &str = "PostUploadPackWithSidechannel";
-
-/// What git sends for a clone.
-fn fetch_everything(path: &str, tip: &str) -> String {
-    let body = format!("0032want {tip}\n00000009done\n");
-    format!(
-        "POST /{path}/git-upload-pack HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\
-         Content-Type: application/x-git-upload-pack-request\r\n\r\n{body}",
-        body.len()
-    )
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clone_takes_a_sidechannel_where_there_is_one() {
@@ -54,18 +44,7 @@ async fn a_clone_takes_a_sidechannel_where_there_is_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_mid_pack_stops_git() {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let stage = Stage::multiplexed().await;
-    let tip = stage.seed("g/p.git", 1, 48 * 1024 * 1024).await;
-    let request = fetch_everything("g/p.git", &tip);
-    let mut stream = tokio::net::TcpStream::connect(&stage.host).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut start = vec![0; 200_000];
-    stream.read_exact(&mut start).await.unwrap();
-    assert!(start.starts_with(b"HTTP/1.1 200 OK\r\n"));
-    assert_eq!(stage.fake.seen.lock().unwrap().running, 1, "the pack is larger than all buffers");
-    drop(stream);
-    stage.until("the call was cancelled", |seen| seen.abandoned == 1 && seen.running == 0).await;
+    Stage::multiplexed().await.left_mid_pack().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,13 +62,7 @@ async fn failures_are_told_as_they_are_without_one() {
     assert!(!said.ok && said.err.contains("remote error: repository not valid"), "{}", said.err);
 
     fail("PostUploadPackWithSidechannel:mid", Status::unavailable("node died"));
-    let body = "0014command=ls-refs\n0000";
-    let request = format!(
-        "POST /g/p.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nGit-Protocol: version=2\r\n\
-         Content-Type: application/x-git-upload-pack-request\r\n\r\n{body}",
-        body.len()
-    );
-    let answer = stage.bytes(request.as_bytes()).await;
+    let answer = stage.bytes(list_references("g/p.git").as_bytes()).await;
     assert!(!answer.ends_with(b"0\r\n\r\n"), "{}", String::from_utf8_lossy(&answer));
     stage.until("no git is left", |seen| seen.running == 0).await;
     assert_eq!(stage.fake.count("UploadPack"), 0);

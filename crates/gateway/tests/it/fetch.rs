@@ -1,6 +1,6 @@
 use tonic::Status;
 
-use crate::stage::Stage;
+use crate::stage::{Stage, list_references};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clone_is_complete_in_every_protocol_version() {
@@ -76,23 +76,7 @@ async fn ls_remote_and_fetch_with_compressed_negotiation() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_mid_pack_stops_git() {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let stage = Stage::new().await;
-    let tip = stage.seed("g/p.git", 1, 48 * 1024 * 1024).await;
-    let body = format!("0032want {tip}\n00000009done\n");
-    let request = format!(
-        "POST /g/p.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\
-         Content-Type: application/x-git-upload-pack-request\r\n\r\n{body}",
-        body.len()
-    );
-    let mut stream = tokio::net::TcpStream::connect(&stage.host).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut start = vec![0; 200_000];
-    stream.read_exact(&mut start).await.unwrap();
-    assert!(start.starts_with(b"HTTP/1.1 200 OK\r\n"));
-    assert_eq!(stage.fake.seen.lock().unwrap().running, 1, "the pack is larger than all buffers");
-    drop(stream);
-    stage.until("the call was cancelled", |seen| seen.abandoned == 1 && seen.running == 0).await;
+    Stage::new().await.left_mid_pack().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,13 +91,7 @@ async fn a_failure_after_the_first_byte_breaks_the_connection() {
         let said = stage.try_git(&["-c", &option, "clone", "-q", &url, "broken"]).await;
         assert!(!said.ok, "{}", said.err);
     }
-    let body = "0014command=ls-refs\n0000";
-    let request = format!(
-        "POST /g/p.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nGit-Protocol: version=2\r\n\
-         Content-Type: application/x-git-upload-pack-request\r\n\r\n{body}",
-        body.len()
-    );
-    let answer = stage.bytes(request.as_bytes()).await;
+    let answer = stage.bytes(list_references("g/p.git").as_bytes()).await;
     assert!(!answer.ends_with(b"0\r\n\r\n"), "{}", String::from_utf8_lossy(&answer));
 }
 

@@ -1,6 +1,9 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::{clients::noise, stage::Stage};
+use crate::{
+    clients::noise,
+    stage::{Stage, fetch_everything},
+};
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     use std::io::Write as _;
@@ -129,12 +132,7 @@ async fn a_drain_lets_a_running_push_end() {
 async fn a_client_that_stops_reading_is_cut_off() {
     let stage = Stage::configured("stall_timeout = \"1s\"").await;
     let tip = stage.seed("g/p.git", 1, 48 << 20).await;
-    let body = format!("0032want {tip}\n00000009done\n");
-    let request = format!(
-        "POST /g/p.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\
-         Content-Type: application/x-git-upload-pack-request\r\n\r\n{body}",
-        body.len()
-    );
+    let request = fetch_everything("g/p.git", &tip);
     let mut stream = tokio::net::TcpStream::connect(&stage.host).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     stage.until("git was stopped", |seen| seen.abandoned == 1 && seen.running == 0).await;

@@ -5,6 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use tabularium_common::{config, grpc::Address, lifecycle::Tasks};
 use tabularium_gateway::{Running, config::Config, start};
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::fake::Fake;
 
@@ -84,4 +88,37 @@ impl Stage {
         };
         tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
     }
+
+    /// A client goes away in the middle of a pack, and the call ends with it.
+    pub(crate) async fn left_mid_pack(&self) {
+        let tip = self.seed("g/p.git", 1, 48 * 1024 * 1024).await;
+        let mut stream = TcpStream::connect(&self.host).await.unwrap();
+        stream.write_all(fetch_everything("g/p.git", &tip).as_bytes()).await.unwrap();
+        let mut start = vec![0; 200_000];
+        stream.read_exact(&mut start).await.unwrap();
+        assert!(start.starts_with(b"HTTP/1.1 200 OK\r\n"));
+        assert_eq!(self.fake.seen.lock().unwrap().running, 1, "the pack is larger than all buffers");
+        drop(stream);
+        self.until("the call was cancelled", |seen| seen.abandoned == 1 && seen.running == 0).await;
+    }
+}
+
+/// What git sends for a clone.
+pub(crate) fn fetch_everything(path: &str, tip: &str) -> String {
+    let body = format!("0032want {tip}\n00000009done\n");
+    format!(
+        "POST /{path}/git-upload-pack HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\
+         Content-Type: application/x-git-upload-pack-request\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// What git sends to hear of the references, in protocol version 2.
+pub(crate) fn list_references(path: &str) -> String {
+    let body = "0014command=ls-refs\n0000";
+    format!(
+        "POST /{path}/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nGit-Protocol: version=2\r\n\
+         Content-Type: application/x-git-upload-pack-request\r\n\r\n{body}",
+        body.len()
+    )
 }

@@ -99,7 +99,7 @@ mod tests {
             list_storages(&file, &ListStorages { virtual_storage: name.into() }, &mut out).unwrap();
             String::from_utf8(out).unwrap()
         };
-        assert_eq!(listed(""), "VIRTUAL_STORAGE\tNODE\tADDRESS\t\ndefault        \tg-1 \tunix:/a\t\n");
+        assert_eq!(listed(""), "VIRTUAL_STORAGE\tNODE\tADDRESS \ndefault        \tg-1 \tunix:/a\t\n");
         assert_eq!(listed("default"), listed(""));
         assert_eq!(listed("x"), "No virtual storages named x.\n");
     }
