@@ -6,7 +6,7 @@
 //! variables, so that the process list shows none of it.
 
 mod bands;
-mod pipes;
+pub(crate) mod pipes;
 
 use std::{env, ffi::OsString};
 

@@ -20,6 +20,8 @@
 //! Whether a replica's objects are whole git looks up when it is told to: [`soundness`]. One that was found corrupt says so
 //! in itself ([`corruption`]) until the next copy makes it again, which keeps the old one aside: [`kept`].
 //!
+//! In which languages a repository is written, and which of its files programs wrote, is told by [`linguist`].
+//!
 //! Backups of single repositories the node writes and restores itself: [`backup`].
 //!
 //! What is fetched goes beside the RPC that asked for it, where the client offers a sidechannel (`services/sidechannel.rs`).
@@ -30,6 +32,7 @@
 //! * [`expectation`]: a disk that is older than it was gives itself away by them.
 //! * [`copy_attempts`]: why a copy that comes late cannot undo a later one.
 //! * [`fetch_proxy`]: the subcommand that git runs instead of `ssh` to fetch from another node.
+//! * [`lfs_filter`]: the subcommand that git runs for files in archives that are kept elsewhere.
 //! * [`error`]: codes and texts, word for word Gitaly's.
 //!
 //! Methods that are not written answer `UNIMPLEMENTED`.
@@ -50,6 +53,7 @@ mod git;
 mod hooks;
 mod kept;
 mod keyed_locks;
+pub mod lfs_filter;
 mod linguist;
 mod metrics;
 mod node;

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use tabularium_common::{lifecycle, program, telemetry, tls};
 use tabularium_node::{
     config::{Config, Surroundings},
-    fetch_proxy, server,
+    fetch_proxy, lfs_filter, server,
 };
 
 const PROGRAM: &str = "tabularium-node";
@@ -26,15 +26,21 @@ struct Arguments {
 enum Command {
     /// Run by git in the place of ssh; not for people.
     FetchProxy(fetch_proxy::Arguments),
+    /// Run by git for files in archives; not for people.
+    LfsFilter(lfs_filter::Arguments),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Command::FetchProxy(arguments)) = arguments.command {
+    if let Some(command) = arguments.command {
+        let code = match command {
+            Command::FetchProxy(arguments) => fetch_proxy::run(&arguments).await,
+            Command::LfsFilter(arguments) => lfs_filter::run(&arguments).await,
+        };
         // Not by returning: a read of standard input cannot be cancelled, so the runtime would wait for git to close it,
         // and git for us to end.
-        std::process::exit(fetch_proxy::run(&arguments).await.into());
+        std::process::exit(code.into());
     }
     let Some(service) = arguments.service else {
         return ExitCode::from(program::FAILED);

@@ -37,7 +37,8 @@ pub(crate) struct Node {
     pub(crate) judges: Arc<Judges>,
     /// Changes that are being decided and made.
     pub(crate) sections: Arc<Sections>,
-    /// The program that git runs instead of `ssh` to fetch from another node: `<this> fetch-proxy`.
+    /// The program that git runs instead of `ssh` to fetch from another node: `<this> fetch-proxy`; and for files in
+    /// archives: `<this> lfs-filter`.
     pub(crate) fetch_proxy: PathBuf,
     /// As that program dials.
     pub(crate) tls: TlsConfig,

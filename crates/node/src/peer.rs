@@ -1,7 +1,7 @@
 //! Other storages, as the caller's `gitaly-servers` metadata says how to reach them (wire reference, section f), and the
 //! fetch from one of them.
 
-use std::{collections::HashMap, ffi::OsString, time::Duration};
+use std::{collections::HashMap, path::Path, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use prost::Message as _;
@@ -146,13 +146,13 @@ impl Peer {
     }
 }
 
-/// Quoted for the shell through which git starts it.
-fn proxy_command(node: &Node) -> OsString {
-    let mut command = OsString::from("'");
-    let program = node.fetch_proxy.as_os_str().to_string_lossy().replace('\'', r"'\''");
-    command.push(program);
-    command.push("' fetch-proxy");
-    command
+fn proxy_command(node: &Node) -> String {
+    format!("{} fetch-proxy", quoted(&node.fetch_proxy))
+}
+
+/// A program for the shell through which git starts it.
+pub(crate) fn quoted(program: &Path) -> String {
+    format!("'{}'", program.as_os_str().to_string_lossy().replace('\'', r"'\''"))
 }
 
 /// Fetches in one ref transaction. One transaction cannot remove `a` and create `a/b`; when that is what it takes, the

@@ -1,11 +1,12 @@
 //! GitLab's internal API as a storage node uses it (wire reference, section i.4).
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
     ChangeRequest, Denied, RequestError,
-    http::{CallError, GitlabError, Http},
+    http::{Body, CallError, GitlabError, Http},
     messages::Message,
 };
 use crate::{config::GitlabConfig, metrics::Metrics};
@@ -51,6 +52,7 @@ impl Gitlab {
             protocol: change.requester.protocol,
             user_id: change.requester.gl_id.clone(),
             changes: change.changes.to_vec(),
+            rate_limited: false,
         };
         let body = allowed_body(change).map_err(denied)?;
         let asked = async {
@@ -64,7 +66,10 @@ impl Gitlab {
         match asked.await {
             Ok(Verdict { status: true, .. }) => Ok(()),
             Ok(Verdict { message, .. }) => Err(denied(message)),
-            Err(error) => Err(denied(error.to_string())),
+            Err(error) => {
+                let rate_limited = error == CallError::RateLimited;
+                Err(Denied { rate_limited, ..denied(error.to_string()) })
+            }
         }
     }
 
@@ -100,6 +105,12 @@ impl Gitlab {
             }
         };
         asked.await.map_err(RequestError::PostReceive)
+    }
+
+    /// A file of Git LFS.
+    pub(super) async fn lfs_object(&self, id: &str, gl_repository: &str) -> Result<Option<Body>, CallError> {
+        let gl_repository = utf8_percent_encode(gl_repository, NON_ALPHANUMERIC);
+        self.0.open("/lfs", &format!("gl_repository={gl_repository}&oid={id}")).await
     }
 
     /// Asks GitLab who it is; what is wrong with URL, secret or network shows here.

@@ -8,8 +8,9 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -62,6 +63,9 @@ pub(super) enum CallError {
     /// GitLab says no, and why.
     #[error("{0}")]
     Refused(String),
+    /// GitLab is asked too often. Gitaly leaves out what it says about that.
+    #[error("rate limited")]
+    RateLimited,
     /// GitLab fails, and does not say why.
     #[error("Internal API error ({0})")]
     Failed(u16),
@@ -180,6 +184,36 @@ impl Http {
         self.call(Method::POST, endpoint, body.to_string().into(), caller).await
     }
 
+    /// The body of the answer to a GET, piece by piece, however long it is; `None` if GitLab neither refuses nor has it.
+    pub(super) async fn open(&self, endpoint: &'static str, query: &str) -> Result<Option<Body>, CallError> {
+        let unreachable = |problem: &dyn std::fmt::Display| {
+            tracing::error!(endpoint, %problem, "Internal API unreachable");
+            CallError::Unreachable
+        };
+        let path = format!("{endpoint}?{query}");
+        let request = self.request(Method::GET, &path, Bytes::new(), &Caller::default());
+        let request = request.map_err(|error| unreachable(&error))?;
+        let began = Instant::now();
+        let opened = async {
+            let response = self.send(request).await?;
+            if response.status().as_u16() >= 400 {
+                return Ok(Err(answer(endpoint, response).await?));
+            }
+            Ok::<_, BoxError>(Ok(response))
+        };
+        let opened = match timeout(self.patience, opened).await {
+            Ok(Ok(Ok(response))) => Ok(response),
+            Ok(Ok(Err(answer))) => Err(refusal(&answer).unwrap_or(CallError::Unreachable)),
+            Ok(Err(problem)) => Err(unreachable(&problem)),
+            Err(_) => Err(unreachable(&format!("no answer within {} s", self.patience.as_secs()))),
+        };
+        self.metrics.gitlab_called(endpoint, outcome(opened.as_ref().err()), began.elapsed());
+        let response = opened?;
+        let found = response.status() == StatusCode::OK;
+        let rest = response.into_body().map_err(BoxError::from).boxed_unsync();
+        Ok(found.then(|| Body { rest, patience: self.patience }))
+    }
+
     async fn call(
         &self,
         method: Method,
@@ -199,12 +233,7 @@ impl Http {
             Ok(Err(problem)) => Err(unreachable(&problem)),
             Err(_) => Err(unreachable(&format!("no answer within {} s", self.patience.as_secs()))),
         };
-        let outcome = match &called {
-            Ok(_) => GitlabOutcome::Answered,
-            Err(CallError::Unreachable) => GitlabOutcome::Unreachable,
-            Err(_) => GitlabOutcome::Refused,
-        };
-        self.metrics.gitlab_called(endpoint, outcome, began.elapsed());
+        self.metrics.gitlab_called(endpoint, outcome(called.as_ref().err()), began.elapsed());
         called
     }
 
@@ -242,17 +271,81 @@ impl Http {
         &self,
         endpoint: &'static str,
         request: Request<Full<Bytes>>,
-    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
-        let response = match &self.transport {
-            Transport::Web(client) => client.request(request).await?,
-            Transport::Unix(client) => client.request(request).await?,
-        };
-        let (head, body) = response.into_parts();
-        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await?.to_bytes();
-        let content_type = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-        let content_type = String::from_utf8_lossy(content_type.unwrap_or_default()).into_owned();
-        Ok(Answer { endpoint, status: head.status, content_type, body })
+    ) -> Result<Answer, BoxError> {
+        answer(endpoint, self.send(request).await?).await
     }
+
+    async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, hyper_util::client::legacy::Error> {
+        match &self.transport {
+            Transport::Web(client) => client.request(request).await,
+            Transport::Unix(client) => client.request(request).await,
+        }
+    }
+}
+
+/// The whole of an answer.
+async fn answer(endpoint: &'static str, response: Response<Incoming>) -> Result<Answer, BoxError> {
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await?.to_bytes();
+    let content_type = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let content_type = String::from_utf8_lossy(content_type.unwrap_or_default()).into_owned();
+    Ok(Answer { endpoint, status: head.status, content_type, body })
+}
+
+fn outcome(error: Option<&CallError>) -> GitlabOutcome {
+    match error {
+        None => GitlabOutcome::Answered,
+        Some(CallError::Unreachable) => GitlabOutcome::Unreachable,
+        Some(_) => GitlabOutcome::Refused,
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body that comes piece by piece.
+pub(crate) struct Body {
+    rest: UnsyncBoxBody<Bytes, BoxError>,
+    /// For each piece.
+    patience: Duration,
+}
+
+impl Body {
+    /// The next piece; `None` at the end.
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, BodyError> {
+        loop {
+            let frame = timeout(self.patience, self.rest.frame()).await.map_err(|_| BodyError::Late)?;
+            let Some(frame) = frame else { return Ok(None) };
+            let frame = frame.map_err(|error| BodyError::Broken(error.to_string()))?;
+            if let Ok(piece) = frame.into_data() {
+                return Ok(Some(piece));
+            }
+        }
+    }
+
+    /// Of these pieces.
+    #[cfg(test)]
+    pub(crate) fn of(pieces: Vec<Result<Bytes, ()>>) -> Self {
+        let frame = |piece: Result<Bytes, ()>| {
+            piece.map(http_body::Frame::data).map_err(|()| BoxError::from("broken"))
+        };
+        let frames = futures::stream::iter(pieces.into_iter().map(frame));
+        let rest = http_body_util::StreamBody::new(frames).boxed_unsync();
+        Self { rest, patience: Duration::from_secs(1) }
+    }
+}
+
+/// Why a body is not whole.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// Nothing more came in time.
+    #[error("nothing more came in time")]
+    Late,
+    /// It broke off.
+    #[error("{0}")]
+    Broken(String),
 }
 
 /// What an answer outside of 200 to 399 says.
@@ -265,6 +358,9 @@ fn refusal(answer: &Answer) -> Option<CallError> {
     let status = answer.status.as_u16();
     if (200..400).contains(&status) {
         return None;
+    }
+    if answer.status == StatusCode::TOO_MANY_REQUESTS {
+        return Some(CallError::RateLimited);
     }
     Some(match answer.json_of_any_type::<Said>() {
         Ok(Said { message }) => CallError::Refused(message),

@@ -25,7 +25,7 @@ use tonic::{Status, metadata::MetadataMap};
 use crate::{config::GitlabConfig, metrics::Metrics, storage::RepositoryPath};
 use gitlab::Gitlab;
 use http::Caller;
-pub(crate) use http::GitlabError;
+pub(crate) use http::{Body as LfsObject, GitlabError};
 
 /// Who is asked.
 pub(crate) enum Access {
@@ -146,9 +146,16 @@ pub(crate) struct Denied {
     protocol: Protocol,
     user_id: String,
     changes: Vec<u8>,
+    /// GitLab was asked too often to say whether it is allowed.
+    rate_limited: bool,
 }
 
 impl Denied {
+    /// Whether it may be allowed when it is asked about later.
+    pub(crate) fn is_rate_limited(&self) -> bool {
+        self.rate_limited
+    }
+
     /// For the status details.
     pub(crate) fn detail(&self) -> AccessCheckError {
         AccessCheckError {
@@ -222,6 +229,18 @@ impl Access {
         let Self::Gitlab(gitlab) = self else { return Ok(()) };
         change.require_names()?;
         Ok(gitlab.allowed(change).await?)
+    }
+
+    /// The file of Git LFS that has this id, if GitLab gives it for this repository.
+    pub(crate) async fn lfs_object(&self, id: &str, gl_repository: &str) -> Option<LfsObject> {
+        let Self::Gitlab(gitlab) = self else { return None };
+        match gitlab.lfs_object(id, gl_repository).await {
+            Ok(object) => object,
+            Err(error) => {
+                tracing::warn!(%error, id, gl_repository, "an LFS object is not to be had");
+                None
+            }
+        }
     }
 
     /// Says that the change is about to be made. GitLab forgets it by itself when it hears nothing more for some minutes.

@@ -12,13 +12,13 @@ use tokio::{
 };
 
 /// Standard input.
-pub(super) fn stdin() -> Pin<Box<dyn AsyncRead + Send>> {
+pub(crate) fn stdin() -> Pin<Box<dyn AsyncRead + Send>> {
     let pipe = owned(&io::stdin()).and_then(Receiver::from_owned_fd);
     pipe.map_or_else(|_| Box::pin(tokio::io::stdin()) as _, |pipe| Box::pin(pipe) as _)
 }
 
 /// Standard output.
-pub(super) fn stdout() -> Pin<Box<dyn AsyncWrite + Send>> {
+pub(crate) fn stdout() -> Pin<Box<dyn AsyncWrite + Send>> {
     let pipe = owned(&io::stdout()).and_then(Sender::from_owned_fd);
     pipe.map_or_else(|_| Box::pin(tokio::io::stdout()) as _, |pipe| Box::pin(pipe) as _)
 }

@@ -213,11 +213,6 @@ async fn archives_hold_what_was_asked_for() {
             Code::InvalidArgument,
             "relative path escapes root directory",
         ),
-        (
-            &|request| request.include_lfs_blobs = true,
-            Code::Unimplemented,
-            "archives with LFS objects are not built in",
-        ),
     ] {
         let status = get(change).await.unwrap_err();
         assert_eq!((status.code(), status.message()), (code, text));

@@ -26,7 +26,7 @@ const MAX_POINTER_BYTES: u64 = 200;
 const VERSION: &[u8] = b"version https://git-lfs.github.com/spec";
 
 /// Id and size of the file that a pointer stands for; `None` if it is no pointer.
-fn parse_pointer(data: &[u8]) -> Option<(Vec<u8>, i64)> {
+pub(crate) fn parse_pointer(data: &[u8]) -> Option<(Vec<u8>, i64)> {
     if !data.starts_with(VERSION) {
         return None;
     }

@@ -14,6 +14,8 @@ use tabularium_proto::gitaly::{
 };
 use tonic::{Request, Response, Status};
 
+pub(crate) use lfs::parse_pointer;
+
 use super::{
     listing::{self, Messages},
     streams::ResponseStream,

@@ -24,6 +24,7 @@ pub(crate) const SECRET: &str = "a secret of GitLab's\n";
 pub(crate) struct Call {
     pub(crate) method: Method,
     pub(crate) path: String,
+    pub(crate) query: String,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Value,
 }
@@ -130,7 +131,8 @@ async fn answer(State(gitlab): State<Gitlab>, request: Request) -> Response {
     let body: Bytes = axum::body::to_bytes(body, 1 << 20).await.unwrap();
     let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
     let path = head.uri.path().to_owned();
-    let call = Call { method: head.method, path, headers: head.headers, body };
+    let query = head.uri.query().unwrap_or_default().to_owned();
+    let call = Call { method: head.method, path, query, headers: head.headers, body };
     gitlab.0.calls.lock().unwrap().push(call.clone());
     let reply = match (gitlab.0.decide)(call.clone()).await {
         Some(reply) => reply,

@@ -1,6 +1,7 @@
 //! The node asks GitLab.
 
-mod fake;
+pub(crate) mod fake;
+mod lfs;
 mod operations;
 mod pushes;
 mod transports;
