@@ -72,6 +72,30 @@ async fn rebase(node: &TestNode, header: Header, apply: Option<bool>) -> Result<
 }
 
 #[tokio::test]
+async fn hooks_hear_the_options_of_a_rebase() {
+    let node = TestNode::start().await;
+    let repository = seed::repository(&node, "a.git").await;
+    let old = feature(&node);
+    let seen = node.path("a.git").join("seen");
+    for name in ["pre-receive", "update", "post-receive"] {
+        let script = format!(
+            "echo \"$GIT_PUSH_OPTION_COUNT $GIT_PUSH_OPTION_0 $GIT_PUSH_OPTION_1.\" >> {}",
+            seen.display()
+        );
+        hook(&node, name, &script);
+    }
+    let plain = header(&repository, &old);
+    let with = Header { git_push_options: vec!["ci.skip".into(), "a=b".into()], ..plain.clone() };
+    let (new, applied) = rebase(&node, with, Some(true)).await.unwrap();
+    assert!(applied);
+    assert_eq!(std::fs::read_to_string(&seen).unwrap(), "2 ci.skip a=b.\n  .\n2 ci.skip a=b.\n");
+    std::fs::remove_file(&seen).unwrap();
+    let again = Header { branch_sha: new, remote_branch: b"side".to_vec(), ..plain };
+    rebase(&node, again, Some(true)).await.unwrap();
+    assert_eq!(std::fs::read_to_string(&seen).unwrap(), "  .\n  .\n  .\n");
+}
+
+#[tokio::test]
 async fn a_branch_is_rebased() {
     let node = TestNode::start().await;
     let repository = seed::repository(&node, "a.git").await;

@@ -97,6 +97,11 @@ impl Refusal {
         format!("running {} hooks: {}", self.hook.name(), self.message())
     }
 
+    /// Whether GitLab was asked too often to say anything else.
+    pub(super) fn is_rate_limited(&self) -> bool {
+        matches!(&self.by, By::Gitlab(denied) if denied.is_rate_limited())
+    }
+
     /// For the status details of RPCs that tell GitLab's refusals from others.
     pub(super) fn denied(&self) -> Option<AccessCheckError> {
         match &self.by {
@@ -138,13 +143,21 @@ pub(super) struct Surroundings {
     judges: Arc<Judges>,
     requester: Requester,
     repository: RepositoryPath,
+    push_options: Vec<String>,
 }
 
 impl Surroundings {
-    /// Of a change by `requester`; `repository` is seen with the change's new objects.
-    pub(super) fn new(node: &Node, repository: &RepositoryPath, requester: Requester) -> Self {
+    /// Of a change by `requester`; `repository` is seen with the change's new objects. `push_options` are told as those of
+    /// a push.
+    pub(super) fn new(
+        node: &Node,
+        repository: &RepositoryPath,
+        requester: Requester,
+        push_options: &[String],
+    ) -> Self {
         let (git, judges) = (node.git.clone(), Arc::clone(&node.judges));
-        Self { git, judges, requester, repository: repository.clone() }
+        let (repository, push_options) = (repository.clone(), push_options.to_vec());
+        Self { git, judges, requester, repository, push_options }
     }
 
     fn request<'a>(&'a self, changes: &'a [u8]) -> ChangeRequest<'a> {
@@ -157,7 +170,7 @@ impl Surroundings {
                 let repository = &self.repository.path;
                 Some(ObjectDirectories::relative_to(repository, directory, &quarantine.alternates))
             }),
-            push_options: &[],
+            push_options: &self.push_options,
         }
     }
 
@@ -190,7 +203,7 @@ impl Surroundings {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let run = async {
             for program in &programs {
-                let end = self.run_one(program, arguments, input, &mut stdout, &mut stderr).await?;
+                let end = self.run_one(hook, program, arguments, input, (&mut stdout, &mut stderr)).await?;
                 if let Some(end) = end {
                     return Ok(Some(format!("error executing {:?}: {end}", program.display().to_string())));
                 }
@@ -212,17 +225,18 @@ impl Surroundings {
     /// How it ended, if not well.
     async fn run_one(
         &self,
+        hook: Hook,
         program: &Path,
         arguments: &[&[u8]],
         input: &[u8],
-        stdout: &mut Vec<u8>,
-        stderr: &mut Vec<u8>,
+        (stdout, stderr): (&mut Vec<u8>, &mut Vec<u8>),
     ) -> io::Result<Option<String>> {
         let mut command = Command::new(program);
         command
             .args(arguments.iter().map(|argument| OsStr::from_bytes(argument)))
             .env_clear()
             .envs(self.environment())
+            .envs(self.options_for(hook))
             .current_dir(&self.repository.path)
             .process_group(0)
             .kill_on_drop(true)
@@ -245,6 +259,20 @@ impl Surroundings {
             Some(code) => Some(format!("exit status {code}")),
             None => Some(end.to_string()),
         })
+    }
+
+    /// Push options as git tells its hooks of them; `update` hears nothing of them.
+    fn options_for(&self, hook: Hook) -> Vec<(String, String)> {
+        if self.push_options.is_empty() || hook == Hook::Update {
+            return Vec::new();
+        }
+        // A NUL cannot be in an environment, and git takes no option with one.
+        let options: Vec<&str> =
+            self.push_options.iter().map(String::as_str).filter(|option| !option.contains('\0')).collect();
+        let count = ("GIT_PUSH_OPTION_COUNT".to_owned(), options.len().to_string());
+        let named =
+            |(number, option): (usize, &&str)| (format!("GIT_PUSH_OPTION_{number}"), (*option).to_owned());
+        std::iter::once(count).chain(options.iter().enumerate().map(named)).collect()
     }
 
     fn environment(&self) -> Vec<(&'static str, OsString)> {

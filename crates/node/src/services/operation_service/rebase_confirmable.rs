@@ -18,7 +18,7 @@ use super::{
     rebase::{RebaseError, rebase},
     signature::Signature,
     start::Start,
-    update::{Change, Requester, UpdateError, update},
+    update::{Change, Requester, UpdateError, update_with_options},
 };
 use crate::{
     error::with_detail,
@@ -100,7 +100,8 @@ pub(super) async fn rebase_confirmable(
     let change = Change { reference: revision::branch_reference(&header.branch), old, new };
     let (sent, user) = (header.repository.unwrap_or_default(), header.user.unwrap_or_default());
     let requester = Requester { repository: &sent, user: &user, voter: &voter };
-    match update(&node, &repository, requester, Some(quarantine), &change).await {
+    let options = &header.git_push_options;
+    match update_with_options(&node, &repository, requester, Some(quarantine), &change, options).await {
         Ok(()) => messages.send(answer(Answer::RebaseApplied(true))).await,
         Err(UpdateError::Hook(refusal)) => {
             let text = format!("access check: {:?}", refusal.full_message());

@@ -81,19 +81,31 @@ pub(super) async fn update(
     quarantine: Option<Quarantine>,
     change: &Change,
 ) -> Result<(), UpdateError> {
+    update_with_options(node, repository, requester, quarantine, change, &[]).await
+}
+
+/// The same, and whoever has a say is told these options, as those of a push.
+pub(super) async fn update_with_options(
+    node: &Arc<Node>,
+    repository: &RepositoryPath,
+    requester: Requester<'_>,
+    quarantine: Option<Quarantine>,
+    change: &Change,
+    push_options: &[String],
+) -> Result<(), UpdateError> {
     if revision::check_reference(&change.reference).is_err() {
         return Err(UpdateError::Reference);
     }
     let voter = requester.voter.clone();
     let seen = quarantine.as_ref().map_or(repository, Quarantine::repository);
     let who = access::Requester::web(requester.repository, requester.user);
-    let before = Surroundings::new(node, seen, who.clone());
+    let before = Surroundings::new(node, seen, who.clone(), push_options);
     let line = [change.old.as_bytes(), b" ", change.new.as_bytes(), b" ", &change.reference, b"\n"].concat();
     let arguments: [&[u8]; 3] = [&change.reference, change.old.as_bytes(), change.new.as_bytes()];
     agree(&voter, Hook::PreReceive, before.ask(&line)).await?;
     agree(&voter, Hook::Update, before.run(Hook::Update, &arguments, &[])).await?;
 
-    let after = Surroundings::new(node, repository, who);
+    let after = Surroundings::new(node, repository, who, push_options);
     let (owner, repository, change) = (Arc::clone(node), repository.clone(), change.clone());
     let accepted = node.tasks.spawn("accepted change", async move {
         if let Some(quarantine) = quarantine {
@@ -140,6 +152,10 @@ async fn tell(surroundings: &Surroundings, line: &[u8]) {
 
 fn refused(error: HookError) -> UpdateError {
     match error {
+        // It says nothing about the change, which may be allowed later.
+        HookError::Refused(refusal) if refusal.is_rate_limited() => {
+            Status::resource_exhausted(refusal.full_message()).into()
+        }
         HookError::Refused(refusal) => UpdateError::Hook(refusal),
         HookError::Busy(error) => UpdateError::Failed(error.into()),
         error @ (HookError::Request(..) | HookError::Io(_)) => Status::internal(error.to_string()).into(),

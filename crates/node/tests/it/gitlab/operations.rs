@@ -213,6 +213,30 @@ async fn what_is_no_denial_is_a_failure() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asks_too_often_may_ask_later() {
+    let gitlab = Gitlab::answering("allowed", Reply::json(429, &json!({"message": "Retry later"})));
+    let (node, repository, _directory) = asking(&gitlab).await;
+    let text = "running pre-receive hooks: GitLab: rate limited";
+    let created = operations(&node).user_create_branch(create_branch(&repository)).await;
+    let deleted = operations(&node)
+        .user_delete_branch(UserDeleteBranchRequest {
+            repository: Some(repository.clone()),
+            branch_name: b"side".to_vec(),
+            user: Some(user()),
+            ..UserDeleteBranchRequest::default()
+        })
+        .await;
+    for status in [refused(created), refused(deleted)] {
+        assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, text));
+    }
+    assert_eq!(
+        git(&node.path("a.git"), &["for-each-ref", "--format=%(refname)", "refs/heads"]),
+        "refs/heads/main\nrefs/heads/side"
+    );
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_has_been_made_stays_whatever_gitlab_says() {
     let gitlab = Gitlab::answering("post_receive", Reply::json(500, &json!({"message": "later"})));
     let (node, repository, _directory) = asking(&gitlab).await;
