@@ -16,9 +16,9 @@ use tabularium_proto::{
     DESCRIPTORS,
     gitaly::{
         analysis_service_server::AnalysisServiceServer, blob_service_server::BlobServiceServer,
-        commit_service_server::CommitServiceServer, conflicts_service_server::ConflictsServiceServer,
-        diff_service_server::DiffServiceServer, internal_gitaly_server::InternalGitalyServer,
-        object_pool_service_server::ObjectPoolServiceServer,
+        cleanup_service_server::CleanupServiceServer, commit_service_server::CommitServiceServer,
+        conflicts_service_server::ConflictsServiceServer, diff_service_server::DiffServiceServer,
+        internal_gitaly_server::InternalGitalyServer, object_pool_service_server::ObjectPoolServiceServer,
         operation_service_server::OperationServiceServer, ref_service_server::RefServiceServer,
         remote_service_server::RemoteServiceServer, repository_service_server::RepositoryServiceServer,
         server_service_server::ServerServiceServer, smart_http_service_server::SmartHttpServiceServer,
@@ -53,6 +53,7 @@ use crate::{
     services::{
         analysis::AnalysisServer,
         blob_service::BlobServer,
+        cleanup::CleanupServer,
         commit_service::{CommitServer, RememberedLanguages},
         diff_service::DiffServer,
         internal::InternalServer,
@@ -326,6 +327,7 @@ fn routes(node: &Arc<Node>, health: HealthReporter) -> Result<tonic::service::Ro
     routes.add_service(ServerServiceServer::new(ServerInfoServer::new(Arc::clone(node))));
     routes.add_service(InternalGitalyServer::new(InternalServer::new(Arc::clone(node))));
     routes.add_service(RefServiceServer::new(RefServer::new(Arc::clone(node))));
+    routes.add_service(CleanupServiceServer::new(CleanupServer::new(Arc::clone(node))));
     routes.add_service(CommitServiceServer::new(CommitServer::new(Arc::clone(node))));
     routes.add_service(AnalysisServiceServer::new(AnalysisServer::new(Arc::clone(node))));
     routes.add_service(BlobServiceServer::new(BlobServer::new(Arc::clone(node))));

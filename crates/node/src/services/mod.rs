@@ -2,6 +2,7 @@
 
 pub(crate) mod analysis;
 pub(crate) mod blob_service;
+pub(crate) mod cleanup;
 pub(crate) mod commit_service;
 pub(crate) mod diff_service;
 pub(crate) mod object_pool;
@@ -10,8 +11,8 @@ pub(crate) mod ref_service;
 
 pub(crate) mod internal;
 pub(crate) mod listing;
-pub(crate) mod remote;
 mod push;
+pub(crate) mod remote;
 mod remote_mirror;
 pub(crate) mod replica;
 pub(crate) mod repository;

@@ -8,6 +8,7 @@ mod blob_diffs;
 mod blob_listings;
 mod blobs;
 mod bridge;
+mod cleanup;
 mod commit_files;
 mod commits;
 mod conflicts;

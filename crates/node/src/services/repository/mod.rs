@@ -18,6 +18,7 @@ mod indexes;
 mod info;
 mod license;
 mod optimize;
+mod reference_backend;
 mod revisions;
 mod search;
 mod settings;
@@ -39,12 +40,13 @@ use tabularium_proto::gitaly::{
     CreateRepositoryResponse, FastExportRequest, FastExportResponse, FetchBundleRequest, FetchBundleResponse,
     FetchRemoteRequest, FetchRemoteResponse, FetchSourceBranchRequest, FetchSourceBranchResponse,
     FindLicenseRequest, FindLicenseResponse, FindMergeBaseRequest, FindMergeBaseResponse, FsckRequest,
-    FsckResponse, FullPathRequest, FullPathResponse, GetArchiveRequest, GetArchiveResponse, GetConfigRequest,
-    GetConfigResponse, GetCustomHooksRequest, GetCustomHooksResponse, GetFileAttributesRequest,
-    GetFileAttributesResponse, GetInfoAttributesRequest, GetInfoAttributesResponse,
-    GetObjectDirectorySizeRequest, GetObjectDirectorySizeResponse, GetRawChangesRequest,
-    GetRawChangesResponse, GetSnapshotRequest, GetSnapshotResponse, HasLocalBranchesRequest,
-    HasLocalBranchesResponse, ObjectFormatRequest, ObjectFormatResponse, ObjectsSizeRequest,
+    FsckResponse, FullPathRequest, FullPathResponse, GenerateBundleUriRequest, GenerateBundleUriResponse,
+    GetArchiveRequest, GetArchiveResponse, GetConfigRequest, GetConfigResponse, GetCustomHooksRequest,
+    GetCustomHooksResponse, GetFileAttributesRequest, GetFileAttributesResponse, GetInfoAttributesRequest,
+    GetInfoAttributesResponse, GetObjectDirectorySizeRequest, GetObjectDirectorySizeResponse,
+    GetRawChangesRequest, GetRawChangesResponse, GetSnapshotRequest, GetSnapshotResponse,
+    HasLocalBranchesRequest, HasLocalBranchesResponse, MigrateReferenceBackendRequest,
+    MigrateReferenceBackendResponse, ObjectFormatRequest, ObjectFormatResponse, ObjectsSizeRequest,
     ObjectsSizeResponse, OptimizeRepositoryRequest, OptimizeRepositoryResponse,
     PruneUnreachableObjectsRequest, PruneUnreachableObjectsResponse, RemoveRepositoryRequest,
     RemoveRepositoryResponse, ReplicateRepositoryRequest, ReplicateRepositoryResponse,
@@ -270,6 +272,22 @@ impl RepositoryService for RepositoryServer {
     ) -> Result<Response<WriteRefResponse>, Status> {
         let voter = Voter::of(request.metadata(), request.extensions())?;
         write_ref::write(&self.0, request.into_inner(), &voter).await.map(Response::new)
+    }
+
+    async fn migrate_reference_backend(
+        &self,
+        request: Request<MigrateReferenceBackendRequest>,
+    ) -> Result<Response<MigrateReferenceBackendResponse>, Status> {
+        let voter = Voter::of(request.metadata(), request.extensions())?;
+        reference_backend::migrate(&self.0, &request.into_inner(), &voter).await.map(Response::new)
+    }
+
+    /// As on a Gitaly node that has no place for bundles that clients fetch from.
+    async fn generate_bundle_uri(
+        &self,
+        _: Request<GenerateBundleUriRequest>,
+    ) -> Result<Response<GenerateBundleUriResponse>, Status> {
+        Err(Status::failed_precondition("no bundle-generation manager available"))
     }
 
     async fn optimize_repository(

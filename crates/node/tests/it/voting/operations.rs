@@ -2,15 +2,20 @@
 
 use prost::Message;
 use tabularium_proto::gitaly::{
-    GitCommit, ResolveConflictsRequest, ResolveConflictsRequestHeader, UserApplyPatchRequest,
-    UserCherryPickRequest, UserFfBranchRequest, UserMergeToRefRequest, UserRebaseConfirmableRequest,
-    UserRebaseToRefRequest, UserRevertRequest, UserSquashRequest, UserUpdateSubmoduleRequest,
+    ApplyBfgObjectMapStreamRequest, GitCommit, MigrateReferenceBackendRequest, ResolveConflictsRequest,
+    ResolveConflictsRequestHeader, UserApplyPatchRequest, UserCherryPickRequest, UserFfBranchRequest,
+    UserMergeToRefRequest, UserRebaseConfirmableRequest, UserRebaseToRefRequest, UserRevertRequest,
+    UserSquashRequest, UserUpdateSubmoduleRequest,
+    migrate_reference_backend_request::ReferenceBackend,
     resolve_conflicts_request::ResolveConflictsRequestPayload,
     user_apply_patch_request::{self, UserApplyPatchRequestPayload},
     user_rebase_confirmable_request::{self, UserRebaseConfirmableRequestPayload},
 };
 
-use super::mutators::{BY_USER, Case, Scene, one};
+use super::{
+    mutators::{BY_USER, Case, Scene, one},
+    repositories::POOL,
+};
 use crate::{
     harness::git,
     operations::{moment, user},
@@ -83,6 +88,28 @@ fn resolve_conflicts(scene: &Scene) -> Vec<Vec<u8>> {
 }
 
 pub(super) const CASES: &[Case] = &[
+    Case {
+        path: "/gitaly.CleanupService/ApplyBfgObjectMapStream",
+        votes: "PC",
+        messages: |scene| {
+            one(&ApplyBfgObjectMapStreamRequest {
+                repository: Some(scene.named(POOL)),
+                object_map: format!("{} {}", scene.main, scene.side).into_bytes(),
+            })
+        },
+    },
+    Case {
+        path: "/gitaly.RepositoryService/MigrateReferenceBackend",
+        votes: "PC",
+        messages: |scene| {
+            let mut request = MigrateReferenceBackendRequest {
+                repository: Some(scene.target()),
+                ..MigrateReferenceBackendRequest::default()
+            };
+            request.set_target_reference_backend(ReferenceBackend::Files);
+            one(&request)
+        },
+    },
     Case {
         path: "/gitaly.OperationService/UserFFBranch",
         votes: BY_USER,
