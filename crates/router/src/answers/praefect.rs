@@ -78,26 +78,6 @@ impl PraefectInfo {
         Ok((route, storages))
     }
 
-    async fn checksum(
-        &self,
-        node: &Node,
-        replica_path: &str,
-        client_side: &Repository,
-    ) -> Result<RepositoryDetails, Status> {
-        let mut client = RepositoryServiceClient::new(node.channel());
-        let repository = Repository {
-            storage_name: node.storage.to_string(),
-            relative_path: replica_path.to_owned(),
-            ..client_side.clone()
-        };
-        let request = CalculateChecksumRequest { repository: Some(repository) };
-        let answer = asked(client.calculate_checksum(request)).await?;
-        Ok(RepositoryDetails {
-            repository: Some(Repository { storage_name: node.storage.to_string(), ..client_side.clone() }),
-            checksum: answer.checksum,
-        })
-    }
-
     /// Asks a coordinator what its operators ask.
     async fn operate<Q, A, F>(
         &self,
@@ -159,6 +139,25 @@ fn lost(repository: RepositoryReplicas) -> dataloss_response::Repository {
     }
 }
 
+async fn checksum(
+    node: &Node,
+    replica_path: &str,
+    client_side: &Repository,
+) -> Result<RepositoryDetails, Status> {
+    let mut client = RepositoryServiceClient::new(node.channel());
+    let repository = Repository {
+        storage_name: node.storage.to_string(),
+        relative_path: replica_path.to_owned(),
+        ..client_side.clone()
+    };
+    let request = CalculateChecksumRequest { repository: Some(repository) };
+    let answer = asked(client.calculate_checksum(request)).await?;
+    Ok(RepositoryDetails {
+        repository: Some(Repository { storage_name: node.storage.to_string(), ..client_side.clone() }),
+        checksum: answer.checksum,
+    })
+}
+
 #[tonic::async_trait]
 impl PraefectInfoService for PraefectInfo {
     async fn repository_replicas(
@@ -172,7 +171,7 @@ impl PraefectInfoService for PraefectInfo {
             route.replicas.iter().filter(|replica| replica.generation >= 0).map(|replica| async {
                 let node = named(&storages, &replica.storage)
                     .ok_or_else(|| Refusal::Unreachable(replica.storage.clone()).status())?;
-                let details = self.checksum(node, &route.replica_path, &client_side).await?;
+                let details = checksum(node, &route.replica_path, &client_side).await?;
                 Ok::<_, Status>((replica.storage == route.primary, details))
             });
         let mut answer = RepositoryReplicasResponse::default();

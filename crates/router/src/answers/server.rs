@@ -19,7 +19,7 @@ use uuid::{Uuid, uuid};
 
 use super::{asked, clock};
 use crate::{
-    nodes::{Node, Nodes, Signed, Storages},
+    nodes::{Node, Nodes, Storages},
     refusal::Refusal,
     relay::QUESTION,
     routes::Routes,
@@ -36,41 +36,34 @@ pub(crate) struct Server {
     pub(crate) routes: Arc<Routes>,
 }
 
-impl Server {
-    fn client(&self, node: &Node) -> ServerServiceClient<Signed> {
-        ServerServiceClient::new(node.channel())
-    }
-
-    async fn node_info(&self, node: &Node) -> Option<(ServerInfoResponse, StorageStatus)> {
-        let mut client = self.client(node);
-        let mut info = match asked(client.server_info(ServerInfoRequest {})).await {
-            Ok(info) => info,
-            Err(status) => {
-                tracing::warn!(storage = %node.storage, error = status.message(), "ServerInfo");
-                return None;
-            }
-        };
-        let place = info.storage_statuses.iter().position(|status| *status.storage_name == *node.storage)?;
-        let status = info.storage_statuses.swap_remove(place);
-        Some((info, status))
-    }
-
-    /// The first of a virtual storage's nodes, in their order, that answers.
-    async fn virtual_storage_info(
-        &self,
-        name: &str,
-        storages: &Storages,
-    ) -> Option<(ServerInfoResponse, StorageStatus)> {
-        let healthy = storages.iter().filter(|node| node.healthy());
-        let answers = join_all(healthy.map(|node| self.node_info(node))).await;
-        let (info, mut status) = answers.into_iter().flatten().next()?;
-        name.clone_into(&mut status.storage_name);
-        status.replication_factor = u32::try_from(storages.len()).unwrap_or(u32::MAX);
-        if storages.len() > 1 {
-            status.filesystem_id = Uuid::new_v5(&FILESYSTEM_NAMESPACE, name.as_bytes()).to_string();
+async fn node_info(node: &Node) -> Option<(ServerInfoResponse, StorageStatus)> {
+    let mut client = ServerServiceClient::new(node.channel());
+    let mut info = match asked(client.server_info(ServerInfoRequest {})).await {
+        Ok(info) => info,
+        Err(status) => {
+            tracing::warn!(storage = %node.storage, error = status.message(), "ServerInfo");
+            return None;
         }
-        Some((info, status))
+    };
+    let place = info.storage_statuses.iter().position(|status| *status.storage_name == *node.storage)?;
+    let status = info.storage_statuses.swap_remove(place);
+    Some((info, status))
+}
+
+/// The first of a virtual storage's nodes, in their order, that answers.
+async fn virtual_storage_info(
+    name: &str,
+    storages: &Storages,
+) -> Option<(ServerInfoResponse, StorageStatus)> {
+    let healthy = storages.iter().filter(|node| node.healthy());
+    let answers = join_all(healthy.map(|node| node_info(node))).await;
+    let (info, mut status) = answers.into_iter().flatten().next()?;
+    name.clone_into(&mut status.storage_name);
+    status.replication_factor = u32::try_from(storages.len()).unwrap_or(u32::MAX);
+    if storages.len() > 1 {
+        status.filesystem_id = Uuid::new_v5(&FILESYSTEM_NAMESPACE, name.as_bytes()).to_string();
     }
+    Some((info, status))
 }
 
 #[tonic::async_trait]
@@ -85,7 +78,7 @@ impl ServerService for Server {
         }
         let mut virtual_storages: Vec<_> = directory.iter().collect();
         virtual_storages.sort_by_key(|(name, _)| *name);
-        let asked = virtual_storages.iter().map(|(name, storages)| self.virtual_storage_info(name, storages));
+        let asked = virtual_storages.iter().map(|(name, storages)| virtual_storage_info(name, storages));
         let mut answer = ServerInfoResponse { server_version: VERSION.to_owned(), ..Default::default() };
         for (info, status) in join_all(asked).await.into_iter().flatten() {
             if answer.storage_statuses.is_empty() {
@@ -111,7 +104,7 @@ impl ServerService for Server {
         let mut nodes: Vec<&Arc<Node>> = directory.iter().flat_map(|(_, storages)| storages).collect();
         nodes.sort_by(|one, other| one.storage.cmp(&other.storage));
         let questions = nodes.iter().map(|node| async move {
-            let mut client = self.client(node);
+            let mut client = ServerServiceClient::new(node.channel());
             (node, asked(client.disk_statistics(DiskStatisticsRequest {})).await)
         });
         let mut answer = DiskStatisticsResponse::default();
@@ -192,7 +185,7 @@ impl ServerService for Server {
         let directory = self.nodes.directory();
         let healthy = directory.iter().flat_map(|(_, storages)| storages).filter(|node| node.healthy());
         let answers = join_all(healthy.map(|node| async move {
-            let mut client = self.client(node);
+            let mut client = ServerServiceClient::new(node.channel());
             (&*node.storage, asked(client.server_signature(ServerSignatureRequest {})).await)
         }));
         let mut first: Option<ServerSignatureResponse> = None;

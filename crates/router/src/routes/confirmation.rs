@@ -126,7 +126,7 @@ impl Confirmations {
             .replicas
             .iter()
             .filter_map(|replica| named(storages, &replica.storage))
-            .map(|node| async { (node.storage.to_string(), self.ask(node, route).await) })
+            .map(|node| async { (node.storage.to_string(), ask(node, route).await) })
             .collect();
         let mut answers = Vec::with_capacity(asked.len());
         let mut verdict = records::judge(route, &answers, self.policy);
@@ -160,27 +160,27 @@ impl Confirmations {
             Verdict::TooFew { answered, needed } => Err(Refusal::Unconfirmed { answered, needed }),
         }
     }
+}
 
-    async fn ask(&self, node: &Node, route: &Route) -> Answer {
-        let mut client = ReplicaServiceClient::new(node.channel());
-        let repository = Repository {
-            storage_name: node.storage.to_string(),
-            relative_path: route.replica_path.clone(),
-            ..Repository::default()
-        };
-        let request = ReadRecordRequest { repository: Some(repository) };
-        match timeout(RECORD_PATIENCE, client.read_record(request)).await {
-            Ok(Ok(answer)) => match answer.into_inner() {
-                answer if !answer.exists => Answer::Nothing,
-                answer => answer.record.map_or(Answer::Unrecorded, Answer::Record),
-            },
-            Ok(Err(status)) if status.code() == Code::Unimplemented => Answer::Unrecorded,
-            Ok(Err(status)) => {
-                tracing::debug!(storage = %node.storage, error = status.message(), "no record of a replica");
-                Answer::Nothing
-            }
-            Err(_) => Answer::Nothing,
+async fn ask(node: &Node, route: &Route) -> Answer {
+    let mut client = ReplicaServiceClient::new(node.channel());
+    let repository = Repository {
+        storage_name: node.storage.to_string(),
+        relative_path: route.replica_path.clone(),
+        ..Repository::default()
+    };
+    let request = ReadRecordRequest { repository: Some(repository) };
+    match timeout(RECORD_PATIENCE, client.read_record(request)).await {
+        Ok(Ok(answer)) => match answer.into_inner() {
+            answer if !answer.exists => Answer::Nothing,
+            answer => answer.record.map_or(Answer::Unrecorded, Answer::Record),
+        },
+        Ok(Err(status)) if status.code() == Code::Unimplemented => Answer::Unrecorded,
+        Ok(Err(status)) => {
+            tracing::debug!(storage = %node.storage, error = status.message(), "no record of a replica");
+            Answer::Nothing
         }
+        Err(_) => Answer::Nothing,
     }
 }
 
