@@ -142,6 +142,7 @@ fn known(text: &str) -> io::Result<Key> {
 /// The files of a step. A file of custom hooks need not be there, nor a bundle when there are no references.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[expect(clippy::struct_field_names, reason = "Gitaly's names")]
 pub(super) struct Step {
     #[serde(skip_serializing_if = "String::is_empty")]
     bundle_path: String,

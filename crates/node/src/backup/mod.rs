@@ -20,8 +20,9 @@ mod restore;
 mod sink;
 mod take;
 
-use std::{io, path::PathBuf};
+use std::{fs::File, io, path::PathBuf, time::Duration};
 
+use tokio::time::{sleep, timeout};
 use tonic::Status;
 
 use crate::{error::internal_io, keyed_locks::KeyedLocks, place::blocking};
@@ -31,6 +32,11 @@ pub(crate) use restore::{Wanted, restore};
 pub(crate) use take::{Basis, take};
 
 use sink::Sink;
+
+/// How long whoever places files may be waited for: a few files are renamed and synced.
+const TURN: Duration = Duration::from_secs(60);
+/// Between two looks whether it is done.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Where this node writes backups, and restores from.
 pub(crate) struct Backups {
@@ -43,6 +49,22 @@ impl Backups {
     /// In a directory, which is there.
     pub(crate) fn open(directory: PathBuf) -> io::Result<Self> {
         Ok(Self { sink: Sink::open(directory)?, taking: KeyedLocks::default() })
+    }
+
+    /// Waits until no other node places files of this place's backups, and keeps them from it until the answer is dropped.
+    async fn alone(&self, place: &Place) -> Result<File, Status> {
+        let looking = async {
+            loop {
+                let place = place.clone();
+                let held = self.with_sink("locking", move |sink| sink.try_alone(place.as_str())).await?;
+                match held {
+                    Some(held) => return Ok(held),
+                    None => sleep(LOOK).await,
+                }
+            }
+        };
+        let late = |_| Err(Status::aborted("another node does not end writing a backup"));
+        timeout(TURN, looking).await.unwrap_or_else(late)
     }
 
     /// Works on the sink where blocking is allowed.

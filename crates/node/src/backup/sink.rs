@@ -5,7 +5,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use rustix::{
@@ -23,10 +23,6 @@ pub(super) const OWN_DIRECTORY: &str = "+tabularium";
 const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// What unfinished files are called.
 const DRAFT: &str = "draft-";
-/// How long whoever places files may be waited for: a few files are renamed and synced.
-const TURN: Duration = Duration::from_secs(60);
-/// Between two looks whether it is done.
-const LOOK: Duration = Duration::from_millis(20);
 /// Longest key.
 const MAX_KEY_BYTES: usize = 4096;
 
@@ -79,17 +75,14 @@ impl Sink {
     }
 
     /// Keeps all others, on whichever node, from placing files of one repository's backups until the answer is dropped.
-    pub(super) fn alone(&self, place: &str) -> io::Result<File> {
+    /// `None`: somebody else does.
+    pub(super) fn try_alone(&self, place: &str) -> io::Result<Option<File>> {
         let name = format!("lock-{:02x}", Sha1::digest(place.as_bytes())[0]);
         let mut options = File::options();
         let lock = options.create(true).append(true).mode(0o600).open(self.drafts().join(name))?;
-        let began = Instant::now();
-        loop {
-            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::WOULDBLOCK) if began.elapsed() < TURN => std::thread::sleep(LOOK),
-                Err(Errno::WOULDBLOCK) => return Err(io::ErrorKind::TimedOut.into()),
-                locked => return locked.map(|()| lock).map_err(io::Error::from),
-            }
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            locked => Ok(locked.map(|()| Some(lock))?),
         }
     }
 
@@ -264,17 +257,10 @@ mod tests {
     fn one_at_a_time_places_files() {
         let directory = tempfile::tempdir().unwrap();
         let sink = Sink::open(directory.path().to_owned()).unwrap();
-        let held = sink.alone("a").unwrap();
-        let other = sink.clone();
-        let (entered, waiting) = std::sync::mpsc::channel();
-        let waiter = std::thread::spawn(move || {
-            let held = other.alone("a").unwrap();
-            entered.send(()).unwrap();
-            drop(held);
-        });
-        assert!(waiting.recv_timeout(5 * LOOK).is_err(), "it is held");
+        let held = sink.try_alone("a").unwrap();
+        assert!(held.is_some() && sink.try_alone("a").unwrap().is_none());
+        assert!(sink.try_alone("another").unwrap().is_some());
         drop(held);
-        waiter.join().unwrap();
-        waiting.recv().unwrap();
+        assert!(sink.try_alone("a").unwrap().is_some());
     }
 }

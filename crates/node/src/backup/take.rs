@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Seek as _, Write},
+    io::{self, BufRead, Seek as _, Write},
     path::Path,
 };
 
@@ -72,22 +72,27 @@ pub(crate) async fn take(
         None
     };
 
-    manifest.object_format = hash.name().to_owned();
+    hash.name().clone_into(&mut manifest.object_format);
     head.clone_into(&mut manifest.head_reference);
     manifest.empty = !listed;
     manifest.steps.push(step.clone());
+    let drafts = [Some(references), bundle, hooks];
+    let sealing = backups.with_sink("syncing the backup", |_| {
+        drafts.iter().flatten().try_for_each(Draft::seal)?;
+        Ok(drafts)
+    });
+    let drafts = sealing.await?;
+    let alone = backups.alone(place).await?;
     let (place, id) = (place.clone(), id.clone());
     let committing = backups.with_sink("writing the backup", move |sink| {
         let _turn = turn;
-        let files =
-            [(step.references()?, Some(references)), (step.bundle()?, bundle), (step.custom_hooks()?, hooks)];
-        files.iter().filter_map(|(_, draft)| draft.as_ref()).try_for_each(Draft::seal)?;
-        let _alone = sink.alone(place.as_str())?;
+        let keys = [step.references()?, step.bundle()?, step.custom_hooks()?];
+        let _alone = alone;
         if Manifest::trace(sink, &place, &id)? != trace {
             return Ok(false);
         }
         Manifest::withdraw(sink, &place, &id, &step)?;
-        for (key, draft) in files {
+        for (key, draft) in keys.into_iter().zip(drafts) {
             match draft {
                 Some(draft) => sink.place(draft)?,
                 // One that an earlier backup of the same name has left.
@@ -189,14 +194,19 @@ fn is_in_sink(sink: &Sink, key: &Key, written: Option<&Draft>) -> io::Result<boo
     }
 }
 
-fn have_same_bytes(one: impl Read, other: impl Read) -> io::Result<bool> {
-    let mut other = other.bytes();
-    for byte in one.bytes() {
-        if other.next().transpose()? != Some(byte?) {
+fn have_same_bytes(mut one: impl BufRead, mut other: impl BufRead) -> io::Result<bool> {
+    loop {
+        let (left, right) = (one.fill_buf()?, other.fill_buf()?);
+        let length = left.len().min(right.len());
+        if length == 0 {
+            return Ok(left.is_empty() && right.is_empty());
+        }
+        if left[..length] != right[..length] {
             return Ok(false);
         }
+        one.consume(length);
+        other.consume(length);
     }
-    Ok(other.next().is_none())
 }
 
 /// Archives hooks so that equal ones make equal archives, on whichever replica.
