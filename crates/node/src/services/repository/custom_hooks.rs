@@ -6,11 +6,12 @@ use std::{
     io,
     os::unix::fs::PermissionsExt as _,
     path::{Component, Path, PathBuf},
+    pin::pin,
     sync::Arc,
 };
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use rustix::{
     fs::{CWD, RenameFlags, renameat_with},
     io::Errno,
@@ -18,7 +19,7 @@ use rustix::{
 use sha1::{Digest as _, Sha1};
 use tabularium_proto::gitaly::Repository;
 use tokio::io::AsyncWriteExt as _;
-use tonic::Status;
+use tonic::{Request, Status, Streaming};
 
 use crate::{
     error::internal_io,
@@ -58,8 +59,25 @@ pub(super) fn get<T: Send + 'static>(
     }))
 }
 
+/// SetCustomHooks under either of its names, whose messages `parts` takes apart.
+pub(super) async fn receive<M>(
+    node: &Node,
+    request: Request<Streaming<M>>,
+    parts: fn(M) -> (Option<Repository>, Vec<u8>),
+) -> Result<(), Status>
+where
+    M: Default + Send + 'static,
+{
+    let voter = Voter::of(request.metadata(), request.extensions())?;
+    let mut messages = request.into_inner();
+    let (repository, front) = parts(messages.message().await?.unwrap_or_default());
+    let rest = messages.map_ok(move |message| parts(message).1);
+    let archive = stream::once(async { Ok(front) }).chain(rest);
+    set(node, &voter, repository.as_ref(), pin!(archive)).await
+}
+
 /// Has the hooks of an archive in the place of those that are there; of an empty archive, none.
-pub(super) async fn set(
+async fn set(
     node: &Node,
     voter: &Voter,
     repository: Option<&Repository>,

@@ -25,10 +25,9 @@ mod settings;
 mod snapshot;
 mod write_ref;
 
-use std::{pin::pin, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tabularium_proto::gitaly::{
     ApplyGitattributesRequest, ApplyGitattributesResponse, BackupCustomHooksRequest,
     BackupCustomHooksResponse, BackupRepositoryRequest, BackupRepositoryResponse, CalculateChecksumRequest,
@@ -331,12 +330,8 @@ impl RepositoryService for RepositoryServer {
         &self,
         request: Request<Streaming<SetCustomHooksRequest>>,
     ) -> Result<Response<SetCustomHooksResponse>, Status> {
-        let voter = Voter::of(request.metadata(), request.extensions())?;
-        let mut messages = request.into_inner();
-        let first = messages.message().await?.unwrap_or_default();
-        let rest = messages.map_ok(|message| message.data);
-        let archive = stream::once(async { Ok(first.data) }).chain(rest);
-        custom_hooks::set(&self.0, &voter, first.repository.as_ref(), pin!(archive)).await?;
+        let parts = |message: SetCustomHooksRequest| (message.repository, message.data);
+        custom_hooks::receive(&self.0, request, parts).await?;
         Ok(Response::new(SetCustomHooksResponse {}))
     }
 
@@ -344,12 +339,8 @@ impl RepositoryService for RepositoryServer {
         &self,
         request: Request<Streaming<RestoreCustomHooksRequest>>,
     ) -> Result<Response<RestoreCustomHooksResponse>, Status> {
-        let voter = Voter::of(request.metadata(), request.extensions())?;
-        let mut messages = request.into_inner();
-        let first = messages.message().await?.unwrap_or_default();
-        let rest = messages.map_ok(|message| message.data);
-        let archive = stream::once(async { Ok(first.data) }).chain(rest);
-        custom_hooks::set(&self.0, &voter, first.repository.as_ref(), pin!(archive)).await?;
+        let parts = |message: RestoreCustomHooksRequest| (message.repository, message.data);
+        custom_hooks::receive(&self.0, request, parts).await?;
         Ok(Response::new(RestoreCustomHooksResponse {}))
     }
 
