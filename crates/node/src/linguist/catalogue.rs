@@ -110,9 +110,9 @@ static BY_EXTENSION: LazyLock<Index> = LazyLock::new(|| {
     index(|language| items(language.extensions).map(|item| item.to_ascii_lowercase().into_bytes()).collect())
 });
 static BY_FILENAME: LazyLock<Index> =
-    LazyLock::new(|| index(|language| items(language.filenames).map(|item| item.into()).collect()));
+    LazyLock::new(|| index(|language| items(language.filenames).map(Into::into).collect()));
 static BY_INTERPRETER: LazyLock<Index> =
-    LazyLock::new(|| index(|language| items(language.interpreters).map(|item| item.into()).collect()));
+    LazyLock::new(|| index(|language| items(language.interpreters).map(Into::into).collect()));
 
 fn of(index: &'static Index, key: &[u8]) -> &'static [&'static Language] {
     index.get(key).map(Vec::as_slice).unwrap_or_default()

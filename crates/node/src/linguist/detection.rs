@@ -27,6 +27,8 @@ static EXEC: LazyLock<Regex> = LazyLock::new(|| pattern(r"exec (\w+).+\$0.+\$@")
 static MANPAGE: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"\.(?:[1-9](?:[a-z_]+[a-z_0-9]*)?|0p|n|man|mdoc)(?:\.in)?\z"));
 
+type Languages = Vec<&'static Language>;
+
 /// The language of a file, by its path and the beginning of its content; `None` for binary files and unknown ones.
 pub(crate) fn language(path: &[u8], content: &[u8]) -> Option<&'static Language> {
     let beginning = content.get(..BINARY_WITHIN).unwrap_or(content);
@@ -36,8 +38,8 @@ pub(crate) fn language(path: &[u8], content: &[u8]) -> Option<&'static Language>
     if let Some(language) = of_modeline(content) {
         return Some(language);
     }
-    let mut candidates: Vec<&'static Language> = Vec::new();
-    let questions: [&dyn Fn(&[&'static Language]) -> Vec<&'static Language>; 6] = [
+    let mut candidates = Languages::new();
+    let questions: [&dyn Fn(&Languages) -> Languages; 6] = [
         &|_| catalogue::by_filename(base_name(path)).to_vec(),
         &|_| interpreter(content).map(|name| catalogue::by_interpreter(&name).to_vec()).unwrap_or_default(),
         &|_| of_extensions(path).to_vec(),

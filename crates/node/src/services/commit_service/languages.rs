@@ -5,10 +5,11 @@
 //! remembered, so that a page that is looked at again costs one look at the commit.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap, VecDeque},
     ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -55,9 +56,9 @@ pub(crate) struct RememberedLanguages(Mutex<VecDeque<(PathBuf, String, Arc<Count
 
 impl RememberedLanguages {
     /// Of a tree in the repository at this path, whose `info/attributes` have a say in it.
-    fn get(&self, path: &PathBuf, tree: &str) -> Option<Arc<Counts>> {
+    fn get(&self, path: &Path, tree: &str) -> Option<Arc<Counts>> {
         let mut remembered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = remembered.iter().position(|(of, counted, _)| of == path && counted == tree)?;
+        let at = remembered.iter().position(|(of, counted, _)| of.as_path() == path && counted == tree)?;
         let entry = remembered.remove(at)?;
         let counts = Arc::clone(&entry.2);
         remembered.push_back(entry);
@@ -65,12 +66,12 @@ impl RememberedLanguages {
     }
 
     /// In place of what was asked for least lately, and of what the repository counted up to before.
-    fn put(&self, path: &PathBuf, tree: String, counts: Arc<Counts>) {
+    fn put(&self, path: &Path, tree: String, counts: Arc<Counts>) {
         let mut remembered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while remembered.len() >= MAX_REMEMBERED {
             remembered.pop_front();
         }
-        remembered.push_back((path.clone(), tree, counts));
+        remembered.push_back((path.to_owned(), tree, counts));
     }
 }
 
@@ -97,13 +98,12 @@ pub(super) async fn commit_languages(
         Status::internal(format!("looking up revision: exit status 128: unknown revision {revision:?}"))
     })?;
     let remembered = node.languages.get(&repository.path, &tree);
-    let counts = match remembered {
-        Some(counts) => counts,
-        None => {
-            let counts = Arc::new(count(node, &repository, &tree).await?);
-            node.languages.put(&repository.path, tree, Arc::clone(&counts));
-            counts
-        }
+    let counts = if let Some(counts) = remembered {
+        counts
+    } else {
+        let counts = Arc::new(count(node, &repository, &tree).await?);
+        node.languages.put(&repository.path, tree, Arc::clone(&counts));
+        counts
     };
     Ok(Response::new(CommitLanguagesResponse { languages: shares(&counts) }))
 }
@@ -111,7 +111,7 @@ pub(super) async fn commit_languages(
 /// The largest first.
 fn shares(counts: &Counts) -> Vec<Share> {
     let total: u64 = counts.values().map(|(_, bytes)| bytes).sum();
-    #[expect(clippy::cast_precision_loss, reason = "a share of bytes, in percent")]
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a share, in percent")]
     let share = |bytes: u64| (100.0 * bytes as f64 / total.max(1) as f64) as f32;
     let mut shares: Vec<Share> = counts
         .values()
@@ -123,7 +123,7 @@ fn shares(counts: &Counts) -> Vec<Share> {
             language_id: language.id,
         })
         .collect();
-    shares.sort_by(|one, other| other.bytes.cmp(&one.bytes));
+    shares.sort_by_key(|share| Reverse(share.bytes));
     shares
 }
 
@@ -289,6 +289,6 @@ mod tests {
         assert!(remembered.get(&path, "0").is_some());
         remembered.put(&path, "new".into(), Arc::default());
         assert!(remembered.get(&path, "0").is_some() && remembered.get(&path, "new").is_some());
-        assert!(remembered.get(&path, "1").is_none() && remembered.get(&PathBuf::from("/b"), "0").is_none());
+        assert!(remembered.get(&path, "1").is_none() && remembered.get(Path::new("/b"), "0").is_none());
     }
 }
