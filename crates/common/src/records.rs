@@ -11,7 +11,10 @@ pub const WRITE_RECORD: &str = "tabularium-record-bin";
 /// Metadata of a request to a node: an encoded [`ExpectedReplica`].
 pub const EXPECTED_REPLICA: &str = "tabularium-expected-replica-bin";
 
-/// The value of that metadata.
+/// Metadata of a refusal by a node that was started since what is expected of it was asked for: its instance.
+pub const NODE_INSTANCE: &str = "tabularium-node-instance";
+
+/// The value of [`EXPECTED_REPLICA`].
 pub fn expectation(expected: &ExpectedReplica) -> MetadataValue<Binary> {
     MetadataValue::from_bytes(&expected.encode_to_vec())
 }

@@ -87,6 +87,7 @@ impl Inspector {
         };
         let quiesced = join_all(nodes.iter().map(|(storage, channel)| async {
             let expected = ExpectedReplica {
+                node_instance: None,
                 storage_name: storage.to_string(),
                 relative_path: repository.replica_path.to_string(),
                 repository_id: repository.id.0,

@@ -3,6 +3,10 @@
 //! Nothing in a node remembers what its disk held before. The database does, and whoever sends a request says in its
 //! metadata what it knows of the replica. By the record beside the replica ([`crate::records`]) the node sees that it has
 //! less, and refuses before any service looks at the request.
+//!
+//! A router keeps what it was told for a while, and is not told of every write: what it knows may be as old as the disk. But a
+//! disk is exchanged while its node does not run. So a router says as well which process of the node it knew when it asked,
+//! and one that was started later has it ask again.
 
 use std::{
     future::Future,
@@ -19,7 +23,7 @@ use http::{HeaderMap, Request, Response};
 use prost::Message as _;
 use tabularium_common::{
     faults::{self, SafetyStep},
-    records::{EXPECTED_REPLICA, is_older},
+    records::{EXPECTED_REPLICA, NODE_INSTANCE, is_older},
 };
 use tabularium_proto::{gitaly::Repository, node::ExpectedReplica};
 use tonic::{Status, body::Body};
@@ -102,7 +106,10 @@ async fn check(node: &Node, expected: ExpectedReplica) -> Result<(), Status> {
     if faults::is_off(SafetyStep::NodeExpectation) {
         return Ok(());
     }
-    let ExpectedReplica { storage_name, relative_path, repository_id, generation } = expected;
+    let ExpectedReplica { storage_name, relative_path, repository_id, generation, node_instance } = expected;
+    if node_instance.is_some_and(|known| known != node.instance) {
+        return Err(started_since(&node.instance));
+    }
     let replica = Repository { storage_name, relative_path, ..Repository::default() };
     // What is wrong with the replica otherwise, its service finds out and says in its own words.
     let Ok(replica) = node.storages.locate(Some(&replica)) else { return Ok(()) };
@@ -113,6 +120,14 @@ async fn check(node: &Node, expected: ExpectedReplica) -> Result<(), Status> {
     let text = format!("replica is of generation {}, and was of {generation} before", older.generation);
     tracing::error!(path = %replica.path.display(), "{text}: the disk is older than it was");
     Err(Status::data_loss(text))
+}
+
+fn started_since(instance: &str) -> Status {
+    let mut status = Status::unavailable("the node was started since it was asked about");
+    if let Ok(instance) = instance.parse() {
+        status.metadata_mut().insert(NODE_INSTANCE, instance);
+    }
+    status
 }
 
 #[cfg(test)]
@@ -128,6 +143,7 @@ mod tests {
             relative_path: "@cluster/ä.git".into(),
             repository_id: 7,
             generation: 9,
+            node_instance: Some(String::new()),
         };
         let headers = |value: &[u8]| {
             HeaderMap::from_iter([(

@@ -139,6 +139,8 @@ pub(crate) const WRITE_BACKOFF: Duration = Duration::from_millis(25);
 pub(crate) const FAN_OUT_BYTES: usize = 1024 * 1024;
 /// The front of a client's stream that is kept, so that a write which has not begun can begin again.
 pub(crate) const REPLAY_BYTES: usize = 64 * 1024;
+/// How often a read begins anew because nodes were started since its route was asked for.
+pub(crate) const STARTS_MET: u32 = 4;
 /// A push that changes a reference sends at least the length of a line, two object ids and two spaces.
 pub(crate) const SHORTEST_COMMAND_BYTES: usize = 4 + 2 * (40 + 1);
 /// How long a node may take to say what its replica holds, when it did not ask whether it may change it. Nobody else writes

@@ -73,6 +73,8 @@ pub(crate) enum Refusal {
     NotGrpc(String),
     #[error("the write was applied but could not be recorded: {0}")]
     NotRecorded(String),
+    #[error("storage {0} was started anew while it was asked about")]
+    StartedAnew(String),
     #[error("what became of the write is not known: too few nodes are known to hold the same")]
     InDoubt,
     #[error("the right to write was lost to another router or coordinator")]
@@ -126,6 +128,7 @@ impl Refusal {
             | Self::Lost(_)
             | Self::NotGrpc(_)
             | Self::NotRecorded(_)
+            | Self::StartedAnew(_)
             | Self::InDoubt
             | Self::Abandoned
             | Self::Busy

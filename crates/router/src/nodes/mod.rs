@@ -57,6 +57,8 @@ pub(crate) struct Node {
     address: Address,
     /// The file system that must be there; empty while no coordinator knows.
     filesystem_id: RwLock<Arc<str>>,
+    /// The process that is known to be there, as it calls itself; empty while none has.
+    instance: RwLock<Arc<str>>,
     healthy: AtomicBool,
     slow_probes: AtomicU8,
     silence: Silence,
@@ -107,6 +109,21 @@ impl Node {
         let mut present = self.filesystem_id.write().unwrap_or_else(PoisonError::into_inner);
         if **present != *id {
             *present = id.into();
+        }
+    }
+
+    /// The process that is known to be there.
+    pub(crate) fn instance(&self) -> Arc<str> {
+        Arc::clone(&self.instance.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// It says which process it is. If that is another one, what was learned of its replicas is forgotten before anybody gets
+    /// to know it: its disk may be older than that.
+    pub(crate) fn is_instance(&self, instance: &str, forget: impl FnOnce()) {
+        let mut known = self.instance.write().unwrap_or_else(PoisonError::into_inner);
+        if **known != *instance {
+            forget();
+            *known = instance.into();
         }
     }
 
@@ -303,6 +320,7 @@ impl Nodes {
             channel: InterceptedService::new(channel(&address), token),
             address,
             filesystem_id: RwLock::new("".into()),
+            instance: RwLock::new("".into()),
             // Until something says otherwise: a router that starts must not blame nodes it has never asked.
             healthy: AtomicBool::new(true),
             slow_probes: AtomicU8::new(0),

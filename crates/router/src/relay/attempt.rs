@@ -9,7 +9,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use tabularium_common::{
     multiplex::sidechannel::{self, SidechannelId},
-    records::EXPECTED_REPLICA,
+    records::{EXPECTED_REPLICA, NODE_INSTANCE},
 };
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Code, Status};
@@ -97,7 +97,7 @@ impl Relay {
         expected: Option<HeaderValue>,
     ) -> Heard {
         let answer = self.attempt(call, node, head, replay, expected).await;
-        weigh(answer, replay, self.shared.hold_answers).await
+        self.meet(node, weigh(answer, replay, self.shared.hold_answers).await)
     }
 
     /// The same over a connection on which the node can open the sidechannel `id`.
@@ -118,7 +118,16 @@ impl Relay {
             }
             answered(node, node.send_beside(self.worker, request).await, None)
         };
-        weigh(sent.await, None, self.shared.hold_answers).await
+        self.meet(node, weigh(sent.await, None, self.shared.hold_answers).await)
+    }
+
+    /// A node that was started since it was asked about says so, and is known from then on.
+    fn meet(&self, node: &Node, heard: Heard) -> Heard {
+        let Heard::Elsewhere { word: Ok(answer), .. } = &heard else { return heard };
+        let instance = answer.status().and_then(|status| status.get(NODE_INSTANCE));
+        let Some(instance) = instance.and_then(|value| value.to_str().ok()) else { return heard };
+        node.is_instance(instance, || self.shared.routes.forget());
+        Heard::refused(Refusal::StartedAnew(node.storage.to_string()))
     }
 }
 

@@ -29,8 +29,8 @@ use tonic::Status;
 use super::{
     Outcome, Relay,
     attempt::{Answer, Heard},
-    read::{Search, Sofar},
-    request,
+    read::{Ended, Search, Sofar},
+    request::{self, Call},
 };
 use crate::{
     account::Account,
@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// The client's end.
-struct Front {
+pub(super) struct Front {
     id: SidechannelId,
     /// Once a node has wanted it.
     stream: Option<Stream>,
@@ -60,16 +60,23 @@ struct Said {
 }
 
 impl Front {
-    fn new(id: SidechannelId) -> Self {
+    /// The one that a client's call offers.
+    pub(super) fn offered(call: &Call, entry: &Entry) -> Result<Self, Refusal> {
+        let refused = |error: &OpenError| not_opened(&entry.method.name, error);
+        let id = call.sidechannel().map_err(|error| refused(&error))?;
+        if call.back.is_none() {
+            return Err(refused(&OpenError::NotMultiplexed));
+        }
         let said = Said { kept: Vec::new(), bytes: 0, complete: true, ended: false };
-        Self { id, stream: None, begun: AtomicBool::new(false), said: Mutex::new(said) }
+        Ok(Self { id, stream: None, begun: AtomicBool::new(false), said: Mutex::new(said) })
     }
 
     fn said(&self) -> MutexGuard<'_, Said> {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn can_begin_again(&self) -> bool {
+    /// Nothing has gone to the client, and all that it said is kept.
+    pub(super) fn can_begin_again(&self) -> bool {
         !self.begun.load(Ordering::Relaxed) && self.said().complete
     }
 
@@ -149,18 +156,14 @@ impl Relay {
     pub(super) async fn read_beside(
         &self,
         search: &Search<'_>,
+        sofar: &mut Sofar,
+        front: &mut Front,
         entry: &Entry,
         account: &mut Account,
-    ) -> Result<Outcome, Refusal> {
+    ) -> Ended {
         let refused = |error: &OpenError| not_opened(&entry.method.name, error);
-        let id = search.call.sidechannel().map_err(|error| refused(&error))?;
-        if search.call.back.is_none() {
-            return Err(refused(&OpenError::NotMultiplexed));
-        }
-        let mut front = Front::new(id);
-        let mut sofar = Sofar::default();
         let refusal = loop {
-            let node = match search.next(&mut sofar) {
+            let node = match search.next(sofar) {
                 Ok(node) => node,
                 Err(refusal) => break refusal,
             };
@@ -168,12 +171,12 @@ impl Relay {
                 self.shared.metrics.retries.inc();
             }
             account.storage = Some(std::sync::Arc::clone(&node.storage));
-            match self.exchange(search, &mut front, Asked::InTurn(&node), &refused).await {
-                Exchanged::Over(answer) => return answer.map(Outcome::Node),
+            match self.exchange(search, front, Asked::InTurn(&node), &refused).await {
+                Exchanged::Over(answer) => return Ended::Answered(answer.map(Outcome::Node)),
                 Exchanged::Heard(heard) => {
-                    if let Some(answer) = search.note(&mut sofar, &node, heard) {
-                        finish(&front);
-                        return Ok(self.found(search, sofar, answer, account));
+                    if let Some(answer) = search.note(sofar, &node, heard) {
+                        finish(front);
+                        return Ended::Answered(Ok(self.found(search, sofar, answer, account)));
                     }
                 }
             }
@@ -182,18 +185,18 @@ impl Relay {
             }
         };
         while front.can_begin_again()
-            && let Some(node) = search.last_resort(&mut sofar)
+            && let Some(node) = search.last_resort(sofar)
         {
-            match self.exchange(search, &mut front, Asked::AtLast(&node), &refused).await {
-                Exchanged::Over(answer) => return answer.map(Outcome::Node),
+            match self.exchange(search, front, Asked::AtLast(&node), &refused).await {
+                Exchanged::Over(answer) => return Ended::Answered(answer.map(Outcome::Node)),
                 Exchanged::Heard(Heard::Answer(answer)) => {
-                    finish(&front);
-                    return Ok(self.found(search, sofar, answer, account));
+                    finish(front);
+                    return Ended::Answered(Ok(self.found(search, sofar, answer, account)));
                 }
-                Exchanged::Heard(Heard::Elsewhere { .. }) => {}
+                Exchanged::Heard(Heard::Elsewhere { word, .. }) => sofar.meet(&word),
             }
         }
-        sofar.word.map_or(Err(refusal), |(word, _)| word).map(Outcome::Node)
+        Ended::Unanswered(refusal)
     }
 
     async fn exchange(

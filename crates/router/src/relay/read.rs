@@ -4,6 +4,9 @@
 //! be sent again: it is whole in its first message, or little enough of its stream was read to be kept. A node that is
 //! silent is not given up; another one is asked beside it, and the first to answer wins. When a replica failed what another
 //! one could do, a coordinator is told (`suspicions`).
+//!
+//! What is known of replicas was learned while certain processes served them. A node that was started since says so: what is
+//! known is learned again, because its disk may not be the one it had.
 
 use std::{
     pin::{Pin, pin},
@@ -22,11 +25,12 @@ use tokio::time::{sleep, timeout};
 use super::{
     Outcome, Relay,
     attempt::{Answer, Heard},
-    request::{self, Call},
+    beside::Front,
+    request::{self, Call, Named},
 };
 use crate::{
     account::Account,
-    limits::{HEALTH_GLANCE, LAST_RESORT_WAIT},
+    limits::{HEALTH_GLANCE, LAST_RESORT_WAIT, STARTS_MET},
     nodes::{Node, Storages, is_healthy, named},
     refusal::Refusal,
     replay::Replay,
@@ -45,6 +49,8 @@ pub(super) struct Search<'r> {
     reader: Reader,
     pub(super) route: Arc<Route>,
     storages: &'r Storages,
+    /// The processes of the storages that were known before the route was asked for.
+    instances: Vec<Arc<str>>,
     replay: Option<Replay<Incoming>>,
     spread: usize,
 }
@@ -56,6 +62,23 @@ pub(super) struct Sofar {
     /// What the client is told if nobody does better, and whether that is the primary's word.
     pub(super) word: Option<(Result<Answer, Refusal>, bool)>,
     suspicions: Vec<Suspicion>,
+    /// A node was started since the route was asked for.
+    started_anew: bool,
+}
+
+impl Sofar {
+    /// Takes note of a node that was started anew.
+    pub(super) fn meet(&mut self, word: &Result<Answer, Refusal>) {
+        self.started_anew |= matches!(word, Err(Refusal::StartedAnew(_)));
+    }
+}
+
+/// How a round through the replicas ended.
+pub(super) enum Ended {
+    /// This goes to the client.
+    Answered(Result<Outcome, Refusal>),
+    /// Nobody had more than a word about itself; if none had that either, this is why.
+    Unanswered(Refusal),
 }
 
 impl Search<'_> {
@@ -90,8 +113,14 @@ impl Search<'_> {
             relative_path: self.route.replica_path.clone(),
             repository_id: self.route.repository_id,
             generation: routing::generation_of(&self.route, storage),
+            node_instance: Some(self.instance(storage).to_owned()),
         });
         HeaderValue::from_bytes(value.as_encoded_bytes()).ok()
+    }
+
+    fn instance(&self, storage: &str) -> &str {
+        let place = self.storages.iter().position(|node| &*node.storage == storage);
+        place.and_then(|place| self.instances.get(place)).map_or("", |instance| instance)
     }
 
     fn can_begin_again(&self) -> bool {
@@ -103,6 +132,7 @@ impl Search<'_> {
         match heard {
             Heard::Answer(answer) => Some(answer),
             Heard::Elsewhere { word, suspicion } => {
+                sofar.meet(&word);
                 if let Some(what) = suspicion {
                     sofar.suspicions.push(Suspicion {
                         repository_id: self.route.repository_id,
@@ -141,34 +171,74 @@ impl Relay {
         let call = &call;
         let directory = self.shared.nodes.directory();
         let storages = Self::storages(&directory, repository.virtual_storage)?;
-        let (name, correlation) =
-            ((repository.virtual_storage, repository.relative_path), Some(&call.correlation));
-        let route = if entry.method.precedes_a_push() {
-            self.shared.routes.resolve(name.0, name.1, correlation).await
-        } else {
-            self.shared.confirmations.route(name.0, name.1, correlation).await
-        };
-        let route = route.map_err(not_found)?;
         let reader = if call.primary_only { Reader::Primary } else { reader };
-        let route = self.fresh_enough(route, call, repository, reader).await.map_err(not_found)?;
-        account.route = Some(Arc::clone(&route));
-        let search = Search {
+        let learn = || self.learn(call, entry, repository, storages, reader);
+        let (route, instances) = learn().await?;
+        let mut search = Search {
             call,
             message: message.clone(),
             target,
             reader,
             route,
             storages,
+            instances,
             replay: rest.into_replay(),
             spread: self.spread(),
         };
-        if entry.method.has_sidechannel() {
-            return Box::pin(self.read_beside(&search, entry, account)).await;
-        }
+        let mut front =
+            if entry.method.has_sidechannel() { Some(Front::offered(call, entry)?) } else { None };
         self.allowance.earn();
-        let mut sofar = Sofar::default();
+        let mut rounds = 1..STARTS_MET;
+        loop {
+            account.route = Some(Arc::clone(&search.route));
+            let mut sofar = Sofar::default();
+            let ended = match &mut front {
+                Some(front) => Box::pin(self.read_beside(&search, &mut sofar, front, entry, account)).await,
+                None => self.read_in_messages(&search, &mut sofar, entry, account).await,
+            };
+            let refusal = match ended {
+                Ended::Answered(answer) => return answer,
+                Ended::Unanswered(refusal) => refusal,
+            };
+            let can_begin_again =
+                search.can_begin_again() && front.as_ref().is_none_or(Front::can_begin_again);
+            if !sofar.started_anew || !can_begin_again || rounds.next().is_none() {
+                return sofar.word.map_or(Err(refusal), |(word, _)| word).map(Outcome::Node);
+            }
+            (search.route, search.instances) = learn().await?;
+        }
+    }
+
+    /// The route, and the processes that were known before it was asked for.
+    async fn learn(
+        &self,
+        call: &Call,
+        entry: &Entry,
+        named: Named<'_>,
+        storages: &Storages,
+        reader: Reader,
+    ) -> Result<(Arc<Route>, Vec<Arc<str>>), Refusal> {
+        let instances = storages.iter().map(|node| node.instance()).collect();
+        let (name, correlation) = ((named.virtual_storage, named.relative_path), Some(&call.correlation));
+        let route = if entry.method.precedes_a_push() {
+            self.shared.routes.resolve(name.0, name.1, correlation).await
+        } else {
+            self.shared.confirmations.route(name.0, name.1, correlation).await
+        };
+        let route = route.map_err(not_found)?;
+        let route = self.fresh_enough(route, call, named, reader).await.map_err(not_found)?;
+        Ok((route, instances))
+    }
+
+    async fn read_in_messages(
+        &self,
+        search: &Search<'_>,
+        sofar: &mut Sofar,
+        entry: &Entry,
+        account: &mut Account,
+    ) -> Ended {
         let refusal = loop {
-            let node = match search.next(&mut sofar) {
+            let node = match search.next(sofar) {
                 Ok(node) => node,
                 Err(refusal) => break refusal,
             };
@@ -176,28 +246,31 @@ impl Relay {
                 self.shared.metrics.retries.inc();
             }
             account.storage = Some(Arc::clone(&node.storage));
-            if let Some(answer) = self.ask(&search, entry, &mut sofar, &node).await {
-                return Ok(self.found(&search, sofar, answer, account));
+            if let Some(answer) = self.ask(search, entry, sofar, &node).await {
+                return Ended::Answered(Ok(self.found(search, sofar, answer, account)));
             }
             if !search.can_begin_again() {
                 break Refusal::Lost(node.storage.to_string());
             }
         };
         while search.can_begin_again()
-            && let Some(node) = search.last_resort(&mut sofar)
+            && let Some(node) = search.last_resort(sofar)
         {
-            let asked = timeout(LAST_RESORT_WAIT, self.ask_one(&search, &node)).await;
-            if let Ok(Heard::Answer(answer)) = asked {
-                return Ok(self.found(&search, sofar, answer, account));
+            match timeout(LAST_RESORT_WAIT, self.ask_one(search, &node)).await {
+                Ok(Heard::Answer(answer)) => {
+                    return Ended::Answered(Ok(self.found(search, sofar, answer, account)));
+                }
+                Ok(Heard::Elsewhere { word, .. }) => sofar.meet(&word),
+                Err(_) => {}
             }
         }
-        sofar.word.map_or(Err(refusal), |(word, _)| word).map(Outcome::Node)
+        Ended::Unanswered(refusal)
     }
 
     pub(super) fn found(
         &self,
         search: &Search<'_>,
-        sofar: Sofar,
+        sofar: &mut Sofar,
         answer: Answer,
         account: &mut Account,
     ) -> Outcome {
@@ -206,7 +279,7 @@ impl Relay {
             replay.settle();
         }
         if answer.is_well() {
-            for suspicion in sofar.suspicions {
+            for suspicion in sofar.suspicions.drain(..) {
                 self.shared.suspicions.tell(&self.shared, suspicion, &search.call.correlation);
             }
         }

@@ -221,6 +221,15 @@ impl Cache {
         }
     }
 
+    /// Keeps no route any more, nor the answer to any question that is under way.
+    pub(crate) fn forget(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.kept = Halves::default();
+            shard.questions.values_mut().for_each(|question| question.revoked = true);
+        }
+    }
+
     /// Keeps no route any more.
     pub(crate) fn clear(&self) {
         for shard in &self.shards {

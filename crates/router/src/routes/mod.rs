@@ -214,6 +214,11 @@ impl Routes {
         }
     }
 
+    /// Once this returns, no read that starts uses what was asked for before.
+    pub(crate) fn forget(&self) {
+        self.cache.forget();
+    }
+
     /// A session was opened; it has no lease yet. Answers its number.
     pub(crate) fn session_opened(&self, id: &str) -> u64 {
         let number = self.number.fetch_add(1, Ordering::AcqRel) + 1;

@@ -78,6 +78,48 @@ async fn every_answer_says_how_new_the_repository_is() {
     assert_eq!(house.coordinator.state().resolves.len(), resolved, "the route is kept");
 }
 
+/// What is known of a replica of a node, and which process of the node was known when that was asked for.
+fn said_last(house: &House, node: usize) -> (i64, Option<String>) {
+    let seen = house.nodes[node].seen("RefExists").pop().unwrap();
+    let expected = STANDARD_NO_PAD.decode(&seen.headers[EXPECTED_REPLICA]).unwrap();
+    let expected = ExpectedReplica::decode(&expected[..]).unwrap();
+    (expected.generation, expected.node_instance)
+}
+
+#[tokio::test]
+async fn what_was_learned_before_a_node_was_started_is_not_believed_of_it() {
+    let house = House::new().await;
+    house.leased().await;
+    // Whoever has never met them learns who they are.
+    for node in &house.nodes {
+        *node.0.instance.lock().unwrap() = Some("first");
+    }
+    let read_everywhere = async || {
+        for _ in 0..30 {
+            soon(house.ref_exists(Request::new(exists()))).await.unwrap();
+        }
+    };
+    read_everywhere().await;
+    for node in 0..house.nodes.len() {
+        assert_eq!(said_last(&house, node), (5, Some("first".into())));
+    }
+    // Another router writes; nobody is behind, so this one is not told. One node comes back with another disk.
+    advance(&house, 6);
+    read_everywhere().await;
+    assert_eq!(said_last(&house, 0).0, 5, "the route is kept");
+    let resolved = house.coordinator.state().resolves.len();
+    *house.nodes[0].0.instance.lock().unwrap() = Some("second");
+    read_everywhere().await;
+    assert_eq!(said_last(&house, 0), (6, Some("second".into())), "what it has to have is asked for again");
+    assert_eq!(house.coordinator.state().resolves.len(), resolved + 1);
+    // All at once: there is nobody else to ask meanwhile.
+    for node in &house.nodes {
+        *node.0.instance.lock().unwrap() = Some("third");
+    }
+    soon(house.ref_exists(Request::new(exists()))).await.unwrap();
+    assert_eq!(house.coordinator.state().reports.len(), 0, "that says nothing against their replicas");
+}
+
 #[tokio::test]
 async fn a_read_gets_at_least_what_it_asks_for_or_is_told_that_it_is_not_there() {
     let house = House::new().await;

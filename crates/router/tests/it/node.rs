@@ -12,6 +12,7 @@ use std::{
     },
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -24,6 +25,7 @@ use tabularium_common::{
     grpc::{ListenAddress, Listener, MAX_CONCURRENT_STREAMS},
     lifecycle::Tasks,
     multiplex::{self, Backchannel},
+    records::{EXPECTED_REPLICA, NODE_INSTANCE},
 };
 use tabularium_proto::{
     gitaly::{
@@ -31,7 +33,7 @@ use tabularium_proto::{
         ObjectPool, RefExistsResponse, Repository, ServerInfoResponse, ServerSignatureResponse,
         disk_statistics_response, server_info_response,
     },
-    node::ReadRecordResponse,
+    node::{ExpectedReplica, ReadRecordResponse},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, transport::Channel};
@@ -80,6 +82,8 @@ pub(crate) struct Inner {
     pub(crate) signing_key: Mutex<Vec<u8>>,
     /// What its replica holds.
     pub(crate) checksum: Mutex<String>,
+    /// Which process it is, if it says so to whoever knew another one.
+    pub(crate) instance: Mutex<Option<&'static str>>,
     /// What it was told when it voted.
     pub(crate) told: Mutex<Vec<Told>>,
     tasks: Tasks,
@@ -110,6 +114,7 @@ impl Node {
             pool: Mutex::default(),
             signing_key: Mutex::new(b"key".to_vec()),
             checksum: Mutex::new("abc".into()),
+            instance: Mutex::default(),
             told: Mutex::default(),
             tasks: tasks.clone(),
             life: Mutex::default(),
@@ -199,7 +204,11 @@ impl Node {
             |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok().map(str::to_owned));
         let (fail, mode) = (header("x-fail"), header("x-mode"));
         let message = message.slice(5.min(message.len())..);
+        let other = self.started_since(&parts.headers);
         self.0.seen.lock().unwrap().push(Seen { path: path.clone(), headers: parts.headers, message });
+        if let Some(status) = other {
+            return failed(&status);
+        }
         let fails = self.0.fails.lock().unwrap().clone();
         if let Some(status) = fails {
             if !self.0.fails_late.load(Ordering::Relaxed) {
@@ -252,6 +261,15 @@ impl Node {
             "/gitaly.ServerService/DiskStatistics" => unary(&self.disk().encode_to_vec()),
             _ => unary(&RefExistsResponse { value: true }.encode_to_vec()),
         }
+    }
+
+    fn started_since(&self, headers: &HeaderMap) -> Option<Status> {
+        let instance = (*self.0.instance.lock().unwrap())?;
+        let expected = STANDARD_NO_PAD.decode(headers.get(EXPECTED_REPLICA)?).unwrap();
+        let known = ExpectedReplica::decode(&expected[..]).unwrap().node_instance?;
+        let mut status = Status::unavailable("started since");
+        status.metadata_mut().insert(NODE_INSTANCE, instance.parse().unwrap());
+        (known != instance).then_some(status)
     }
 
     fn info(&self) -> ServerInfoResponse {

@@ -21,6 +21,7 @@ use tabularium_common::{
         self, BACKCHANNEL, Backchannel,
         sidechannel::{self, Client, METADATA, Server, SidechannelId, Sidechannels, generation},
     },
+    records::NODE_INSTANCE,
 };
 use tabularium_proto::gitaly::{
     InfoRefsRequest, InfoRefsResponse, PackfileNegotiationStatistics, PostReceivePackRequest,
@@ -428,6 +429,16 @@ async fn another_replica_takes_over_before_the_first_byte() {
         let asked = scene.asked();
         assert!(asked.len() == 2 && asked[0] != asked[1], "{opened}: {asked:?}");
     }
+}
+
+#[tokio::test]
+async fn nodes_that_were_all_started_anew_are_asked_again() {
+    let mut anew = Status::unavailable("started since");
+    anew.metadata_mut().insert(NODE_INSTANCE, "another".parse().unwrap());
+    let scene = Scene::new([1, 2, 3].map(|_| Play::Refuse(anew.clone()))).await;
+    let (heard, ended) = scene.fetch(b"want").await;
+    assert_eq!((heard, code(ended).0), (b"WANT".to_vec(), Code::Ok));
+    assert_eq!(scene.asked().len(), 4);
 }
 
 #[tokio::test]
