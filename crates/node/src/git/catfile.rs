@@ -315,14 +315,17 @@ impl CatFile {
             .map_err(|error| broken(io::Error::other(error)))
     }
 
-    /// The entry at a path below a revision; the empty path is the root directory.
+    /// The entry at a path below a revision. The root is no entry, and nothing is what a path means beside its names.
     pub(crate) async fn entry(&mut self, revision: &[u8], path: &[u8]) -> Result<Option<TreeItem>, GitError> {
-        let path = clean_path(path);
-        let at = path.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
-        if path.is_empty() {
-            let root = self.info(&[revision, b"^{tree}"].concat()).await?;
-            return Ok(root.map(|info| TreeItem { mode: 0o040_000, name: Vec::new(), id: info.id }));
+        let mut path = path;
+        while let Some(rest) = path.strip_suffix(b"/") {
+            path = rest;
         }
+        let names = |part: &[u8]| !matches!(part, b"" | b"." | b"..");
+        if !path.split(|byte| *byte == b'/').all(names) {
+            return Ok(None);
+        }
+        let at = path.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
         let (directory, name) = path.split_at(at);
         let directory = directory.strip_suffix(b"/").unwrap_or(directory);
         let items = self.tree(&[revision, b":", directory].concat()).await?;

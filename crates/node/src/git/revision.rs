@@ -106,24 +106,73 @@ pub(crate) fn check_argument(argument: &[u8]) -> Result<(), ArgumentError> {
 
 /// A full reference name that git would refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("invalid reference name")]
-pub(crate) struct ReferenceError;
+pub(crate) enum ReferenceError {
+    /// Nothing that is named so can be deleted or created at will.
+    #[error("HEAD reference not allowed")]
+    Head,
+    /// Not below `refs/`.
+    #[error("reference is not fully qualified")]
+    NotFull,
+    /// Nothing below `refs/`.
+    #[error("refs/ is not a valid reference")]
+    Top,
+    /// A directory.
+    #[error("reference must not end with slash")]
+    EndsWithSlash,
+    /// Git takes care of file systems that forget the dot.
+    #[error("reference must not end with dot")]
+    EndsWithDot,
+    /// Leads into the reflog.
+    #[error("reference must not contain @{{")]
+    Reflog,
+    /// A range.
+    #[error("reference must not contain double dots")]
+    DoubleDots,
+    /// Separates arguments in git's line protocols.
+    #[error("reference must not contain space characters")]
+    Space,
+    /// Has a meaning in revisions or patterns.
+    #[error("reference must not contain special characters")]
+    Special,
+    /// Cannot be seen.
+    #[error("reference must not contain control characters")]
+    Control,
+    /// Two slashes in a row.
+    #[error("empty component is not allowed")]
+    EmptyComponent,
+    /// A hidden file.
+    #[error("component must not start with dot")]
+    HiddenComponent,
+    /// Git's own, beside a reference that is being written.
+    #[error("component must not end with .lock")]
+    LockComponent,
+}
 
 /// A full reference name under `refs/`.
 pub(crate) fn check_reference(name: &[u8]) -> Result<(), ReferenceError> {
-    let rest = name.strip_prefix(b"refs/").ok_or(ReferenceError)?;
-    let forbidden =
-        |byte: &u8| matches!(byte, 0..=0x20 | 0x7f | b':' | b'?' | b'[' | b'\\' | b'^' | b'~' | b'*');
-    let has = |pair: &[u8]| name.windows(2).any(|window| window == pair);
-    let bad_component = |part: &[u8]| part.is_empty() || part.starts_with(b".") || part.ends_with(b".lock");
-    if rest.is_empty()
-        || name.ends_with(b".")
-        || name.iter().any(forbidden)
-        || has(b"..")
-        || has(b"@{")
-        || rest.split(|byte| *byte == b'/').any(bad_component)
-    {
-        return Err(ReferenceError);
+    if name == b"HEAD" {
+        return Err(ReferenceError::Head);
+    }
+    let rest = name.strip_prefix(b"refs/").ok_or(ReferenceError::NotFull)?;
+    let has = |pair: &[u8]| rest.windows(2).any(|window| window == pair);
+    let sound = |wrong: bool, error: ReferenceError| if wrong { Err(error) } else { Ok(()) };
+    sound(rest.is_empty(), ReferenceError::Top)?;
+    sound(rest.ends_with(b"/"), ReferenceError::EndsWithSlash)?;
+    sound(rest.ends_with(b"."), ReferenceError::EndsWithDot)?;
+    sound(has(b"@{"), ReferenceError::Reflog)?;
+    sound(has(b".."), ReferenceError::DoubleDots)?;
+    for byte in rest {
+        match byte {
+            b' ' | b'\t' | b'\n' => return Err(ReferenceError::Space),
+            b':' | b'?' | b'[' | b'\\' | b'^' | b'~' | b'*' | 0x7f => return Err(ReferenceError::Special),
+            0..0x20 => return Err(ReferenceError::Control),
+            _ => {}
+        }
+    }
+    for component in rest.split(|byte| *byte == b'/') {
+        sound(component.is_empty(), ReferenceError::EmptyComponent)?;
+        sound(component.starts_with(b"."), ReferenceError::HiddenComponent)?;
+        sound(component.ends_with(b".lock"), ReferenceError::LockComponent)?;
     }
     Ok(())
 }
@@ -329,7 +378,7 @@ mod tests {
             "refs/heads/a\x7f",
             "refs/heads/a\n",
         ] {
-            assert_eq!(check_reference(bad.as_bytes()), Err(ReferenceError), "{bad:?}");
+            assert!(check_reference(bad.as_bytes()).is_err(), "{bad:?}");
         }
         assert_eq!(branch_reference(b"x"), b"refs/heads/x");
         assert_eq!(branch_reference(b"refs/heads/x"), b"refs/heads/x");

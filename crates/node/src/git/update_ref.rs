@@ -43,13 +43,13 @@ pub(crate) enum Expected {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpdateRefError {
     /// Somebody else holds the lock.
-    #[error("reference is already locked: {reference:?}")]
+    #[error("reference is already locked")]
     Locked {
         /// Full name.
         reference: String,
     },
     /// The reference is not what was expected.
-    #[error("reference does not point to expected object: {reference:?}")]
+    #[error("reference does not point to expected object")]
     Mismatch {
         /// Full name.
         reference: String,
@@ -59,7 +59,7 @@ pub(crate) enum UpdateRefError {
         actual: String,
     },
     /// The new object is not there.
-    #[error("target object missing: {object:?}")]
+    #[error("target object missing")]
     MissingObject {
         /// Full name.
         reference: String,
@@ -67,7 +67,7 @@ pub(crate) enum UpdateRefError {
         object: String,
     },
     /// A branch can only point to a commit.
-    #[error("target object not a commit: {object:?}")]
+    #[error("target object not a commit")]
     NotACommit {
         /// Full name.
         reference: String,
@@ -89,7 +89,7 @@ pub(crate) enum UpdateRefError {
         reference: String,
     },
     /// A name that git refuses.
-    #[error("invalid reference format: {reference:?}")]
+    #[error("invalid reference format")]
     Invalid {
         /// As given.
         reference: String,

@@ -76,8 +76,9 @@ impl InternalGitaly for InternalServer {
         request: Request<WalkReposRequest>,
     ) -> Result<Response<ResponseStream<WalkReposResponse>>, Status> {
         let name = request.into_inner().storage_name;
-        let storage =
-            self.0.storages.get(&name).ok_or_else(|| Status::not_found("storage name not found"))?;
+        let what = if name.is_empty() { "set" } else { "found" };
+        let unknown = || Status::invalid_argument(format!("looking up storage: storage name not {what}"));
+        let storage = self.0.storages.get(&name).ok_or_else(unknown)?;
         let root = storage.root.clone();
         let (found, receiver) = mpsc::channel(FOUND_QUEUE);
         tokio::task::spawn_blocking(move || {

@@ -240,7 +240,10 @@ async fn a_fork_has_branches_and_tags_only() {
     assert_eq!(git(&target.path("one.git"), &["symbolic-ref", "HEAD"]), "refs/heads/side");
     let tag =
         client.create_fork(with_servers(fork("tag.git", "refs/tags/v1"), &[&source])).await.unwrap_err();
-    assert_eq!((tag.code(), tag.message()), (Code::InvalidArgument, "reference is not a branch"));
+    assert_eq!(
+        (tag.code(), tag.message()),
+        (Code::InvalidArgument, "creating fork: reference is not a branch")
+    );
     let none = client.create_fork(with_servers(fork("none.git", "refs/heads/none"), &[&source])).await;
     assert_eq!(none.unwrap_err().code(), Code::Internal);
     assert!(!target.path("none.git").exists());

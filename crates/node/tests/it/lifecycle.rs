@@ -158,10 +158,10 @@ async fn refs_are_written_conditionally() {
     let invalid = Code::InvalidArgument;
     for (name, revision, code, text) in [
         ("heads/x", "main", invalid, "ref has to be a full reference"),
-        ("refs/heads/x", "", invalid, "empty revision"),
-        ("refs/heads/x", "-m", invalid, "revision can't start with '-'"),
-        ("refs/heads/x", "a b", invalid, "revision can't contain whitespace"),
-        ("refs/heads/x", "main:file", invalid, "revision can't contain ':'"),
+        ("refs/heads/x", "", invalid, "invalid revision: empty revision"),
+        ("refs/heads/x", "-m", invalid, "invalid revision: revision can't start with '-'"),
+        ("refs/heads/x", "a b", invalid, "invalid revision: revision can't contain whitespace"),
+        ("refs/heads/x", "main:file", invalid, "invalid revision: revision can't contain ':'"),
         ("refs/heads/x", "nowhere", Code::NotFound, "resolving new revision: reference not found"),
     ] {
         let result = client.write_ref(write(name, revision, "")).await;

@@ -219,7 +219,7 @@ async fn what_is_no_pool() {
     assert_eq!(fetched, invalid(&format!("object pool invalid: {invalid_pool}")));
     create(&node, &origin).await.unwrap();
     let again = refusal(create(&node, &origin).await);
-    assert_eq!(again, failed("creating object pool: creating repository: repository exists already"));
+    assert_eq!(again, failed("creating object pool: repository exists already"));
 
     let whole = LinkRepositoryToObjectPoolRequest {
         object_pool: Some(pool(&node)),

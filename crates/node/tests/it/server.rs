@@ -53,7 +53,10 @@ async fn repositories_are_found_where_they_are() {
     }
     assert_eq!(found, ["@cluster/repositories/6b/86/1", "a/b.git", "z.git"]);
     let unknown = client.walk_repos(WalkReposRequest { storage_name: "x".into() }).await.unwrap_err();
-    assert_eq!((unknown.code(), unknown.message()), (Code::NotFound, "storage name not found"));
+    assert_eq!(
+        (unknown.code(), unknown.message()),
+        (Code::InvalidArgument, "looking up storage: storage name not found")
+    );
 }
 
 #[tokio::test]

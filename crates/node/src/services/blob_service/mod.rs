@@ -66,7 +66,7 @@ impl BlobService for BlobServer {
         if request.oid.is_empty() {
             return Err(Status::invalid_argument("empty Oid"));
         }
-        revision::check(request.oid.as_bytes())
+        revision::check_path_scoped(request.oid.as_bytes())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let node = Arc::clone(&self.0);
         Ok(listing::stream(&self.0.tasks, "GetBlob", |messages| async move {
@@ -105,9 +105,6 @@ impl BlobService for BlobServer {
         for pair in &request.revision_paths {
             revision::check(pair.revision.as_bytes())
                 .map_err(|error| Status::invalid_argument(error.to_string()))?;
-            if pair.path.is_empty() {
-                return Err(Status::invalid_argument("empty Path"));
-            }
         }
         let node = Arc::clone(&self.0);
         Ok(listing::stream(&self.0.tasks, "GetBlobs", |messages| async move {

@@ -150,14 +150,12 @@ pub(super) fn list_commits_by_oid(
     request: ListCommitsByOidRequest,
 ) -> Result<Response<ResponseStream<ListCommitsByOidResponse>>, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
-    for id in &request.oid {
-        revision::check(id.as_bytes()).map_err(invalid)?;
-    }
     let node = Arc::clone(node);
     Ok(listing::stream(&node.tasks.clone(), "ListCommitsByOid", |messages| async move {
         let mut objects = CatFile::start(&node.git, &repository).await?;
         let mut batch = Batch::default();
-        for id in request.oid {
+        // What cannot be a commit's name is a commit that is not there.
+        for id in request.oid.into_iter().filter(|id| revision::check(id.as_bytes()).is_ok()) {
             let Some(commit) = objects.commit(id.as_bytes()).await? else { continue };
             if let Some(commits) = batch.push(commit) {
                 messages.send(ListCommitsByOidResponse { commits }).await?;
@@ -182,9 +180,6 @@ pub(super) async fn count_commits(
     }
     if request.revision.is_empty() && request.revisions.is_empty() && !request.all {
         return Err(Status::invalid_argument("empty Revision and false All"));
-    }
-    if !request.revision.is_empty() && request.all {
-        return Err(Status::invalid_argument("both Revision and All are set"));
     }
     let mut command = node.git.command(&repository, "rev-list").reads().arg("--count");
     command = literal_pathspecs(command, request.global_options.as_ref());

@@ -57,8 +57,10 @@ pub(super) async fn count_diverging_commits(
     }
     let repository = node.storages.open(request.repository.as_ref())?;
     let range = [request.from.as_slice(), b"...", &request.to].concat();
-    revision::check_argument(&range)
-        .map_err(|error| Status::internal(format!("git rev-list cmd: {error}")))?;
+    if range.starts_with(b"-") {
+        let text = "git rev-list cmd: validating positional argument: revision can't start with '-'";
+        return Err(Status::invalid_argument(text));
+    }
     let mut command = node.git.command(&repository, "rev-list").reads().args(["--count", "--left-right"]);
     if request.max_count != 0 {
         command = command.arg(format!("--max-count={}", request.max_count));

@@ -23,7 +23,11 @@ pub(super) async fn create(
         return Err(no_pool());
     }
     let (pool, _) = locate(node, request.object_pool.as_ref())?;
-    let origin = node.storages.open(request.origin.as_ref())?;
+    let origin = node.storages.open(request.origin.as_ref()).map_err(|error| {
+        let status = Status::from(error);
+        let text = format!("creating object pool: getting source repository path: {}", status.message());
+        Status::new(status.code(), text)
+    })?;
     let format = match ObjectHash::of(&origin).await? {
         ObjectHash::Sha1 => "sha1",
         ObjectHash::Sha256 => "sha256",
@@ -35,7 +39,8 @@ pub(super) async fn create(
         if status.code() == Code::Aborted {
             return status;
         }
-        let text = format!("creating object pool: {}", status.message());
+        let text = status.message().trim_start_matches("creating repository: ");
+        let text = format!("creating object pool: {text}");
         // GitLab knows a pool that is there by this code.
         let code =
             if status.code() == Code::AlreadyExists { Code::FailedPrecondition } else { status.code() };

@@ -49,7 +49,11 @@ fn locate_both(
     let invalid = |text: &str| Status::invalid_argument(format!("object pool invalid: {text}"));
     let (place, _) = locate(node, Some(pool)).map_err(|status| invalid(status.message()))?;
     check_repository(&place.path).map_err(|_| invalid("object pool is not a valid git repository"))?;
-    Ok((node.storages.open(Some(origin))?, place, sent))
+    let origin = node.storages.open(Some(origin)).map_err(|error| {
+        let status = Status::from(error);
+        Status::new(status.code(), format!("computing origin repo's path: {}", status.message()))
+    })?;
+    Ok((origin, place, sent))
 }
 
 pub(super) async fn fetch(

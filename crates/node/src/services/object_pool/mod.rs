@@ -109,8 +109,10 @@ fn no_pool_path() -> Status {
 /// Where a pool is or would be, as a request says.
 fn locate<'a>(node: &Node, pool: Option<&'a ObjectPool>) -> Result<(RepositoryPath, &'a Repository), Status> {
     let sent = pool.and_then(|pool| pool.repository.as_ref()).ok_or_else(no_pool)?;
-    let pool = node.storages.locate(Some(sent))?;
-    if is_pool_path(&pool.relative_path) { Ok((pool, sent)) } else { Err(no_pool_path()) }
+    if !is_pool_path(&sent.relative_path) {
+        return Err(no_pool_path());
+    }
+    Ok((node.storages.locate(Some(sent))?, sent))
 }
 
 /// `git fetch` from another repository of the same storage.

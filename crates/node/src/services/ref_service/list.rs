@@ -129,7 +129,10 @@ pub(super) fn list_refs(
         Ok(Key::Creatordate) => "creatordate",
         Ok(Key::Authordate) => "authordate",
         Ok(Key::Committerdate) => "committerdate",
-        Err(_) => return Err(Status::invalid_argument("unknown sort key")),
+        Err(_) => {
+            let text = format!("sorting key \"{}\" is not supported", sort.key);
+            return Err(Status::invalid_argument(text));
+        }
     };
     let mut command = command(node, &repository, &descending(key, sort.direction));
     for id in &request.pointing_at_oids {
@@ -332,7 +335,9 @@ pub(super) fn find_all_tags(
         Ok(Key::Refname) => "refname",
         Ok(Key::Creatordate) => "creatordate",
         Ok(Key::VersionRefname) => "version:refname",
-        Err(_) => return Err(Status::invalid_argument("unknown sort key")),
+        Err(_) => {
+            return Err(Status::invalid_argument(format!("unsupported sorting key: {}", sort.key)));
+        }
     };
     let command = command(node, &repository, &descending(key, sort.direction)).args(["--", "refs/tags/"]);
     let page = Page::of_references(request.pagination_params.as_ref());

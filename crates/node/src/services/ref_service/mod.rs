@@ -134,7 +134,7 @@ impl RefService for RefServer {
         if request.name.is_empty() {
             return Err(Status::invalid_argument("Branch name cannot be empty"));
         }
-        let reference = revision::branch_reference(&request.name);
+        let reference = [b"refs/heads/", request.name.as_slice()].concat();
         let Some(id) = references::read(&self.0.git, &repository, &reference).await? else {
             return Ok(Response::new(FindBranchResponse { branch: None }));
         };

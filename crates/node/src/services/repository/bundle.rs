@@ -126,7 +126,7 @@ pub(super) async fn fetch(
         hooks::attend(session.as_ref(), node.git.command(&repository, "fetch"))
             .env("GIT_ALLOW_PROTOCOL", "file")
             .config("fetch.recurseSubmodules=false")
-            .args(["--quiet", "--prune", "--force", "--no-tags", "--no-write-fetch-head"])
+            .args(["--quiet", "--force", "--no-tags", "--no-write-fetch-head"])
     };
     let output = fetch_atomically(command, &bundle.to_string_lossy(), &["+refs/*:refs/*"]).await?;
     if !output.exit.success() {

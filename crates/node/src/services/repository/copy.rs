@@ -341,7 +341,10 @@ pub(super) async fn fork(
     };
     let peer = Peer::find(&metadata, &extensions, &source.storage_name)?;
     let format = source_format(&peer, &source).await?;
-    let building = Building::begin(node, &target, "main", &format).await?;
+    let building = Building::begin(node, &target, "main", &format).await.map_err(|status| {
+        let text = status.message().trim_start_matches("creating repository: ");
+        Status::new(status.code(), format!("creating fork: {text}"))
+    })?;
     let head = if let Some(branch) = only {
         let refspec = format!("+{branch}:{branch}");
         fetch(node, &node.git, &peer, building.repository(), &source, &[&refspec], false).await?;
@@ -361,5 +364,5 @@ pub(super) async fn fork(
 fn branch_reference(revision: &[u8]) -> Result<&str, Status> {
     let text = std::str::from_utf8(revision).ok();
     text.filter(|text| text.starts_with("refs/heads/") && check_reference(revision).is_ok())
-        .ok_or_else(|| Status::invalid_argument("reference is not a branch"))
+        .ok_or_else(|| Status::invalid_argument("creating fork: reference is not a branch"))
 }

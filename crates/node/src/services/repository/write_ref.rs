@@ -22,10 +22,11 @@ pub(super) async fn write(
     voter: &Voter,
 ) -> Result<WriteRefResponse, Status> {
     let repository = node.storages.open(request.repository.as_ref())?;
-    let invalid = |error: RevisionError| Status::invalid_argument(error.to_string());
-    revision::check(&request.r#ref).map_err(invalid)?;
-    revision::check(&request.revision).map_err(invalid)?;
-    revision::check_or_empty(&request.old_revision).map_err(invalid)?;
+    let invalid =
+        |what| move |error: RevisionError| Status::invalid_argument(format!("invalid {what}: {error}"));
+    revision::check(&request.r#ref).map_err(invalid("ref"))?;
+    revision::check(&request.revision).map_err(invalid("revision"))?;
+    revision::check_or_empty(&request.old_revision).map_err(invalid("OldRevision"))?;
     if request.r#ref == b"HEAD" {
         set_head_agreed(node, &repository, &request.revision, voter).await?;
     } else {
