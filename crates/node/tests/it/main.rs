@@ -12,6 +12,7 @@ mod cleanup;
 mod commit_files;
 mod commits;
 mod conflicts;
+mod conformance;
 mod copies;
 mod corruption;
 mod custom_hooks;
