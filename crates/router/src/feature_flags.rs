@@ -27,8 +27,8 @@ impl TryFrom<BTreeMap<String, bool>> for FeatureFlags {
 
     fn try_from(flags: BTreeMap<String, bool>) -> Result<Self, FlagNameError> {
         let key = |name: &str| {
-            let known = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'_';
-            let sound = !name.is_empty() && name.as_bytes().iter().all(|byte| known(byte));
+            let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+            let sound = !name.is_empty() && name.bytes().all(known);
             let key = format!("{PREFIX}{}", name.replace('_', "-"));
             HeaderName::try_from(key).ok().filter(|_| sound).ok_or_else(|| FlagNameError(name.to_owned()))
         };
