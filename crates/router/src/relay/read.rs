@@ -74,6 +74,7 @@ impl Sofar {
 }
 
 /// How a round through the replicas ended.
+#[expect(clippy::large_enum_variant, reason = "made once for a read, and taken apart at once")]
 pub(super) enum Ended {
     /// This goes to the client.
     Answered(Result<Outcome, Refusal>),
