@@ -126,7 +126,7 @@ impl Wire {
             Ok(messages) => {
                 lines.push("OK".to_owned());
                 for message in put_together(&kind, messages) {
-                    lines.push(shortened(seat.by_words(&text(&message))));
+                    lines.push(shortened(&seat.by_words(&text(&message))));
                 }
             }
             Err(status) => {
@@ -185,11 +185,11 @@ fn text(message: &DynamicMessage) -> String {
     message.to_text_format_with_options(&FormatOptions::new().pretty(false))
 }
 
-fn shortened(line: String) -> String {
+fn shortened(line: &str) -> String {
     if line.len() <= LONGEST_LINE {
         return line.trim_end().to_owned();
     }
-    format!("{} bytes, {}", line.len(), hex::encode(Sha1::digest(&line)))
+    format!("{} bytes, {}", line.len(), hex::encode(Sha1::digest(line)))
 }
 
 /// Does something to the field at a path of field numbers, unless its message is a header that is not there.

@@ -52,7 +52,7 @@ impl Format {
 /// Who answers.
 enum Sitter {
     Node(Box<TestNode>),
-    Gitaly { _process: Child, _directory: TempDir },
+    Gitaly { _process: Box<Child>, _directory: TempDir },
 }
 
 /// One who answers, its storage, and the names of what is in it.
@@ -79,20 +79,23 @@ impl Seat {
     pub(super) async fn gitaly(programs: &Path, format: Format) -> Self {
         let directory = tempfile::tempdir_in("/tmp").unwrap();
         let at = |name: &str| directory.path().join(name);
+        let quoted = |path: PathBuf| format!("\"{}\"", path.display());
         for name in ["storage", "run", "shell"] {
             fs::create_dir(at(name)).unwrap();
         }
         fs::write(at("secret"), "secret").unwrap();
         let socket = at("gitaly.socket");
         let config = format!(
-            "socket_path = {socket:?}\nbin_dir = {programs:?}\nruntime_dir = {:?}\n[auth]\ntoken = {TOKEN:?}\n\
-             [git]\nbin_path = \"/usr/bin/git\"\n[gitlab]\nurl = {:?}\nsecret_file = {:?}\n\
-             [gitlab-shell]\ndir = {:?}\n[[storage]]\nname = {STORAGE:?}\npath = {:?}\n",
-            at("run"),
+            "socket_path = {}\nbin_dir = {}\nruntime_dir = {}\n[auth]\ntoken = {TOKEN:?}\n\
+             [git]\nbin_path = \"/usr/bin/git\"\n[gitlab]\nurl = {:?}\nsecret_file = {}\n\
+             [gitlab-shell]\ndir = {}\n[[storage]]\nname = {STORAGE:?}\npath = {}\n",
+            quoted(socket.clone()),
+            quoted(programs.to_owned()),
+            quoted(at("run")),
             Gitlab::agreeing().serve().await,
-            at("secret"),
-            at("shell"),
-            at("storage"),
+            quoted(at("secret")),
+            quoted(at("shell")),
+            quoted(at("storage")),
         );
         fs::write(at("config.toml"), config).unwrap();
         let log = fs::File::create(at("log")).unwrap();
@@ -107,7 +110,12 @@ impl Seat {
         eventually("Gitaly listens", async || socket.exists()).await;
         let address = format!("unix:{}", socket.display()).parse().unwrap();
         let root = at("storage");
-        Self::new(Sitter::Gitaly { _process: process, _directory: directory }, address, root, format)
+        Self::new(
+            Sitter::Gitaly { _process: Box::new(process), _directory: directory },
+            address,
+            root,
+            format,
+        )
     }
 
     fn new(sitter: Sitter, address: Address, root: PathBuf, format: Format) -> Self {
@@ -200,9 +208,11 @@ impl Seat {
         text
     }
 
-    /// The reverse, for answers.
+    /// The reverse, for answers. Which git it is they do not tell.
     pub(super) fn by_words(&self, text: &str) -> String {
-        let mut text = text.replace(&*self.root.to_string_lossy(), "$storage");
+        let agent = regex::Regex::new("agent=git/[-._0-9A-Za-z]+").unwrap();
+        let text = text.replace(&*self.root.to_string_lossy(), "$storage");
+        let mut text = agent.replace_all(&text, "agent=git").into_owned();
         for (word, meaning) in &self.words {
             if meaning.len() == self.format.hex_digits() {
                 text = text.replace(meaning, word);
@@ -214,7 +224,12 @@ impl Seat {
 
 /// Bytes as the text format has them.
 fn escaped(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("\\{byte:03o}")).collect()
+    let octal = |byte: &u8| ['\\', digit(byte >> 6), digit((byte >> 3) & 7), digit(byte & 7)];
+    bytes.iter().flat_map(octal).collect()
+}
+
+fn digit(value: u8) -> char {
+    char::from(b'0' + value)
 }
 
 /// What is configured beside what git itself writes.

@@ -76,8 +76,18 @@ pub(super) struct Table {
 }
 
 /// The tables of exchanges with repositories that can be used.
-const TABLES: &[&str] =
-    &["blobs", "changes", "commits", "diffs", "operations", "references", "repositories", "transports"];
+const TABLES: &[&str] = &[
+    "blobs",
+    "branches",
+    "changes",
+    "commits",
+    "diffs",
+    "operations",
+    "references",
+    "repositories",
+    "transports",
+    "trees",
+];
 
 impl Table {
     pub(super) fn all() -> Vec<Self> {
@@ -98,7 +108,7 @@ impl Table {
                 table.preface.push('\n');
                 assert!(table.rows.is_empty(), "{place}: a remark between exchanges");
             } else if let Some(header) = line.strip_prefix('[') {
-                method = header.trim_end_matches(']').to_owned();
+                header.trim_end_matches(']').clone_into(&mut method);
             } else if let Some(what) = line.strip_prefix(": ") {
                 let row = Row { method: method.clone(), what: what.to_owned(), ..Row::default() };
                 assert!(table.rows.iter().all(|other| other.name() != row.name()), "{place}: twice");
