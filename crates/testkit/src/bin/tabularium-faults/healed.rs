@@ -158,7 +158,8 @@ fn left_below(directory: &Path, left: &mut Vec<String>) {
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = directory.ends_with("+gitaly/tmp");
-        if name == NODE_LOCK {
+        // What is kept of a corrupt replica is kept as it was found.
+        if name == NODE_LOCK || path.ends_with("+gitaly/kept") {
             continue;
         }
         if temporary || name.ends_with(".lock") || name.starts_with("tmp_") || name.starts_with("incoming-") {
