@@ -27,6 +27,8 @@ pub(crate) const MAX_CONNECTIONS: usize = 10_000;
 pub(crate) const HANDOFF_QUEUE: usize = 64;
 /// Pause after a failed accept (usually: no file descriptors left).
 pub(crate) const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// How long a router that stops listens to a client that has been accepted and has said nothing yet.
+pub(crate) const FIRST_BYTES_GRACE: Duration = Duration::from_millis(500);
 /// How often a client connection is pinged.
 pub(crate) const CLIENT_KEEPALIVE: Duration = Duration::from_secs(300);
 

@@ -23,13 +23,13 @@ use tabularium_common::{
     lifecycle::Tasks,
     multiplex::identify,
 };
-use tokio::{io::BufReader, sync::mpsc};
+use tokio::{io::BufReader, sync::mpsc, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     limits::{
-        ACCEPT_BACKOFF, CLIENT_KEEPALIVE, HANDOFF_QUEUE, MAX_CONNECTIONS, MAX_FRAME_BYTES, SEND_BUFFER_BYTES,
-        SOCKET_BUFFER_BYTES, STREAM_WINDOW_BYTES,
+        ACCEPT_BACKOFF, CLIENT_KEEPALIVE, FIRST_BYTES_GRACE, HANDOFF_QUEUE, MAX_CONNECTIONS, MAX_FRAME_BYTES,
+        SEND_BUFFER_BYTES, SOCKET_BUFFER_BYTES, STREAM_WINDOW_BYTES,
     },
     relay::Relay,
 };
@@ -189,7 +189,8 @@ impl Drop for Open {
 /// Serves one connection until the client closes it, or, once the router is stopping, until its RPCs are done.
 ///
 /// After the handshake of TLS, if there is one, the first bytes say what the connection is: HTTP/2, or one that is multiplexed,
-/// on whose first stream HTTP/2 begins.
+/// on whose first stream HTTP/2 begins. What a client that was accepted says at once is heard even when the router stops: nobody
+/// else has the connection.
 async fn serve(
     accepted: Accepted,
     relay: Arc<Relay>,
@@ -198,9 +199,13 @@ async fn serve(
     open: Open,
 ) {
     let identified = async { identify(accepted.secure().await?, &sessions).await };
+    let given_up = async {
+        stopping.cancelled().await;
+        sleep(FIRST_BYTES_GRACE).await;
+    };
     let identified = tokio::select! {
         identified = identified => identified,
-        () = stopping.cancelled() => return,
+        () = given_up => return,
     };
     let connection = match identified {
         Ok(connection) => connection,

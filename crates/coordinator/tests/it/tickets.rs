@@ -67,10 +67,14 @@ async fn a_ticket_has_one_holder_and_everybody_gets_it_in_turn() {
         }
     });
     let seen = futures::future::join_all(writers).await;
-    // Fair: whoever writes often does not do so before others have written at all.
-    let last_first = seen.iter().map(|seen| seen[0]).max().unwrap();
-    let half = i64::try_from(WRITERS * WRITES / 2).unwrap();
-    assert!(last_first < half, "somebody had to wait for {last_first} writes");
+    // Fair: of those who wait at one coordinator nobody writes often before others have written at all. Between coordinators
+    // time decides, and how many writes that is nobody can say.
+    for coordinator in 0..2 {
+        let waiting: Vec<_> = seen.iter().skip(coordinator).step_by(2).collect();
+        let last_first = waiting.iter().map(|seen| seen[0]).max().unwrap();
+        let before = waiting.iter().flat_map(|seen| seen.iter()).filter(|write| **write < last_first).count();
+        assert!(before < WRITERS * WRITES / 4, "somebody had to wait for {before} writes");
+    }
     let mut all = seen.concat();
     all.sort_unstable();
     let last = i64::try_from(WRITERS * WRITES).unwrap() + 1;
