@@ -16,7 +16,7 @@ use crate::{
         attempts, copies,
         history::{self, End},
         outbox, replicas,
-        tickets::DutyTicket,
+        tickets::{self, DutyTicket},
     },
     duties::{self, AfterRound, RoundEnd, Ticket},
     error::WriteError,
@@ -64,7 +64,15 @@ enum Asked {
 /// Records a round and decides what follows.
 async fn record_round(shared: &Shared, report: &Report, asked: Asked) -> Result<Recorded, sqlx::Error> {
     let (mut transaction, repository, duty) = match receive(shared, report).await? {
-        Received::Over(recorded) => return Ok(recorded),
+        Received::Over(recorded) => {
+            if asked == Asked::Taken {
+                // Nothing was copied under it. Left to run out it would take the replica from whoever has copied meanwhile.
+                let mut transaction = shared.db.begin().await?;
+                tickets::ticket_release_in_txn(&mut transaction, report.duty, &report.worker).await?;
+                transaction.commit().await?;
+            }
+            return Ok(recorded);
+        }
         Received::Counts(transaction, repository, duty) => (transaction, repository, duty),
     };
     let target = outbox::target_storage(&duty)?;

@@ -130,6 +130,34 @@ async fn a_copy_made_during_a_write_does_not_count_before_the_write_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_was_overtaken_while_it_waited_for_the_ticket_gives_that_back() {
+    let site = Site::start().await;
+    let coordinator = site.coordinator().await;
+    let (mut routing, mut duties, mut operator) = clients(&coordinator);
+    create(&mut routing, "a.git").await;
+    write(&mut routing, "a.git", &[]).await;
+    let duty = open(&mut operator, "replication").await.remove(0);
+    let work = start_copy(&mut duties, &duty.duty_id, "w").await;
+    let begun = begin_write(&mut routing, "a.git").await;
+    let reporting = {
+        let (mut duties, id) = (duties.clone(), duty.duty_id.clone());
+        async move { finish_attempt(&mut duties, &id, "w", work.attempt, succeeded(work.generation)).await }
+    };
+    let overtaking = async {
+        // It waits by then; that this may take longer changes nothing.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let ending = sqlx::query("UPDATE duties SET state = 'done', finished_at = now() WHERE id = $1::uuid");
+        ending.bind(&duty.duty_id).execute(&mut site.sql().await).await.unwrap();
+        abort(&mut routing, &begun, wire::abort_write_request::Outcome::NotApplied, &[]).await.unwrap();
+    };
+    let (ended, ()) = tokio::join!(reporting, overtaking);
+    assert!(matches!(ended, Disposition::Done(_)), "{ended:?}");
+    let held: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM writes").fetch_one(&mut site.sql().await).await.unwrap();
+    assert_eq!(held, 0, "left to run out it would undo the next copy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_round_that_takes_too_long_gives_the_ticket_back_and_plain_rounds_go_on() {
     let site = Site::start().await;
     let coordinator = site.coordinator().await;
