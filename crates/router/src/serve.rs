@@ -94,7 +94,7 @@ impl Workers {
                 Ok(connection) => self.place(connection).await,
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not accepted");
-                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                    sleep(ACCEPT_BACKOFF).await;
                 }
             }
         }

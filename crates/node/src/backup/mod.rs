@@ -5,9 +5,9 @@
 //! number that build on the one before. The files of a step are the references, a bundle of the objects that the steps before
 //! lack, and the custom hooks.
 //!
-//! * [`take`] writes one. References and objects are those of one moment: what is bundled is a copy of the references
+//! * [`mod@take`] writes one. References and objects are those of one moment: what is bundled is a copy of the references
 //!   ([`frozen`]), whatever becomes of the repository meanwhile. The manifest comes last, when all that it names is on disk.
-//! * [`restore`] builds a repository from one beside its place. Of the steps' bundles only objects are taken ([`bundle`]), of
+//! * [`mod@restore`] builds a repository from one beside its place. Of the steps' bundles only objects are taken ([`bundle`]), of
 //!   the last step the references, and when nothing is missing the repository moves into place as any that is made
 //!   ([`crate::place`]), with a vote, also over one that is there.
 //!
