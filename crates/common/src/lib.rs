@@ -3,8 +3,8 @@
 //! * [`ids`]: the names and numbers of the domain as types, parsed once at the edge.
 //! * [`config`]: TOML files with strict keys; a bad one is refused with the key, the value and what is allowed.
 //! * [`telemetry`]: logs, traces and the correlation id; [`admin`]: metrics, liveness and readiness on a port of their own.
-//! * [`program`]: the frame of every service's `main`. [`lifecycle`]: one owner for every task, and the order in which a service stops. [`announce`]: where it listens, told to
-//!   whoever started it.
+//! * [`program`]: the frame of every service's `main`. [`lifecycle`]: one owner for every task, and the order in which a
+//!   service stops. [`announce`]: where it listens, told to whoever started it.
 //! * [`auth`]: Gitaly's v2 tokens. [`grpc`]: how we listen and dial. [`tls`]: certificates, and whom to believe.
 //! * [`multiplex`]: Gitaly's connections that carry RPCs both ways, on which nodes vote.
 //! * [`methods`]: the method registry: what every Gitaly RPC does, to which repository, as data.

@@ -1,8 +1,8 @@
 //! Praefect's seat: whoever starts `praefect` can start this in its place.
 //!
 //! * `praefect -config FILE` serves: [`mod@file`] is Praefect's configuration file as its operators have it, [`translation`]
-//!   says what it means to our services ([`private_key`] is for a key that stands in it), and [`process`] runs them beside each other in one process: router, coordinator
-//!   and replicator. On SIGHUP [`handover`] puts a new process in its place.
+//!   says what it means to our services ([`private_key`] is for a key that stands in it), and [`process`] runs them beside
+//!   each other in one process: router, coordinator and replicator. On SIGHUP [`handover`] puts a new process in its place.
 //! * `praefect -config FILE COMMAND` does what Praefect's command of that name does, with its flags and its output:
 //!   [`arguments`] reads the command line as Go's programs do, [`commands`] ask the process that serves, or the storage
 //!   nodes, or have the coordinator's library look at the database.

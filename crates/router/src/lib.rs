@@ -26,10 +26,11 @@
 //! stream of the node's connection to one of its own (`relay::beside`).
 //!
 //! `body` holds the wrappers that make a lost node a status, and bound the whole exchange by the client's deadline.
-//! Writes go over `nodes::multiplexed`, on which nodes ask back how the vote went; all else over plain pools. `routes::session` keeps the lease and takes revocations.
+//! Writes go over `nodes::multiplexed`, on which nodes ask back how the vote went; all else over plain pools.
+//! `routes::session` keeps the lease and takes revocations.
 //!
-//! Pure parts are tested beside the code (`routing`, `wire`, `routes::cache`, `votes::transaction`); `tests/it` runs a router between fake nodes
-//! and a fake coordinator: `cargo test -p tabularium-router`.
+//! Pure parts are tested beside the code (`routing`, `wire`, `routes::cache`, `votes::transaction`); `tests/it` runs a router
+//! between fake nodes and a fake coordinator: `cargo test -p tabularium-router`.
 
 mod account;
 mod answers;

@@ -43,7 +43,8 @@ const REPOSITORY_FIND: &str =
     concat!("SELECT ", repository_columns!(), " FROM repositories r WHERE r.id = $1 AND r.state = 'ready'");
 
 /// The lock is taken first and what depends on it read by the next statement, whose snapshot is younger.
-const REPOSITORY_LOCK_NAME: &str = "SELECT id FROM repositories WHERE virtual_storage = $1 AND relative_path = $2 AND state = 'ready' FOR UPDATE";
+const REPOSITORY_LOCK_NAME: &str = "
+    SELECT id FROM repositories WHERE virtual_storage = $1 AND relative_path = $2 AND state = 'ready' FOR UPDATE";
 
 const REPOSITORY_LOCK_ID: &str = "SELECT id FROM repositories WHERE id = $1 FOR UPDATE";
 

@@ -42,8 +42,7 @@ async fn record_failure(
         Received::Over(recorded) => return Ok(recorded),
         Received::Counts(transaction, repository, duty) => (transaction, repository, duty),
     };
-    let freed = release(&mut transaction, &duty, &repository).await?;
-    let mut aftermath = Aftermath { freed, ..Aftermath::default() };
+    let mut aftermath = Aftermath::default();
     history::history_add_in_txn(&mut transaction, &duty, End::Failed, error).await?;
     if let Some(source) = &duty.source
         && (failed.bad_source || !failed.unreachable)
@@ -53,11 +52,13 @@ async fn record_failure(
     if failed.bad_source {
         doubt_source(shared, &mut transaction, &duty, &repository, &mut aftermath).await?;
     }
-    let disposition = if duty.under_ticket && failed.unreachable {
+    let disposition;
+    (disposition, aftermath.freed) = if duty.under_ticket && failed.unreachable {
         // Most likely it took too long; others write again, and the rest is copied while they do.
         go_on(shared, &mut transaction, &duty, &repository, Round::PlainWithoutTicket).await?
     } else {
-        retry_or_park(shared, &mut transaction, &duty, failed.unreachable, error).await?
+        let freed = release(&mut transaction, &duty, &repository).await?;
+        (retry_or_park(shared, &mut transaction, &duty, failed.unreachable, error).await?, freed)
     };
     transaction.commit().await?;
     tracing::warn!(

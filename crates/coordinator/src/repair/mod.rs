@@ -134,8 +134,8 @@ async fn receive(shared: &Shared, report: &Report) -> Result<Received, sqlx::Err
         return Ok(Received::Counts(transaction, Box::new(repository), Box::new(duty)));
     }
     // The answer that began the present round was lost.
-    let freed = release(&mut transaction, &duty, &repository).await?;
-    let answer = round::go_on(shared, &mut transaction, &duty, &repository, round::Round::Plain).await?;
+    let (answer, freed) =
+        round::go_on(shared, &mut transaction, &duty, &repository, round::Round::Plain).await?;
     transaction.commit().await?;
     let aftermath = Aftermath { freed, ..Aftermath::default() };
     Ok(Received::Over(Recorded::Answer(Box::new(answer), aftermath)))

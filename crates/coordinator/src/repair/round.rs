@@ -6,7 +6,7 @@ use tabularium_common::ids::StorageName;
 use tabularium_proto::coordinator::{self as wire, finish_duty_response::Disposition};
 use uuid::Uuid;
 
-use super::{GONE, done};
+use super::{GONE, done, release};
 use crate::{
     app::Shared,
     db::{
@@ -16,7 +16,7 @@ use crate::{
         repositories, tickets,
     },
     duties,
-    repository::Repository,
+    repository::{Repository, RepositoryKey},
     service::storage_address,
 };
 
@@ -96,19 +96,28 @@ async fn begin_round(
     }))
 }
 
-/// Another round begins, or the duty ends because nothing is to be copied any more.
+/// Another round begins, or the duty ends because nothing is to be copied any more. The ticket that the copy may hold is
+/// kept for a round under it only; the key is that of who may be waiting for it.
 pub(super) async fn go_on(
     shared: &Shared,
     transaction: &mut sqlx::PgConnection,
     duty: &Duty,
     repository: &Repository,
     round: Round,
-) -> Result<Disposition, sqlx::Error> {
+) -> Result<(Disposition, Option<RepositoryKey>), sqlx::Error> {
+    let mut freed = None;
+    if round != Round::UnderTicket {
+        freed = release(transaction, duty, repository).await?;
+    }
     if let Some(work) = begin_round(shared, transaction, duty, repository, round).await? {
-        return Ok(Disposition::AnotherRound(work));
+        return Ok((Disposition::AnotherRound(work), freed));
+    }
+    if round == Round::UnderTicket {
+        // Left to run out it would take the replica from whoever has copied meanwhile.
+        freed = release(transaction, duty, repository).await?;
     }
     attempts::duty_end_in_txn(transaction, duty.id, NOTHING_NEWER).await?;
-    Ok(done())
+    Ok((done(), freed))
 }
 
 fn proto_milliseconds(duration: Duration) -> u32 {

@@ -139,14 +139,14 @@ async fn record_round(shared: &Shared, report: &Report, asked: Asked) -> Result<
             outbox::duty_owe_copy(&mut *transaction, &repository, &target, &duty.correlation_id).await?;
             Recorded::Answer(Box::new(done()), aftermath)
         }
-        AfterRound::UnderTicket => {
-            let answer = go_on(shared, &mut transaction, &duty, &repository, Round::UnderTicket).await?;
-            Recorded::Answer(Box::new(answer), aftermath)
-        }
-        AfterRound::Again => {
-            aftermath.freed = release(&mut transaction, &duty, &repository).await?;
-            let round = if asked == Asked::Refused { Round::PlainWithoutTicket } else { Round::Plain };
-            let answer = go_on(shared, &mut transaction, &duty, &repository, round).await?;
+        AfterRound::UnderTicket | AfterRound::Again => {
+            let round = match (after, asked) {
+                (AfterRound::UnderTicket, _) => Round::UnderTicket,
+                (_, Asked::Refused) => Round::PlainWithoutTicket,
+                _ => Round::Plain,
+            };
+            let (answer, freed) = go_on(shared, &mut transaction, &duty, &repository, round).await?;
+            aftermath.freed = freed;
             Recorded::Answer(Box::new(answer), aftermath)
         }
     };

@@ -129,16 +129,17 @@ async fn a_copy_made_during_a_write_does_not_count_before_the_write_is_over() {
     site.check_consistency().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_copy_that_was_overtaken_while_it_waited_for_the_ticket_gives_that_back() {
+/// Ends a copy's first round while somebody writes, so that it waits for the ticket; that write is recorded, `overtake`
+/// happens to the duty and its target, and nobody may hold a ticket after it.
+async fn overtaken_while_it_waits(overtake: &'static str) {
     let site = Site::start().await;
     let coordinator = site.coordinator().await;
     let (mut routing, mut duties, mut operator) = clients(&coordinator);
-    create(&mut routing, "a.git").await;
-    write(&mut routing, "a.git", &[]).await;
+    let also = others(&create(&mut routing, "a.git").await).remove(0);
+    write(&mut routing, "a.git", &[&also]).await;
     let duty = open(&mut operator, "replication").await.remove(0);
     let work = start_copy(&mut duties, &duty.duty_id, "w").await;
-    let begun = begin_write(&mut routing, "a.git").await;
+    let begun = routing.begin_write(begin_voted("a.git", WriteKind::Update)).await.unwrap().into_inner();
     let reporting = {
         let (mut duties, id) = (duties.clone(), duty.duty_id.clone());
         async move { finish_attempt(&mut duties, &id, "w", work.attempt, succeeded(work.generation)).await }
@@ -146,15 +147,31 @@ async fn a_copy_that_was_overtaken_while_it_waited_for_the_ticket_gives_that_bac
     let overtaking = async {
         // It waits by then; that this may take longer changes nothing.
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let ending = sqlx::query("UPDATE duties SET state = 'done', finished_at = now() WHERE id = $1::uuid");
-        ending.bind(&duty.duty_id).execute(&mut site.sql().await).await.unwrap();
-        abort(&mut routing, &begun, wire::abort_write_request::Outcome::NotApplied, &[]).await.unwrap();
+        let mut sql = site.sql().await;
+        sqlx::query(overtake).bind(&duty.duty_id).execute(&mut sql).await.unwrap();
+        let primary = begun.route.as_ref().unwrap().primary.clone();
+        commit(&mut routing, &begun, &[&primary, &also]).await.unwrap();
     };
     let (ended, ()) = tokio::join!(reporting, overtaking);
     assert!(matches!(ended, Disposition::Done(_)), "{ended:?}");
     let held: i64 =
         sqlx::query_scalar("SELECT count(*) FROM writes").fetch_one(&mut site.sql().await).await.unwrap();
     assert_eq!(held, 0, "left to run out it would undo the next copy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_was_overtaken_while_it_waited_for_the_ticket_gives_that_back() {
+    overtaken_while_it_waits("UPDATE duties SET state = 'done', finished_at = now() WHERE id = $1::uuid")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_has_nothing_to_copy_under_the_ticket_gives_that_back() {
+    overtaken_while_it_waits(
+        "UPDATE replicas SET generation = 1000 FROM duties
+         WHERE id = $1::uuid AND replicas.repository_id = duties.repository_id AND storage = target",
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,8 @@
 //! holds one piece in hand and takes the next when that has gone on, so whoever is slow slows the other down.
 //!
 //! As long as nothing that a node said has gone to the client, another replica can take over: what the client has said is
-//! kept while it is little. A client that asks for it hears on its sidechannel first how new the replica is. Whoever gives up waiting, the client or its deadline, drops both streams, which resets them.
+//! kept while it is little. A client that asks for it hears on its sidechannel first how new the replica is. Whoever gives
+//! up waiting, the client or its deadline, drops both streams, which resets them.
 
 use std::{
     io,

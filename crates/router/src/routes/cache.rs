@@ -229,14 +229,6 @@ impl Cache {
             shard.questions.values_mut().for_each(|question| question.revoked = true);
         }
     }
-
-    /// Keeps no route any more.
-    pub(crate) fn clear(&self) {
-        for shard in &self.shards {
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            shard.kept = Halves::default();
-        }
-    }
 }
 
 #[cfg(test)]
@@ -326,7 +318,7 @@ mod tests {
         let cache = Cache::new();
         lead(&cache, "a", 1).land(&route(3), true, || true);
         lead(&cache, "b", 1).land(&route(3), false, || true);
-        cache.clear();
+        cache.forget();
         assert!(cache.get("a").is_none());
         assert_eq!(cache.remembered("a").unwrap().generation, 3);
         assert!(cache.remembered("b").is_none(), "no revocation would have come");

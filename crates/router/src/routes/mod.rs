@@ -239,7 +239,7 @@ impl Routes {
         self.lease.store(0, Ordering::Release);
         self.number.fetch_add(1, Ordering::AcqRel);
         *self.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.cache.clear();
+        self.cache.forget();
         self.metrics.lease_until.set(0.0);
     }
 
