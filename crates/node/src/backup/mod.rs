@@ -2,8 +2,8 @@
 //! backups, in Gitaly's layout, so that either can restore what the other has written.
 //!
 //! A backup is a manifest ([`manifest`]) that names the files of its steps in the sink ([`sink`]): first a full one, then any
-//! number that build on the one before. The files of a step are the references, a bundle of the objects that the steps before
-//! lack, and the custom hooks.
+//! number that build on the one before. The files of a step are the references ([`references`]), a bundle of the objects that
+//! the steps before lack, and the custom hooks.
 //!
 //! * [`mod@take`] writes one. References and objects are those of one moment: what is bundled is a copy of the references
 //!   ([`frozen`]), whatever becomes of the repository meanwhile. The manifest comes last, when all that it names is on disk.
@@ -16,6 +16,7 @@
 mod bundle;
 mod frozen;
 mod manifest;
+mod references;
 mod restore;
 mod sink;
 mod take;
@@ -31,7 +32,7 @@ pub(crate) use manifest::{BackupId, Place};
 pub(crate) use restore::{Wanted, restore};
 pub(crate) use take::{Basis, take};
 
-use sink::Sink;
+use sink::{Key, Sink};
 
 /// How long whoever places files may be waited for: a few files are renamed and synced.
 const TURN: Duration = Duration::from_secs(60);
@@ -65,6 +66,17 @@ impl Backups {
         };
         let late = |_| Err(Status::aborted("another node does not end writing a backup"));
         timeout(TURN, looking).await.unwrap_or_else(late)
+    }
+
+    /// What stands under a key, if anything does.
+    async fn open_file(
+        &self,
+        key: io::Result<Key>,
+        doing: &'static str,
+    ) -> Result<Option<tokio::fs::File>, Status> {
+        let key = key.map_err(internal_io(doing))?;
+        let file = self.with_sink(doing, move |sink| sink.read(&key)).await?;
+        Ok(file.map(tokio::fs::File::from_std))
     }
 
     /// Works on the sink where blocking is allowed.

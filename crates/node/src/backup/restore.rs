@@ -2,10 +2,12 @@
 
 use std::{io, path::Path};
 
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, BufWriter};
+use tokio::io::{AsyncWriteExt as _, BufReader, BufWriter};
 use tonic::Status;
 
-use super::{BackupError, BackupId, Backups, Place, bundle, manifest::Manifest, manifest::Step, sink::Key};
+use super::{
+    BackupError, BackupId, Backups, Place, bundle, manifest::Manifest, manifest::Step, references::References,
+};
 use crate::{
     error::internal_io,
     git::{
@@ -21,8 +23,6 @@ use crate::{
 
 /// The branch that `HEAD` stands for when nothing says which.
 const DEFAULT_BRANCH: &str = "main";
-/// Longest line of a file of references.
-const MAX_LINE_BYTES: u64 = 1024 * 1024;
 
 const NO_SUCH_BACKUP: &str = "manager: repository skipped: manifest: find: read manifest: doesn't exist";
 const NO_BACKUP: &str = "repository skipped: manifest: find latest: read manifest: doesn't exist";
@@ -77,14 +77,14 @@ pub(crate) async fn restore(
     let building = if present {
         Building::begin_instead(node, target, DEFAULT_BRANCH, hash.name()).await?
     } else {
-        Building::begin(node, target, DEFAULT_BRANCH, hash.name()).await?
+        Building::begin(node, target, DEFAULT_BRANCH, hash.name()).await.map_err(Status::from)?
     };
     build(node, backups, &manifest, hash, building.repository()).await?;
     if present {
         release_members(node, target).await?;
         building.take_over_agreed(node, voter).await?;
     } else {
-        building.publish_agreed(node, voter).await?;
+        building.publish_agreed(node, voter).await.map_err(Status::from)?;
     }
     Ok(())
 }
@@ -112,16 +112,6 @@ async fn build(
     restore_hooks(backups, last, repository).await
 }
 
-async fn open(
-    backups: &Backups,
-    key: io::Result<Key>,
-    doing: &'static str,
-) -> Result<Option<tokio::fs::File>, Status> {
-    let key = key.map_err(internal_io(doing))?;
-    let file = backups.with_sink(doing, move |sink| sink.read(&key)).await?;
-    Ok(file.map(tokio::fs::File::from_std))
-}
-
 /// Takes in the pack of a step. That one is missing where it is needed shows when objects are.
 async fn take_objects(
     node: &Node,
@@ -130,7 +120,7 @@ async fn take_objects(
     repository: &RepositoryPath,
 ) -> Result<(), Status> {
     let reading = || internal_io("reading a bundle");
-    let Some(file) = open(backups, step.bundle(), "reading a bundle").await? else { return Ok(()) };
+    let Some(file) = backups.open_file(step.bundle(), "reading a bundle").await? else { return Ok(()) };
     let mut file = BufReader::with_capacity(CHUNK_BYTES, file);
     bundle::skip_header(&mut file).await.map_err(reading())?;
     let command = node.git.command(repository, "index-pack").args(["--stdin", "--fix-thin"]);
@@ -180,30 +170,9 @@ impl Listed {
     }
 }
 
-/// The next line of a file of references: an id and a name.
-async fn next_line(
-    lines: &mut BufReader<tokio::fs::File>,
-    hash: ObjectHash,
-) -> io::Result<Option<(String, Vec<u8>)>> {
-    let mut line = Vec::new();
-    (&mut *lines).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).await?;
-    if line.is_empty() {
-        return Ok(None);
-    }
-    let bad = || io::Error::other(format!("not a reference: {:?}", String::from_utf8_lossy(&line)));
-    let whole = line.strip_suffix(b"\n").ok_or_else(bad)?;
-    let space = whole.iter().position(|byte| *byte == b' ').ok_or_else(bad)?;
-    let (id, name) = (&whole[..space], &whole[space + 1..]);
-    let id = hash.parse(id).map_err(|_| bad())?;
-    if name != b"HEAD" && check_reference(name).is_err() {
-        return Err(bad());
-    }
-    Ok(Some((id, name.to_vec())))
-}
-
-async fn references(backups: &Backups, step: &Step) -> Result<BufReader<tokio::fs::File>, Status> {
-    let file = open(backups, step.references(), "read refs").await?;
-    file.map(BufReader::new).ok_or_else(|| Status::internal("read refs: doesn't exist"))
+async fn references(backups: &Backups, step: &Step, hash: ObjectHash) -> Result<References, Status> {
+    let references = References::open(backups, step.references(), hash, "read refs").await?;
+    references.ok_or_else(|| Status::internal("read refs: doesn't exist"))
 }
 
 /// Gives the repository, which has none, the references of a step.
@@ -213,12 +182,12 @@ async fn set_references(
     hash: ObjectHash,
     repository: &RepositoryPath,
 ) -> Result<Listed, Status> {
-    let mut lines = references(backups, step).await?;
+    let mut references = references(backups, step, hash).await?;
     let mut listed = Listed::default();
     let writing = async {
         let packed = tokio::fs::File::create(repository.path.join("packed-refs")).await?;
         let mut packed = BufWriter::new(packed);
-        while let Some((id, name)) = next_line(&mut lines, hash).await? {
+        while let Some((id, name)) = references.next().await? {
             if name != b"HEAD" {
                 packed.write_all(&[id.as_bytes(), b" ", &name, b"\n"].concat()).await?;
             }
@@ -253,23 +222,11 @@ async fn require_all_objects(
     hash: ObjectHash,
     repository: &RepositoryPath,
 ) -> Result<(), Status> {
-    let mut lines = references(backups, step).await?;
+    let references = references(backups, step, hash).await?;
     let command = node.git.command(repository, "rev-list").reads();
     let mut process = command.args(["--objects", "--quiet", "--stdin"]).spawn(true).await?;
     if let Some(stdin) = process.take_stdin() {
-        let feeding = async {
-            let mut stdin = BufWriter::new(stdin);
-            while let Some((id, _)) = next_line(&mut lines, hash).await? {
-                stdin.write_all(format!("{id}\n").as_bytes()).await?;
-            }
-            stdin.shutdown().await
-        };
-        match feeding.await {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                return Err(internal_io("looking for objects")(error));
-            }
-            _ => {}
-        }
+        references.feed(stdin, "", "").await.map_err(internal_io("looking for objects"))?;
     }
     while process.read_chunk().await?.is_some() {}
     let (exit, stderr) = process.finish().await?;

@@ -6,13 +6,14 @@ use std::{
     path::Path,
 };
 
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::AsyncWriteExt as _;
 use tonic::Status;
 
 use super::{
     BackupError, BackupId, Backups, Place,
     frozen::Frozen,
     manifest::{Manifest, Step, Trace},
+    references::References,
     sink::{Draft, Key, Sink},
 };
 use crate::{
@@ -304,28 +305,8 @@ async fn exclude(
     hash: ObjectHash,
     stdin: tokio::process::ChildStdin,
 ) -> Result<(), Status> {
-    let reading = || internal_io("reading references of the previous step");
-    let listed = backups.with_sink("reading references of the previous step", move |sink| sink.read(&known));
-    let listed = listed.await?.ok_or_else(|| Status::internal("references of the previous step are gone"))?;
-    let mut lines = BufReader::new(tokio::fs::File::from_std(listed));
-    let mut stdin = tokio::io::BufWriter::new(stdin);
-    let mut line = Vec::new();
-    let feeding = async {
-        stdin.write_all(b"--all\n").await?;
-        loop {
-            line.clear();
-            if lines.read_until(b'\n', &mut line).await? == 0 {
-                break;
-            }
-            let id = line.split(|byte| *byte == b' ').next().unwrap_or_default();
-            let id = hash.parse(id).map_err(io::Error::other)?;
-            stdin.write_all(format!("^{id}\n").as_bytes()).await?;
-        }
-        stdin.shutdown().await
-    };
-    match feeding.await {
-        // Git wants no more; how it ends says whether that is right.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        fed => fed.map_err(reading()),
-    }
+    let doing = "reading references of the previous step";
+    let listed = References::open(backups, Ok(known), hash, doing).await?;
+    let listed = listed.ok_or_else(|| Status::internal("references of the previous step are gone"))?;
+    listed.feed(stdin, "--all\n", "^").await.map_err(internal_io(doing))
 }
