@@ -186,29 +186,16 @@ impl Http {
 
     /// The body of the answer to a GET, piece by piece, however long it is; `None` if GitLab neither refuses nor has it.
     pub(super) async fn open(&self, endpoint: &'static str, query: &str) -> Result<Option<Body>, CallError> {
-        let unreachable = |problem: &dyn std::fmt::Display| {
-            tracing::error!(endpoint, %problem, "Internal API unreachable");
-            CallError::Unreachable
-        };
         let path = format!("{endpoint}?{query}");
         let request = self.request(Method::GET, &path, Bytes::new(), &Caller::default());
-        let request = request.map_err(|error| unreachable(&error))?;
-        let began = Instant::now();
-        let opened = async {
-            let response = self.send(request).await?;
-            if response.status().as_u16() >= 400 {
-                return Ok(Err(answer(endpoint, response).await?));
+        let opening = self.in_time(endpoint, request, |response| async move {
+            if response.status().as_u16() < 400 {
+                return Ok(Ok(response));
             }
-            Ok::<_, BoxError>(Ok(response))
-        };
-        let opened = match timeout(self.patience, opened).await {
-            Ok(Ok(Ok(response))) => Ok(response),
-            Ok(Ok(Err(answer))) => Err(refusal(&answer).unwrap_or(CallError::Unreachable)),
-            Ok(Err(problem)) => Err(unreachable(&problem)),
-            Err(_) => Err(unreachable(&format!("no answer within {} s", self.patience.as_secs()))),
-        };
-        self.metrics.gitlab_called(endpoint, outcome(opened.as_ref().err()), began.elapsed());
-        let response = opened?;
+            let answer = answer(endpoint, response).await?;
+            Ok(Err(refusal(&answer).unwrap_or(CallError::Unreachable)))
+        });
+        let response = opening.await?;
         let found = response.status() == StatusCode::OK;
         let rest = response.into_body().map_err(BoxError::from).boxed_unsync();
         Ok(found.then(|| Body { rest, patience: self.patience }))
@@ -221,15 +208,30 @@ impl Http {
         body: Bytes,
         caller: &Caller,
     ) -> Result<Answer, CallError> {
+        let request = self.request(method, endpoint, body, caller);
+        let calling = self.in_time(endpoint, request, |response| async move {
+            let answer = answer(endpoint, response).await?;
+            Ok(refusal(&answer).map_or(Ok(answer), Err))
+        });
+        calling.await
+    }
+
+    /// One call, counted and timed: in time there is an answer, and all of it that `read` reads.
+    async fn in_time<T, Reading: Future<Output = Result<Result<T, CallError>, BoxError>>>(
+        &self,
+        endpoint: &'static str,
+        request: Result<Request<Full<Bytes>>, http::Error>,
+        read: impl FnOnce(Response<Incoming>) -> Reading,
+    ) -> Result<T, CallError> {
         let unreachable = |problem: &dyn std::fmt::Display| {
             tracing::error!(endpoint, %problem, "Internal API unreachable");
             CallError::Unreachable
         };
-        let request = self.request(method, endpoint, body, caller).map_err(|error| unreachable(&error))?;
+        let request = request.map_err(|error| unreachable(&error))?;
         let began = Instant::now();
-        let called = timeout(self.patience, self.exchange(endpoint, request)).await;
-        let called = match called {
-            Ok(Ok(answer)) => refusal(&answer).map_or(Ok(answer), Err),
+        let calling = async { read(self.send(request).await?).await };
+        let called = match timeout(self.patience, calling).await {
+            Ok(Ok(called)) => called,
             Ok(Err(problem)) => Err(unreachable(&problem)),
             Err(_) => Err(unreachable(&format!("no answer within {} s", self.patience.as_secs()))),
         };
@@ -264,15 +266,6 @@ impl Http {
             }
         }
         request.body(Full::new(body))
-    }
-
-    /// One request and the whole of its answer.
-    async fn exchange(
-        &self,
-        endpoint: &'static str,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Answer, BoxError> {
-        answer(endpoint, self.send(request).await?).await
     }
 
     async fn send(
