@@ -6,6 +6,8 @@ use prost::Message;
 use tabularium_proto::gitaly;
 use tonic::{Code, Status};
 
+use crate::votes::VoteError;
+
 /// Why a `gitaly.Repository` could not be used (wire reference, section h.2).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RepositoryError {
@@ -59,6 +61,47 @@ impl From<RepositoryError> for Status {
             RepositoryError::Io(_) => Code::Internal,
         };
         Self::new(code, error.to_string())
+    }
+}
+
+/// Why a repository did not come into being.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CreationError {
+    /// Something is where it should be.
+    #[error("repository exists already")]
+    Exists,
+    /// It would lie in a repository.
+    #[error("a parent directory is a repository")]
+    InsideAnother,
+    /// It could not be made.
+    #[error("{}", .0.message())]
+    Failed(#[from] Status),
+}
+
+impl CreationError {
+    /// Behind the name of what was being done.
+    pub(crate) fn while_doing(&self, doing: &str) -> Status {
+        let code = match self {
+            Self::Exists => Code::AlreadyExists,
+            Self::InsideAnother => Code::FailedPrecondition,
+            Self::Failed(status) => status.code(),
+        };
+        Status::new(code, format!("{doing}: {self}"))
+    }
+}
+
+impl From<VoteError> for CreationError {
+    fn from(error: VoteError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<CreationError> for Status {
+    fn from(error: CreationError) -> Self {
+        match error {
+            CreationError::Failed(status) => status,
+            vacancy => vacancy.while_doing("creating repository"),
+        }
     }
 }
 

@@ -18,11 +18,11 @@ use tonic::Status;
 
 use crate::{
     copy_attempts,
-    error::{RepositoryError, internal_io},
+    error::{CreationError, RepositoryError, internal_io},
     node::Node,
     records,
     storage::{MAX_DEPTH, RepositoryPath, Storage, check_repository},
-    votes::{Ballots, Voter, agreed, ballot, made},
+    votes::{Ballots, VoteError, Voter, agreed, ballot, made},
 };
 
 /// A killed git may still write into a directory that is being removed; so often is it tried again.
@@ -149,9 +149,9 @@ impl Building {
         target: &RepositoryPath,
         branch: &str,
         object_format: &str,
-    ) -> Result<Self, Status> {
+    ) -> Result<Self, CreationError> {
         check_vacant(target)?;
-        Self::begin_instead(node, target, branch, object_format).await
+        Ok(Self::begin_instead(node, target, branch, object_format).await?)
     }
 
     /// The same for a target that is there, and whose place it is to take.
@@ -174,9 +174,9 @@ impl Building {
     }
 
     /// Starts with nothing.
-    pub(crate) fn prepare(node: &Node, target: &RepositoryPath) -> Result<Self, Status> {
+    pub(crate) fn prepare(node: &Node, target: &RepositoryPath) -> Result<Self, CreationError> {
         check_vacant(target)?;
-        Self::beside(node, target)
+        Ok(Self::beside(node, target)?)
     }
 
     fn beside(node: &Node, target: &RepositoryPath) -> Result<Self, Status> {
@@ -199,27 +199,17 @@ impl Building {
     }
 
     /// Syncs everything and moves it into place. Not cancelled midway.
-    pub(crate) async fn publish(self) -> Result<(), Status> {
-        blocking(move || self.complete()?.move_in()).await
+    pub(crate) async fn publish(self) -> Result<(), CreationError> {
+        blocking(move || Ok(self.complete().and_then(|complete| Ok(complete.move_in()?)))).await?
     }
 
     /// The same, if the replicas agree on what has been built. If they do not, nothing stays.
-    pub(crate) async fn publish_agreed(self, node: &Node, voter: &Voter) -> Result<(), Status> {
+    pub(crate) async fn publish_agreed(self, node: &Node, voter: &Voter) -> Result<(), CreationError> {
         if !voter.takes_part() {
             let _section = node.sections.enter(&self.target.path).await;
             return self.publish().await;
         }
-        let built = self.repository.path.clone();
-        let reading = blocking(move || made::on_files(&built).map_err(internal_io("reading the repository")));
-        let ballot = reading.await?;
-        let (sections, voter) = (Arc::clone(&node.sections), voter.clone());
-        let publishing = node.tasks.spawn("publishing", async move {
-            let target = self.target.path.clone();
-            let complete = blocking(move || self.complete()).await?;
-            let moving = blocking(move || complete.move_in());
-            agreed(&sections, &voter, &target, ballot.into(), moving).await
-        });
-        publishing.await.unwrap_or_else(|error| Err(Status::internal(format!("publishing: {error}"))))
+        self.move_agreed(node, voter, "publishing", Self::complete, Complete::move_in).await
     }
 
     /// Syncs everything, has `away` take away what is at the target, and moves it there. Not cancelled midway.
@@ -240,17 +230,33 @@ impl Building {
 
     /// The same over a repository that is there, in one step; what the node has noted beside that one stays.
     pub(crate) async fn take_over_agreed(self, node: &Node, voter: &Voter) -> Result<(), Status> {
+        self.move_agreed(node, voter, "taking over", Self::succeed, Successor::take_over).await
+    }
+
+    /// Has what has been built made `ready`, and moved when the replicas agree on it. Not cancelled midway.
+    async fn move_agreed<Ready, Error>(
+        self,
+        node: &Node,
+        voter: &Voter,
+        doing: &'static str,
+        ready: fn(Self) -> Result<Ready, Error>,
+        go: fn(Ready) -> Result<(), Status>,
+    ) -> Result<(), Error>
+    where
+        Ready: Send + 'static,
+        Error: From<Status> + From<VoteError> + Send + 'static,
+    {
         let built = self.repository.path.clone();
         let reading = blocking(move || made::on_files(&built).map_err(internal_io("reading the repository")));
         let ballot = reading.await?;
         let (sections, voter) = (Arc::clone(&node.sections), voter.clone());
-        let taking_over = node.tasks.spawn("taking over", async move {
+        let moving = node.tasks.spawn(doing, async move {
             let target = self.target.path.clone();
-            let successor = blocking(move || self.succeed()).await?;
-            let moving = blocking(move || successor.take_over());
-            agreed(&sections, &voter, &target, ballot.into(), moving).await
+            let ready = blocking(move || Ok(ready(self))).await??;
+            let going = async { Ok(blocking(move || go(ready)).await?) };
+            agreed(&sections, &voter, &target, ballot.into(), going).await
         });
-        taking_over.await.unwrap_or_else(|error| Err(Status::internal(format!("taking over: {error}"))))
+        moving.await.unwrap_or_else(|error| Err(Status::internal(format!("{doing}: {error}")).into()))
     }
 
     fn succeed(self) -> Result<Successor, Status> {
@@ -261,8 +267,8 @@ impl Building {
         Ok(Successor { building: self, _lock: lock })
     }
 
-    fn complete(self) -> Result<Complete, Status> {
-        check_repository(&self.repository.path)?;
+    fn complete(self) -> Result<Complete, CreationError> {
+        check_repository(&self.repository.path).map_err(Status::from)?;
         sync_tree(&self.repository.path).map_err(internal_io("syncing the repository"))?;
         let (lock, parents) = Lock::take_new(&self.target, &self.instance)?;
         check_vacant(&self.target)?;
@@ -299,7 +305,7 @@ struct Successor {
 impl Successor {
     fn take_over(self) -> Result<(), Status> {
         let (from, to) = (&self.building.repository.path, &self.building.target.path);
-        let exchange = || {
+        let taking_over = || {
             for noted in [records::FILE, copy_attempts::FILE] {
                 match fs::copy(to.join(noted), from.join(noted)) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -308,17 +314,9 @@ impl Successor {
                 }
             }
             File::open(from)?.sync_all()?;
-            match renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE) {
-                // Not every file system can do it at once.
-                Err(Errno::INVAL | Errno::NOSYS) => {
-                    fs::rename(to, self.building.scratch().join("replaced"))?;
-                    fs::rename(from, to)?;
-                }
-                exchanged => exchanged?,
-            }
-            sync_parent(to)
+            exchange(from, to, &self.building.scratch().join("replaced"))
         };
-        exchange().map_err(internal_io("moving the repository into place"))
+        taking_over().map_err(internal_io("moving the repository into place"))
     }
 }
 
@@ -359,16 +357,14 @@ impl Drop for Parents {
     }
 }
 
-fn check_vacant(target: &RepositoryPath) -> Result<(), Status> {
+fn check_vacant(target: &RepositoryPath) -> Result<(), CreationError> {
     if target.path.symlink_metadata().is_ok() {
-        return Err(Status::already_exists("creating repository: repository exists already"));
+        return Err(CreationError::Exists);
     }
     let mut parent = target.path.parent();
     while let Some(directory) = parent.filter(|directory| *directory != target.storage.root) {
         if check_repository(directory).is_ok() {
-            return Err(Status::failed_precondition(
-                "creating repository: a parent directory is a repository",
-            ));
+            return Err(CreationError::InsideAnother);
         }
         parent = directory.parent();
     }
@@ -458,6 +454,19 @@ pub(crate) async fn blocking<T: Send + 'static>(
     let span = tracing::Span::current();
     let joined = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
     joined.unwrap_or_else(|error| Err(Status::internal(format!("file-system work: {error}"))))
+}
+
+/// Puts the directory `from` in the place of the one at `to`, in one durable step. That one goes to `from`, or to `aside` on a
+/// file system that cannot exchange two names; there, for a moment, nothing is at `to`.
+pub(crate) fn exchange(from: &Path, to: &Path, aside: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE) {
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            fs::rename(to, aside)?;
+            fs::rename(from, to)?;
+        }
+        exchanged => exchanged?,
+    }
+    sync_parent(to)
 }
 
 /// Makes a name in the file's directory durable.

@@ -5,6 +5,7 @@ use tonic::{Code, Status};
 
 use super::{fetch_beside, locate, no_pool};
 use crate::{
+    error::CreationError,
     git::{references, revision::ObjectHash},
     node::Node,
     place::Building,
@@ -28,25 +29,11 @@ pub(super) async fn create(
         let text = format!("creating object pool: getting source repository path: {}", status.message());
         Status::new(status.code(), text)
     })?;
-    let format = match ObjectHash::of(&origin).await? {
-        ObjectHash::Sha1 => "sha1",
-        ObjectHash::Sha256 => "sha256",
-    };
+    let hash = ObjectHash::of(&origin).await?;
     let head = references::head_target(&node.git, &origin).await?;
     let head = head.and_then(|head| head.strip_prefix(b"refs/heads/").map(<[u8]>::to_vec));
     let branch = head.and_then(|branch| String::from_utf8(branch).ok()).unwrap_or_else(|| "main".to_owned());
-    let named = |status: Status| {
-        if status.code() == Code::Aborted {
-            return status;
-        }
-        let text = status.message().trim_start_matches("creating repository: ");
-        let text = format!("creating object pool: {text}");
-        // GitLab knows a pool that is there by this code.
-        let code =
-            if status.code() == Code::AlreadyExists { Code::FailedPrecondition } else { status.code() };
-        Status::new(code, text)
-    };
-    let building = Building::begin(node, &pool, &branch, format).await.map_err(named)?;
+    let building = Building::begin(node, &pool, &branch, hash.name()).await.map_err(refusal)?;
     // Not a copy of files: of what no reference holds nothing comes along.
     let fetch = fetch_beside(node, node.git.command(building.repository(), "fetch"))
         .args(["--quiet", "--no-tags", "--no-write-fetch-head"])
@@ -59,6 +46,20 @@ pub(super) async fn create(
         let text = format!("creating object pool: cloning to pool: {}, stderr: {stderr:?}", fetch.exit);
         return Err(Status::internal(text));
     }
-    building.publish_agreed(node, voter).await.map_err(named)?;
+    building.publish_agreed(node, voter).await.map_err(refusal)?;
     Ok(CreateObjectPoolResponse {})
+}
+
+fn refusal(error: CreationError) -> Status {
+    match error {
+        CreationError::Failed(status) if status.code() == Code::Aborted => status,
+        error => {
+            let status = error.while_doing("creating object pool");
+            match status.code() {
+                // GitLab knows a pool that is there by this code.
+                Code::AlreadyExists => Status::failed_precondition(status.message()),
+                _ => status,
+            }
+        }
+    }
 }

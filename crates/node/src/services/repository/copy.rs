@@ -108,7 +108,7 @@ async fn copy_alone(
             let building = Building::begin(node, target, "main", &format).await?;
             remember(&turn, attempt, building.repository()).await?;
             synchronise(node, &turn, peer, source, building.repository()).await?;
-            turn.to_its_end(building.publish()).await
+            turn.to_its_end(async { Ok(building.publish().await?) }).await
         }
         Err(error) => Err(error.into()),
     }
@@ -341,10 +341,8 @@ pub(super) async fn fork(
     };
     let peer = Peer::find(&metadata, &extensions, &source.storage_name)?;
     let format = source_format(&peer, &source).await?;
-    let building = Building::begin(node, &target, "main", &format).await.map_err(|status| {
-        let text = status.message().trim_start_matches("creating repository: ");
-        Status::new(status.code(), format!("creating fork: {text}"))
-    })?;
+    let building = Building::begin(node, &target, "main", &format).await;
+    let building = building.map_err(|error| error.while_doing("creating fork"))?;
     let head = if let Some(branch) = only {
         let refspec = format!("+{branch}:{branch}");
         fetch(node, &node.git, &peer, building.repository(), &source, &[&refspec], false).await?;

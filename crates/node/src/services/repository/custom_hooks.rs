@@ -12,10 +12,6 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
-use rustix::{
-    fs::{CWD, RenameFlags, renameat_with},
-    io::Errno,
-};
 use sha1::{Digest as _, Sha1};
 use tabularium_proto::gitaly::Repository;
 use tokio::io::AsyncWriteExt as _;
@@ -165,12 +161,10 @@ pub(crate) fn unpack(archive: impl io::Read, directory: &Path) -> io::Result<()>
 pub(super) fn replace(repository: &Path, replacement: &Path, aside: &Path) -> io::Result<()> {
     let present = repository.join(CUSTOM_HOOKS);
     for _ in 0..REPLACE_ATTEMPTS {
-        match renameat_with(CWD, replacement, CWD, &present, RenameFlags::EXCHANGE) {
-            Ok(()) => return place::sync_parent(&present),
-            Err(Errno::NOENT) => {}
-            // Not every file system can do it at once.
-            Err(Errno::INVAL | Errno::NOSYS) => remove(repository, aside)?,
-            Err(error) => return Err(error.into()),
+        match place::exchange(replacement, &present, aside) {
+            // There are none yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            exchanged => return exchanged,
         }
         match fs::rename(replacement, &present) {
             // Somebody else was faster; now there is something to exchange.
