@@ -65,7 +65,7 @@ impl RememberedLanguages {
         Some(counts)
     }
 
-    /// In place of what was asked for least lately, and of what the repository counted up to before.
+    /// In place of the tree that was asked for longest ago, when there are too many.
     fn put(&self, path: &Path, tree: String, counts: Arc<Counts>) {
         let mut remembered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while remembered.len() >= MAX_REMEMBERED {
