@@ -8,7 +8,7 @@ RUN cargo build --release --locked --bins \
 
 FROM debian:bookworm-slim
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends git ca-certificates bzip2 \
+    && apt-get install -y --no-install-recommends git git-filter-repo ca-certificates bzip2 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --home-dir /var/lib/tabularium --create-home --uid 985 tabularium
 COPY --from=build /binaries/ /usr/local/bin/

@@ -37,7 +37,8 @@
 //!
 //! Methods that are not written answer `UNIMPLEMENTED`.
 //!
-//! Tests: `cargo test -p tabularium-node`; the integration tests need git 2.39 or newer in `PATH` and nothing else.
+//! Tests: `cargo test -p tabularium-node`; the integration tests need git 2.39 or newer and `git-filter-repo` in `PATH`, and
+//! nothing else.
 
 mod access;
 mod backup;

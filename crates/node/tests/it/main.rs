@@ -34,6 +34,7 @@ mod rebases;
 mod ref_reads;
 mod refs;
 mod repository_reads;
+mod rewritten_histories;
 mod seed;
 mod server;
 mod ssh;

@@ -116,7 +116,7 @@ fn locate<'a>(node: &Node, pool: Option<&'a ObjectPool>) -> Result<(RepositoryPa
 }
 
 /// `git fetch` from another repository of the same storage.
-fn fetch_beside(node: &Node, fetch: GitCommand) -> GitCommand {
+pub(crate) fn fetch_beside(node: &Node, fetch: GitCommand) -> GitCommand {
     // Git takes away every setting from the one that serves the other side, also the one that says whose directories count.
     let mut option = OsString::from("--upload-pack='");
     option.push(node.git.binary().to_string_lossy().replace('\'', r"'\''"));

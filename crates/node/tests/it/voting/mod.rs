@@ -5,4 +5,5 @@ mod operations;
 mod pushes;
 mod quiesce;
 mod repositories;
+mod rewritten_histories;
 pub(crate) mod router;

@@ -8,8 +8,8 @@ use tabularium_common::methods::{Operation, Registry};
 use tabularium_proto::gitaly::{
     CreateForkRequest, CreateRepositoryFromSnapshotRequest, CreateRepositoryRequest, DeleteRefsRequest,
     FetchBundleRequest, FetchRemoteRequest, Remote, RemoveRepositoryRequest, Repository,
-    RestoreCustomHooksRequest, SetCustomHooksRequest, UpdateReferencesRequest, UserCommitFilesAction,
-    UserCommitFilesActionHeader, UserCommitFilesRequest, UserCommitFilesRequestHeader,
+    RestoreCustomHooksRequest, RewriteHistoryRequest, SetCustomHooksRequest, UpdateReferencesRequest,
+    UserCommitFilesAction, UserCommitFilesActionHeader, UserCommitFilesRequest, UserCommitFilesRequestHeader,
     UserCreateBranchRequest, UserCreateTagRequest, UserDeleteBranchRequest, UserDeleteTagRequest,
     UserMergeBranchRequest, UserUpdateBranchRequest, WriteRefRequest, update_references_request::Update,
     user_commit_files_action::UserCommitFilesActionPayload,
@@ -254,6 +254,17 @@ const CASES: &[Case] = &[
             one(&UpdateReferencesRequest {
                 repository: Some(scene.target()),
                 updates: vec![update("refs/heads/side"), update("refs/heads/new")],
+            })
+        },
+    },
+    Case {
+        path: "/gitaly.CleanupService/RewriteHistory",
+        votes: "PCPC",
+        messages: |scene| {
+            one(&RewriteHistoryRequest {
+                repository: Some(scene.target()),
+                redactions: vec![b"hello".to_vec()],
+                ..Default::default()
             })
         },
     },

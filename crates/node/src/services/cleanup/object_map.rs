@@ -1,20 +1,13 @@
-//! `gitaly.CleanupService`: what is to be forgotten when a repository's history has been rewritten elsewhere.
+//! ApplyBfgObjectMapStream: internal references to what was replaced when a history was rewritten elsewhere go.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::collections::{HashMap, HashSet};
 
 use tabularium_proto::gitaly::{
     ApplyBfgObjectMapStreamRequest, ApplyBfgObjectMapStreamResponse, ObjectType,
-    apply_bfg_object_map_stream_response::Entry, cleanup_service_server::CleanupService,
+    apply_bfg_object_map_stream_response::Entry,
 };
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Status, Streaming};
 
-use super::{
-    listing::{self, Batch, Messages},
-    streams::ResponseStream,
-};
 use crate::{
     git::{
         Git, Slot,
@@ -24,6 +17,7 @@ use crate::{
         update_ref::{Transaction, UpdateRefError},
     },
     node::Node,
+    services::listing::{Batch, Messages},
     storage::RepositoryPath,
     votes::Voter,
 };
@@ -42,38 +36,8 @@ const HEADER: &[u8] = b"old                                      new";
 /// A line of two ids is shorter.
 const MAX_LINE_BYTES: usize = 4096;
 
-/// The service.
-pub(crate) struct CleanupServer(Arc<Node>);
-
-impl CleanupServer {
-    /// On this node.
-    pub(crate) fn new(node: Arc<Node>) -> Self {
-        Self(node)
-    }
-}
-
-#[tonic::async_trait]
-impl CleanupService for CleanupServer {
-    async fn apply_bfg_object_map_stream(
-        &self,
-        request: Request<Streaming<ApplyBfgObjectMapStreamRequest>>,
-    ) -> Result<Response<ResponseStream<ApplyBfgObjectMapStreamResponse>>, Status> {
-        let voter = Voter::of(request.metadata(), request.extensions())?;
-        let mut requests = request.into_inner();
-        let Some(first) = requests.message().await? else {
-            return Err(Status::internal("EOF"));
-        };
-        let repository = self.0.storages.open(first.repository.as_ref())?;
-        let node = Arc::clone(&self.0);
-        Ok(listing::stream(&self.0.tasks, "ApplyBfgObjectMapStream", |messages| async move {
-            let map = ObjectMap { rest: first.object_map, requests, number: 0 };
-            apply(&node, &repository, map, &voter, &messages).await
-        }))
-    }
-}
-
 /// Removes internal references to commits that have been replaced, all of them or none, and says what became of what.
-async fn apply(
+pub(super) async fn apply(
     node: &Node,
     repository: &RepositoryPath,
     mut map: ObjectMap,
@@ -162,7 +126,7 @@ fn parse(hash: ObjectHash, number: u64, line: &[u8]) -> Result<(String, String),
 }
 
 /// The lines of a map that comes in pieces.
-struct ObjectMap {
+pub(super) struct ObjectMap {
     /// What has come and was not read.
     rest: Vec<u8>,
     requests: Streaming<ApplyBfgObjectMapStreamRequest>,
@@ -171,6 +135,11 @@ struct ObjectMap {
 }
 
 impl ObjectMap {
+    /// One that begins with this.
+    pub(super) fn new(beginning: Vec<u8>, requests: Streaming<ApplyBfgObjectMapStreamRequest>) -> Self {
+        Self { rest: beginning, requests, number: 0 }
+    }
+
     /// The next line and its number, counted from 0.
     async fn line(&mut self) -> Result<Option<(u64, Vec<u8>)>, Status> {
         loop {
