@@ -62,15 +62,20 @@ pub fn storage_health_service(storage: &str, filesystem_id: &str) -> String {
 
 /// The settings of a client. The authority is only text in the requests; a connector decides where to go.
 pub(crate) fn endpoint() -> Endpoint {
+    silent_endpoint()
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+}
+
+/// The same without pings, for connections that are watched otherwise.
+pub(crate) fn silent_endpoint() -> Endpoint {
     Endpoint::from_static("http://tabularium.invalid")
         .connect_timeout(CONNECT_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(MAX_FRAME_BYTES)
         .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
 }
 
 /// A channel that dials when it is first used and again whenever its connection was lost.

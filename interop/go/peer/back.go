@@ -25,8 +25,9 @@ type back struct {
 	mutex  sync.Mutex
 	phases []uint64
 	hashes map[string]bool
-	// What the next votes are answered.
+	// What the next votes are answered, and after which pause.
 	state uint64
+	pause time.Duration
 }
 
 // vote counts what the node casts.
@@ -42,8 +43,9 @@ func (b *back) vote(_ interface{}, stream grpc.ServerStream) error {
 	b.mutex.Lock()
 	b.phases = append(b.phases, numberOf(request, 5))
 	b.hashes[string(hash)] = true
-	state := b.state
+	state, pause := b.state, b.pause
 	b.mutex.Unlock()
+	time.Sleep(pause)
 	return stream.SendMsg(number(1, state))
 }
 
@@ -60,6 +62,12 @@ func (b *back) answer(state uint64) {
 	b.mutex.Lock()
 	defer b.mutex.Unlock()
 	b.state = state
+}
+
+func (b *back) hesitate(pause time.Duration) {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	b.pause = pause
 }
 
 func (b *back) connect() (*multiplexed, func(), error) {
@@ -137,6 +145,31 @@ func (b *back) refusal() error {
 	b.answer(0)
 	name, err := b.head(m)
 	return first(err, expect("HEAD", name, "refs/heads/voted"))
+}
+
+// patience: votes may take their time, and the connection outlives them. Praefect's server, like this one, ends connections
+// that it is pinged on more often than every five minutes.
+func (b *back) patience() error {
+	m, stop, err := b.connect()
+	if err != nil {
+		return err
+	}
+	defer stop()
+	b.hesitate(6 * time.Second)
+	change := b.target(text(2, "HEAD"), text(3, "refs/heads/late"))
+	err = m.grpc.Invoke(b.transaction(), writeOne, change, new(raw))
+	b.hesitate(0)
+	if err != nil {
+		return err
+	}
+	b.votes()
+	select {
+	case <-m.session.CloseChan():
+		return fmt.Errorf("the session ended after the last vote")
+	case <-time.After(8 * time.Second):
+	}
+	name, err := b.head(m)
+	return first(err, expect("HEAD", name, "refs/heads/late"))
 }
 
 // withoutBackchannel: a vote that cannot be cast is no vote.
@@ -287,6 +320,7 @@ func (b *back) run() {
 		return
 	}
 	b.check("votes that are refused, and a stop", b.refusal)
+	b.check("votes that take their time, and a connection that is kept", b.patience)
 	b.check("a transaction without a way back", b.withoutBackchannel)
 	b.check("100 calls and 20 pings at once", b.crowd)
 	b.check("what is no yamux", b.garbage)

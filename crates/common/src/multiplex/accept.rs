@@ -91,7 +91,7 @@ pub async fn identify(mut connection: Connection, tasks: &Tasks) -> io::Result<S
         Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "no stream for RPCs")),
     };
     guard.disarm();
-    Ok(Served::Multiplexed(Box::new(rpcs), Backchannel::new(session)))
+    Ok(Served::Multiplexed(Box::new(rpcs), Backchannel::new(session, tasks.clone())))
 }
 
 /// A connection over which RPCs come.

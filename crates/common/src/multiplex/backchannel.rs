@@ -9,10 +9,11 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
+use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 
 use super::{VOTE_PING_INTERVAL, VOTE_PING_TIMEOUT, session::Session};
-use crate::grpc;
+use crate::{grpc, lifecycle::Tasks};
 
 /// Number of a multiplexed connection in this process, from 1. Gitaly writes 0 where there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,19 +38,26 @@ impl fmt::Display for ConnectionId {
 }
 
 /// The way back to the peer of the connection that a request came over: an extension of the request.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Backchannel(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     id: ConnectionId,
     session: Session,
+    tasks: Tasks,
     channel: OnceLock<Channel>,
 }
 
+impl fmt::Debug for Backchannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Backchannel").field(&self.0.id).finish()
+    }
+}
+
 impl Backchannel {
-    pub(super) fn new(session: Session) -> Self {
-        Self(Arc::new(Shared { id: ConnectionId::next(), session, channel: OnceLock::new() }))
+    /// `tasks` own whoever watches the peer.
+    pub(super) fn new(session: Session, tasks: Tasks) -> Self {
+        Self(Arc::new(Shared { id: ConnectionId::next(), session, tasks, channel: OnceLock::new() }))
     }
 
     /// Number of the connection.
@@ -65,16 +73,32 @@ impl Backchannel {
     /// connection ends, and when the peer leaves [`VOTE_PING_INTERVAL`] and [`VOTE_PING_TIMEOUT`] pass without a word; that
     /// ends the connection too.
     pub fn channel(&self) -> Channel {
-        self.0.channel.get_or_init(|| channel(self.0.session.clone())).clone()
+        let channel = self.0.channel.get_or_init(|| {
+            self.0.tasks.spawn("watch of a connection's peer", watch(self.0.session.clone()));
+            channel(self.0.session.clone())
+        });
+        channel.clone()
+    }
+}
+
+/// Ends the session when the peer falls silent.
+async fn watch(session: Session) {
+    let answered = async {
+        loop {
+            sleep(VOTE_PING_INTERVAL).await;
+            if !matches!(timeout(VOTE_PING_TIMEOUT, session.ping()).await, Ok(Ok(()))) {
+                break;
+            }
+        }
+    };
+    if session.ended().run_until_cancelled(answered).await.is_some() {
+        tracing::debug!("the peer of a multiplexed connection fell silent");
+        session.ended().cancel();
     }
 }
 
 fn channel(session: Session) -> Channel {
-    let endpoint = grpc::endpoint()
-        .http2_keep_alive_interval(VOTE_PING_INTERVAL)
-        .keep_alive_timeout(VOTE_PING_TIMEOUT)
-        .keep_alive_while_idle(true);
-    endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+    grpc::silent_endpoint().connect_with_connector_lazy(tower::service_fn(move |_| {
         let session = session.clone();
         async move { session.open().await.map(|stream| TokioIo::new(stream.holding_session())) }
     }))

@@ -93,6 +93,13 @@ impl Session {
         Ok(self.stream(stream))
     }
 
+    /// Asks the peer whether it is there, and waits for its answer; for one caller at a time. HTTP/2's pings are not for that:
+    /// Go's gRPC, and so Praefect, ends a connection on which it is pinged more often than every five minutes.
+    pub(super) async fn ping(&self) -> io::Result<()> {
+        let ping = self.shared.state().ping();
+        poll_fn(|cx| self.shared.state().poll_pong(ping, cx)).await
+    }
+
     /// Cancelled when the session ends; cancelling it ends the session.
     pub(super) fn ended(&self) -> &CancellationToken {
         &self.ended

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt as _;
 
 use super::{process::Process, *};
-use crate::multiplex::{VOTE_PING_INTERVAL, VOTE_PING_TIMEOUT};
 
 /// At once: far from every timeout that could be at work instead.
 const AT_ONCE: Duration = Duration::from_millis(500);
@@ -62,6 +61,16 @@ async fn a_router_that_fell_silent_under_load_fails_votes_within_the_fence() {
     node.told.recv().await.unwrap().unwrap_err();
     let fence = VOTE_PING_INTERVAL + VOTE_PING_TIMEOUT;
     assert!(since.elapsed() <= fence + AT_ONCE, "{:?}", since.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_that_is_only_slow_is_waited_for() {
+    let node = start_node().await;
+    let mut sender = multiplexed(&node.address, &Tasks::new()).await;
+    assert_eq!(said(&mut sender, "/vote", "/late").await, (StatusCode::OK, "commit".into()));
+    // Nor does the connection go afterwards.
+    tokio::time::sleep(VOTE_PING_INTERVAL + VOTE_PING_TIMEOUT).await;
+    assert_eq!(said(&mut sender, "/vote", "/commit").await, (StatusCode::OK, "change: commit".into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

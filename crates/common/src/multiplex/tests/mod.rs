@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower::{Service as _, ServiceExt as _, util::MapRequestLayer};
 
-use super::{Backchannel, Incoming, Stream, dial, introduce};
+use super::{Backchannel, Incoming, Stream, VOTE_PING_INTERVAL, VOTE_PING_TIMEOUT, dial, introduce};
 use crate::{
     grpc::{
         self, Address, CONNECTION_WINDOW_BYTES, ListenAddress, Listener, MAX_FRAME_BYTES, STREAM_WINDOW_BYTES,
@@ -83,12 +83,18 @@ async fn start_node() -> Node {
     Node { address, tasks, stop, asked, told: outcomes }
 }
 
-/// What the router's end serves: `/never` does not answer.
+/// What the router's end serves: `/never` does not answer, and `/late` not while silence would be borne.
 fn answers() -> Routes {
     Router::new()
         .route("/commit", post(async |question: String| format!("{question}: commit")))
         .route("/never", post(std::future::pending::<String>))
+        .route("/late", post(late))
         .into()
+}
+
+async fn late() -> &'static str {
+    tokio::time::sleep(2 * (VOTE_PING_INTERVAL + VOTE_PING_TIMEOUT)).await;
+    "commit"
 }
 
 /// The node's question to the router.

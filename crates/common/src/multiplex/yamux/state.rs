@@ -131,6 +131,9 @@ pub(crate) struct State {
     /// Leaves before all data.
     control: VecDeque<Header>,
     data: VecDeque<Outgoing>,
+    /// The number of our last ping, and of the peer's last answer to one.
+    pings: (u32, u32),
+    pinger: Option<Waker>,
     /// The peer takes no more streams.
     peer_leaves: bool,
     /// The session is over.
@@ -161,6 +164,8 @@ impl State {
             outbound: 0,
             control: VecDeque::new(),
             data: VecDeque::new(),
+            pings: (0, 0),
+            pinger: None,
             peer_leaves: false,
             over: false,
             driver: None,
@@ -319,6 +324,27 @@ impl State {
         }
     }
 
+    /// Asks the peer whether it is there; answers the number of the ping.
+    pub(crate) fn ping(&mut self) -> u32 {
+        self.pings.0 = self.pings.0.wrapping_add(1);
+        let ping = Header { kind: Kind::Ping, flags: SYN, stream: 0, length: self.pings.0 };
+        self.control.push_back(ping);
+        self.wake_driver();
+        self.pings.0
+    }
+
+    /// Waits for the answer to a ping; for one at a time.
+    pub(crate) fn poll_pong(&mut self, ping: u32, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.pings.1 == ping {
+            return Poll::Ready(Ok(()));
+        }
+        if self.over {
+            return Poll::Ready(Err(gone()));
+        }
+        self.pinger = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
     // === For the driver ===
 
     /// Who is woken when there is something to send.
@@ -334,6 +360,9 @@ impl State {
             Kind::Ping => {
                 if header.has(SYN) {
                     self.control.push_back(Header { flags: ACK, ..header });
+                } else {
+                    self.pings.1 = header.length;
+                    self.pinger.take().into_iter().for_each(Waker::wake);
                 }
                 Ok(Received::default())
             }
@@ -502,6 +531,7 @@ impl State {
     pub(crate) fn end(&mut self) {
         self.over = true;
         self.streams.values_mut().for_each(Entry::wake);
+        self.pinger.take().into_iter().for_each(Waker::wake);
         self.streams.retain(|_, entry| !entry.abandoned);
         self.wake_openers();
     }
