@@ -2,6 +2,7 @@
 
 mod backup;
 mod gitlab;
+mod signing;
 
 use std::{collections::HashSet, ffi::OsString, net::SocketAddr, path::PathBuf};
 
@@ -17,6 +18,7 @@ use tabularium_common::{
 pub use backup::{BackupConfig, BackupLayout};
 pub(crate) use gitlab::Place;
 pub use gitlab::{GitlabConfig, HooksConfig, HttpSettings};
+pub use signing::SigningConfig;
 
 /// Fewest git processes that may be configured: a listing needs two at once.
 const MIN_GIT_PROCESSES: usize = 2;
@@ -79,6 +81,9 @@ pub struct Config {
     /// Where repositories are backed up to. Absent: nowhere.
     #[serde(default)]
     pub backup: Option<BackupConfig>,
+    /// What the commits that are made for users are signed with. Absent: they are not signed.
+    #[serde(default)]
+    pub signing: Option<SigningConfig>,
     /// Certificates, keys, and whom to believe.
     #[serde(default)]
     pub tls: TlsConfig,
@@ -206,6 +211,7 @@ impl Validate for Config {
         faults.extend(self.tls.faults(self.listen.iter()));
         faults.extend(self.gitlab.iter().flat_map(Validate::faults));
         faults.extend(self.hooks.faults());
+        faults.extend(self.signing.iter().flat_map(Validate::faults));
         if let Some(backup) = &self.backup {
             faults.extend(backup.faults());
             let within =

@@ -22,6 +22,8 @@
 //!
 //! In which languages a repository is written, and which of its files programs wrote, is told by [`linguist`].
 //!
+//! What is committed for users is signed, where there is a key: [`signing`].
+//!
 //! Backups of single repositories the node writes and restores itself: [`backup`].
 //!
 //! What is fetched goes beside the RPC that asked for it, where the client offers a sidechannel (`services/sidechannel.rs`).
@@ -65,6 +67,7 @@ mod remote_url;
 mod rpc_log;
 pub mod server;
 mod services;
+mod signing;
 mod soundness;
 mod ssh_keys;
 mod storage;

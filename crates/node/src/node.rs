@@ -16,6 +16,7 @@ use crate::{
     keyed_locks::KeyedLocks,
     metrics::Metrics,
     services::commit_service::RememberedLanguages,
+    signing::Signing,
     storage::Storages,
     storage_health::StorageHealth,
     votes::Sections,
@@ -58,6 +59,8 @@ pub(crate) struct Node {
     pub(crate) checking: Semaphore,
     /// Where repositories are backed up to, if anywhere.
     pub(crate) backups: Option<Backups>,
+    /// What commits are signed with, if anything.
+    pub(crate) signing: Option<Signing>,
     /// What is kept aside of corrupt replicas.
     pub(crate) kept: KeptConfig,
     /// What trees counted up to.

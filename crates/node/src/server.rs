@@ -68,6 +68,7 @@ use crate::{
         ssh::SshServer,
         upload_pack::UploadPackServer,
     },
+    signing::{Signing, UnusableKey},
     storage::Storages,
     storage_health::StorageHealth,
     votes::Sections,
@@ -88,6 +89,9 @@ pub enum ServerError {
     /// GitLab cannot be asked as configured.
     #[error(transparent)]
     Gitlab(#[from] GitlabError),
+    /// Commits cannot be signed as configured.
+    #[error(transparent)]
+    Signing(#[from] UnusableKey),
     /// git is missing or too old.
     #[error("git {}: {problem}", path.display())]
     Git {
@@ -207,6 +211,7 @@ impl Running {
 /// Checks git and the storages, binds the listeners and serves. Runs on when this returns.
 pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running, ServerError> {
     let token = config.token_file.as_ref().map(tabularium_common::config::SecretFile::read).transpose()?;
+    let signing = config.signing.as_ref().map(Signing::read).transpose()?;
     let program = preparation::find_git(&config.git, &surroundings.search_path);
     let git_version = preparation::git_version(&program, &surroundings.search_path).await?;
     let tasks = Tasks::new();
@@ -265,6 +270,7 @@ pub async fn start(config: Config, surroundings: Surroundings) -> Result<Running
         upkeep: KeyedLocks::default(),
         checking: Semaphore::new(1),
         backups: preparation::backups(config.backup.as_ref())?,
+        signing,
         kept: config.kept.clone(),
         metrics: metrics.clone(),
         following: config.following.clone(),

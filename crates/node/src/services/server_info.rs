@@ -96,7 +96,10 @@ impl ServerService for ServerInfoServer {
         &self,
         _: Request<ServerSignatureRequest>,
     ) -> Result<Response<ServerSignatureResponse>, Status> {
-        // Commits are not signed, and a node without a signing key has an empty public part.
-        Ok(Response::new(ServerSignatureResponse { public_key: Vec::new() }))
+        let public_key = match &self.0.signing {
+            Some(signing) => signing.public_key().map_err(|error| Status::internal(error.to_string()))?,
+            None => Vec::new(),
+        };
+        Ok(Response::new(ServerSignatureResponse { public_key }))
     }
 }

@@ -146,6 +146,7 @@ impl TestNode {
             storage_health: StorageHealthConfig::default(),
             gitlab: None,
             backup: None,
+            signing: None,
             hooks: HooksConfig::default(),
             following: FollowingConfig::default(),
             kept: KeptConfig { minimum_free_mebibytes: 0, ..KeptConfig::default() },

@@ -37,6 +37,7 @@ mod repository_reads;
 mod rewritten_histories;
 mod seed;
 mod server;
+mod signing;
 mod ssh;
 mod ssh_bridge;
 mod transport;

@@ -138,11 +138,11 @@ pub(super) async fn get_commit_signatures(
             };
             let Some((signature, signed_text)) = objects::split_signature(&raw) else { continue };
             let commit = objects::parse_commit(&info.id, &raw, info.size);
+            let ours = node.signing.as_ref().is_some_and(|signing| signing.made(&signature, &signed_text));
             let first = GetCommitSignaturesResponse {
                 commit_id: commit.id,
                 signature,
-                // This node signs nothing.
-                signer: Signer::User.into(),
+                signer: if ours { Signer::System } else { Signer::User }.into(),
                 author: commit.author,
                 committer: commit.committer,
                 ..GetCommitSignaturesResponse::default()

@@ -32,6 +32,7 @@ fn wanted(request: &UserCherryPickRequest) -> Wanted<'_> {
         timestamp: request.timestamp.as_ref(),
         expected_old: &request.expected_old_oid,
         dry_run: request.dry_run,
+        sign: request.sign,
     }
 }
 

@@ -12,7 +12,7 @@ use tabularium_proto::gitaly::{
 use tonic::{Code, Response, Status, Streaming};
 
 use super::{
-    commit_object::{NAMELESS, NewCommit, write_commit},
+    commit_object::{NAMELESS, NewCommit, write_signed_commit},
     content::Content,
     edited_tree::{EditError, edited_tree},
     signature::Signature,
@@ -265,7 +265,7 @@ impl Job {
             committer: &committer,
             message: self.header.commit_message.clone().into(),
         };
-        write_commit(&self.node, self.quarantine.repository(), commit).await
+        write_signed_commit(&self.node, &self.quarantine, commit, self.header.sign).await
     }
 
     async fn move_branch(

@@ -12,7 +12,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::{
     CONFIRMATION_WAIT,
-    commit_object::{NewCommit, write_commit},
+    commit_object::{NewCommit, write_signed_commit},
     signature::Signature,
     update::{Change, Requester, UpdateError, expected_old, update},
 };
@@ -80,7 +80,7 @@ pub(super) async fn merge_branch(
         committer: &signature,
         message: first.message.clone().into(),
     };
-    let commit_id = write_commit(&node, quarantine.repository(), commit).await?;
+    let commit_id = write_signed_commit(&node, &quarantine, commit, first.sign).await?;
     messages.send(UserMergeBranchResponse { commit_id: commit_id.clone(), branch_update: None }).await?;
 
     let second = timeout(CONFIRMATION_WAIT, requests.message())

@@ -6,7 +6,7 @@ use tabularium_proto::gitaly::{GitCommit, OperationBranchUpdate, Repository, Use
 use tonic::Status;
 
 use super::{
-    commit_object::{NewCommit, write_commit},
+    commit_object::{NewCommit, write_signed_commit},
     signature::Signature,
     start::Start,
     update::{Change, Requester, UpdateError, expected_old, update},
@@ -39,6 +39,7 @@ pub(super) struct Wanted<'a> {
     pub(super) timestamp: Option<&'a prost_types::Timestamp>,
     pub(super) expected_old: &'a str,
     pub(super) dry_run: bool,
+    pub(super) sign: bool,
 }
 
 impl Wanted<'_> {
@@ -163,7 +164,7 @@ impl<'a> Picking<'a> {
             committer: &self.committer,
             message: self.wanted.message.to_vec().into(),
         };
-        write_commit(self.node, self.quarantine.repository(), new).await
+        write_signed_commit(self.node, &self.quarantine, new, self.wanted.sign).await
     }
 
     /// Moves the branch to `picked`, or only sees whether it could be moved.

@@ -9,7 +9,7 @@ use tabularium_proto::gitaly::{
 use tonic::{Code, Response, Status};
 
 use super::{
-    commit_object::{NewCommit, write_commit},
+    commit_object::{NewCommit, write_signed_commit},
     signature::{Signature, moment},
 };
 use crate::{
@@ -74,7 +74,7 @@ pub(super) async fn squash(
         committer: &committer,
         message: message.into(),
     };
-    let squash_sha = write_commit(node, quarantine.repository(), commit).await?;
+    let squash_sha = write_signed_commit(node, &quarantine, commit, request.sign).await?;
 
     let (owner, voter, id) = (Arc::clone(node), voter.clone(), squash_sha.clone());
     let keeping = node.tasks.spawn("squashed commit", async move {

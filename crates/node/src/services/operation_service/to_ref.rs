@@ -10,7 +10,7 @@ use tabularium_proto::gitaly::{
 use tonic::{Response, Status};
 
 use super::{
-    commit_object::{NewCommit, write_commit},
+    commit_object::{NewCommit, write_signed_commit},
     rebase::{RebaseError, rebase},
     signature::Signature,
     update::expected_old,
@@ -65,8 +65,7 @@ pub(super) async fn merge_to_ref(
     let target = Target::read(node, repository, &request.target_ref, &request.expected_old_oid).await?;
 
     let quarantine = Quarantine::create(node, &target.repository)?;
-    let message = &request.message;
-    let Some(commit_id) = merge_commit(node, &quarantine, [&ours, &theirs], &author, message).await? else {
+    let Some(commit_id) = merge_commit(node, &quarantine, [&ours, &theirs], &author, &request).await? else {
         let name = String::from_utf8_lossy(&request.target_ref);
         let text =
             format!("Failed to create merge commit for source_sha {theirs} and target_sha {ours} at {name}");
@@ -85,14 +84,14 @@ async fn merge_commit(
     quarantine: &Quarantine,
     parents: [&str; 2],
     author: &Signature,
-    message: &[u8],
+    request: &UserMergeToRefRequest,
 ) -> Result<Option<String>, Status> {
     let [ours, theirs] = parents;
     let merged = merge::merge(&node.git, quarantine.repository(), ours, theirs).await?;
     let Ok(tree) = merged.clean() else { return Ok(None) };
-    let message = message.to_vec().into();
+    let message = request.message.clone().into();
     let commit = NewCommit { tree: &tree, parents: &parents, author, committer: author, message };
-    write_commit(node, quarantine.repository(), commit).await.map(Some)
+    write_signed_commit(node, quarantine, commit, request.sign).await.map(Some)
 }
 
 pub(super) async fn rebase_to_ref(

@@ -212,6 +212,8 @@ async fn call(seat: &Seat, path: &str, messages: Vec<Vec<u8>>) -> Result<Vec<Byt
     client.ready().await.unwrap();
     let mut request = Request::new(tokio_stream::iter(messages.into_iter().map(Bytes::from)));
     request.metadata_mut().insert("gitaly-servers", seat.servers().parse().unwrap());
+    // Without it Gitaly 16 does not use the key that it has.
+    request.metadata_mut().insert("gitaly-feature-gpg-signing", "true".parse().unwrap());
     let mut answers = client.streaming(request, path.parse().unwrap(), Raw).await?.into_inner();
     let mut messages = Vec::new();
     while let Some(message) = answers.message().await? {

@@ -13,6 +13,7 @@
 mod exchange;
 mod seat;
 mod sha256;
+mod signatures;
 mod table;
 mod unusable;
 

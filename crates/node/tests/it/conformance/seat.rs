@@ -8,6 +8,7 @@ use std::{
 };
 
 use tabularium_common::grpc::{self, Address};
+use tabularium_node::config::Config;
 use tempfile::TempDir;
 use tokio::process::Child;
 use tonic::service::interceptor::InterceptedService;
@@ -70,13 +71,23 @@ pub(super) struct Seat {
 
 impl Seat {
     pub(super) async fn node(format: Format) -> Self {
-        let node = TestNode::start().await;
+        Self::node_with(format, |_| ()).await
+    }
+
+    /// A node that is configured differently.
+    pub(super) async fn node_with(format: Format, change: impl FnOnce(&mut Config)) -> Self {
+        let node = TestNode::start_with(change).await;
         let (address, root) = (node.address.clone(), node.root());
         Self::new(Sitter::Node(Box::new(node)), address, root, format)
     }
 
     /// GitLab's program in this folder.
     pub(super) async fn gitaly(programs: &Path, format: Format) -> Self {
+        Self::gitaly_with(programs, format, "").await
+    }
+
+    /// That program with these settings about git.
+    pub(super) async fn gitaly_with(programs: &Path, format: Format, settings: &str) -> Self {
         let directory = tempfile::tempdir_in("/tmp").unwrap();
         let at = |name: &str| directory.path().join(name);
         let quoted = |path: PathBuf| format!("\"{}\"", path.display());
@@ -87,7 +98,7 @@ impl Seat {
         let socket = at("gitaly.socket");
         let config = format!(
             "socket_path = {}\nbin_dir = {}\nruntime_dir = {}\n[auth]\ntoken = {TOKEN:?}\n\
-             [git]\nbin_path = \"/usr/bin/git\"\n[gitlab]\nurl = {:?}\nsecret_file = {}\n\
+             [git]\nbin_path = \"/usr/bin/git\"\n{settings}\n[gitlab]\nurl = {:?}\nsecret_file = {}\n\
              [gitlab-shell]\ndir = {}\n[[storage]]\nname = {STORAGE:?}\npath = {}\n",
             quoted(socket.clone()),
             quoted(programs.to_owned()),
