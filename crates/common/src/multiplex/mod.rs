@@ -62,6 +62,13 @@ const WINDOW_BYTES: u32 = 512 * 1024;
 const SEND_QUEUE_BYTES: usize = 256 * 1024;
 /// Largest frame sent: what git writes at once.
 const FRAME_BYTES: usize = 64 * 1024;
+/// What is said on a sidechannel in answer to one thing leaves at once up to here: all but packs.
+const PROMPT_BYTES: usize = 256 * 1024;
+/// And then when so much has come together. Half of what HashiCorp's side allows, which gives back its half when it has
+/// read that.
+const GATHER_BYTES: usize = 128 * 1024;
+/// Or after such a time. On the clock of timers it is up to 1 ms more.
+const GATHER_TIME: Duration = Duration::from_millis(2);
 /// How long a peer may take nothing of what it is sent; Gitaly's own.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a peer may take to finish a stream that was finished here, before it is reset; Gitaly's own.

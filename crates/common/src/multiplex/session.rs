@@ -14,8 +14,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CLOSE_TIMEOUT, FINISH_TIMEOUT, FRAME_BYTES, MAX_INBOUND_STREAMS, MAX_OUTBOUND_STREAMS, SEND_QUEUE_BYTES,
-    Stream, WINDOW_BYTES, WRITE_TIMEOUT,
+    CLOSE_TIMEOUT, FINISH_TIMEOUT, FRAME_BYTES, GATHER_BYTES, GATHER_TIME, MAX_INBOUND_STREAMS,
+    MAX_OUTBOUND_STREAMS, PROMPT_BYTES, SEND_QUEUE_BYTES, Stream, WINDOW_BYTES, WRITE_TIMEOUT,
     yamux::{
         driver::{Driver, Patience, Shared},
         state::{Limits, Side, State},
@@ -73,8 +73,15 @@ impl Session {
             outbound: MAX_OUTBOUND_STREAMS,
             queue: SEND_QUEUE_BYTES,
             frame: FRAME_BYTES,
+            prompt: PROMPT_BYTES,
+            gather: GATHER_BYTES,
         };
-        let patience = Patience { write: WRITE_TIMEOUT, finish: FINISH_TIMEOUT, close: CLOSE_TIMEOUT };
+        let patience = Patience {
+            write: WRITE_TIMEOUT,
+            finish: FINISH_TIMEOUT,
+            close: CLOSE_TIMEOUT,
+            gather: GATHER_TIME,
+        };
         let shared = Shared::new(State::new(side, limits));
         let (arrived, streams) = mpsc::channel(inbound);
         let session = Self { shared: Arc::clone(&shared), ended: CancellationToken::new() };

@@ -37,6 +37,13 @@ impl Stream {
         self
     }
 
+    /// Much is going to be said on it, and nobody waits for each piece of that: from the point on where it is more than an
+    /// answer to what the peer said last, what is written may wait a moment for more.
+    pub(super) fn expecting_much(self) -> Self {
+        self.shared.state().expect_much(self.number);
+        self
+    }
+
     /// The next piece as it came; `None` at the end. For one reader at a time, which may give up waiting.
     pub async fn read_piece(&self) -> io::Result<Option<Bytes>> {
         poll_fn(|cx| self.shared.state().poll_read(self.number, usize::MAX, cx)).await

@@ -100,7 +100,7 @@ pub async fn open(back: Option<&Backchannel>, id: SidechannelId) -> Result<Strea
         let mut answer = [0; OK.len()];
         stream.read_exact(&mut answer).await.map_err(refused)?;
         if &answer == OK {
-            Ok(stream)
+            Ok(stream.expecting_much())
         } else {
             Err(OpenError::Other(String::from_utf8_lossy(&answer).into_owned()))
         }
@@ -204,7 +204,7 @@ impl Opened {
             None => Err(io::ErrorKind::NotConnected.into()),
             Some(stream) => {
                 stream.write_piece(Bytes::from_static(OK)).await?;
-                Ok(stream)
+                Ok(stream.expecting_much())
             }
         }
     }

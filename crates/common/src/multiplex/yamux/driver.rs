@@ -21,7 +21,8 @@ use tokio_util::{io::poll_read_buf, sync::CancellationToken};
 
 use super::{
     frame::{HEADER_BYTES, Header, NORMAL, PROTOCOL_ERROR, Violation},
-    state::{Outgoing, Payload, State},
+    outbox::Outgoing,
+    state::{Payload, State},
 };
 
 /// Read buffer of a quiet connection, and of a busy one. The larger stays below what the allocator takes from the system
@@ -45,6 +46,8 @@ pub(crate) struct Patience {
     pub(crate) finish: Duration,
     /// To take the last words.
     pub(crate) close: Duration,
+    /// For more of what is to be sent together: not the peer is waited for here, but the stream's writer.
+    pub(crate) gather: Duration,
 }
 
 /// Why a session ended before anybody here wanted it to.
@@ -84,6 +87,8 @@ pub(crate) struct Driver<IO> {
     /// Of the batch's first frame.
     sent: usize,
     unflushed: bool,
+    /// What is there waits so long for more.
+    gathering: Option<Pin<Box<Sleep>>>,
     stalled: Option<Pin<Box<Sleep>>>,
     left: VecDeque<(Instant, u32)>,
     next_reset: Option<Pin<Box<Sleep>>>,
@@ -104,6 +109,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             batch: VecDeque::new(),
             sent: 0,
             unflushed: false,
+            gathering: None,
             stalled: None,
             left: VecDeque::new(),
             next_reset: None,
@@ -189,11 +195,28 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         Ok(())
     }
 
-    /// Sends what is there; ready when that is all.
+    /// Fills the batch, or lets what is there wait for more.
+    fn take_batch(&mut self, cx: &mut Context<'_>) {
+        let waited = self.gathering.as_mut().is_some_and(|until| until.as_mut().poll(cx).is_ready());
+        let mut state = self.shared.state();
+        state.take_batch(BATCH_BYTES, BATCH_FRAMES, waited, &mut self.batch);
+        let gathers = self.batch.is_empty() && state.gathers();
+        drop(state);
+        if !gathers {
+            self.gathering = None;
+        } else if self.gathering.is_none() {
+            let mut until = Box::pin(tokio::time::sleep(self.patience.gather));
+            // Looked at first of all when this is polled again.
+            let _ = until.as_mut().poll(cx);
+            self.gathering = Some(until);
+        }
+    }
+
+    /// Sends what is there and does not wait for more; ready when that is all.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             if self.batch.is_empty() {
-                self.shared.state().take_batch(BATCH_BYTES, BATCH_FRAMES, &mut self.batch);
+                self.take_batch(cx);
             }
             if self.batch.is_empty() {
                 if self.unflushed {

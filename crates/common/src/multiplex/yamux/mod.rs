@@ -2,6 +2,7 @@
 //!
 //! * [`frame`]: the twelve bytes in front of everything.
 //! * [`state`]: what a session knows and decides, without I/O: windows, ends of streams, what leaves next.
+//! * [`outbox`]: what waits to be sent, in its order, and for how much more of it.
 //! * [`driver`]: the one task that owns the connection and moves frames between it and the state.
 //!
 //! Written here, because of what the libraries at hand do not do: packfiles pass through a router without being copied (a
@@ -11,6 +12,7 @@
 
 pub(super) mod driver;
 pub(super) mod frame;
+mod outbox;
 pub(super) mod state;
 
 #[cfg(test)]

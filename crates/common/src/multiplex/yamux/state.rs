@@ -8,7 +8,10 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 
-use super::frame::{ACK, FIN, Header, Kind, RST, SYN, Violation};
+use super::{
+    frame::{ACK, FIN, Header, Kind, RST, SYN, Violation},
+    outbox::{Outbox, Outgoing},
+};
 
 /// The window that every stream begins with, either way.
 pub(crate) const INITIAL_WINDOW: u32 = 256 * 1024;
@@ -26,6 +29,10 @@ pub(crate) struct Limits {
     pub(crate) queue: usize,
     /// Largest payload of a frame that we send.
     pub(crate) frame: usize,
+    /// What is said on a [bulky](State::expect_much) stream without a word from the peer goes on its way at once up to here.
+    pub(crate) prompt: usize,
+    /// And then when so much has come together.
+    pub(crate) gather: usize,
 }
 
 /// Which end this is.
@@ -39,19 +46,6 @@ pub(crate) enum Side {
 
 /// Pieces below this are gathered: each on its own would keep a whole read buffer alive.
 const SMALL_PIECE: usize = 8 * 1024;
-
-/// A frame that is to be sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Outgoing {
-    pub(crate) header: Header,
-    pub(crate) payload: Bytes,
-}
-
-impl Outgoing {
-    fn bare(header: Header) -> Self {
-        Self { header, payload: Bytes::new() }
-    }
-}
 
 /// What follows a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +80,10 @@ struct Entry {
     credit: u32,
     /// Bytes of it that wait to be sent.
     queued: usize,
+    /// Much is said on it, and nobody waits for each piece.
+    bulky: bool,
+    /// What has been said since the peer last said something.
+    unanswered: usize,
     finished: bool,
     peer_finished: bool,
     reset: bool,
@@ -128,9 +126,7 @@ pub(crate) struct State {
     streams: HashMap<u32, Entry>,
     inbound: usize,
     outbound: usize,
-    /// Leaves before all data.
-    control: VecDeque<Header>,
-    data: VecDeque<Outgoing>,
+    outbox: Outbox,
     /// The number of our last ping, and of the peer's last answer to one.
     pings: (u32, u32),
     pinger: Option<Waker>,
@@ -162,8 +158,7 @@ impl State {
             streams: HashMap::new(),
             inbound: 0,
             outbound: 0,
-            control: VecDeque::new(),
-            data: VecDeque::new(),
+            outbox: Outbox::new(limits.gather),
             pings: (0, 0),
             pinger: None,
             peer_leaves: false,
@@ -188,7 +183,7 @@ impl State {
     }
 
     fn update(&mut self, stream: u32, flags: u16, length: u32) {
-        self.control.push_back(Header { kind: Kind::WindowUpdate, flags, stream, length });
+        self.outbox.push_control(Header { kind: Kind::WindowUpdate, flags, stream, length });
         self.wake_driver();
     }
 
@@ -277,6 +272,11 @@ impl State {
         let room = limits.queue.saturating_sub(entry.queued).min(entry.credit as usize).min(limits.frame);
         if room == 0 {
             entry.writer = Some(cx.waker().clone());
+            // What the peer has yet to allow cannot be waited for.
+            if self.outbox.gathers() {
+                self.outbox.hurry();
+                self.wake_driver();
+            }
             return Poll::Pending;
         }
         Poll::Ready(Ok(room))
@@ -288,9 +288,27 @@ impl State {
         let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         entry.credit = entry.credit.saturating_sub(length);
         entry.queued += payload.len();
-        let header = Header { kind: Kind::Data, flags: 0, stream, length };
-        self.data.push_back(Outgoing { header, payload });
-        self.wake_driver();
+        entry.unanswered = entry.unanswered.saturating_add(payload.len());
+        let patient = entry.bulky && entry.unanswered > self.limits.prompt;
+        let frame = Outgoing { header: Header { kind: Kind::Data, flags: 0, stream, length }, payload };
+        let gathered = self.outbox.gathers();
+        if patient {
+            self.outbox.push_patient(frame);
+        } else {
+            self.outbox.push(frame);
+        }
+        // Of what is gathered the driver knows since its first piece.
+        if !(gathered && self.outbox.gathers()) {
+            self.wake_driver();
+        }
+    }
+
+    /// Much is going to be said on the stream, in pieces of which nobody waits for each: once it is more than an answer, it
+    /// may leave together.
+    pub(crate) fn expect_much(&mut self, stream: u32) {
+        if let Some(entry) = self.streams.get_mut(&stream) {
+            entry.bulky = true;
+        }
     }
 
     /// Nothing more will be written.
@@ -302,7 +320,7 @@ impl State {
         }
         // Behind all data.
         let header = Header { kind: Kind::WindowUpdate, flags: FIN, stream, length: 0 };
-        self.data.push_back(Outgoing::bare(header));
+        self.outbox.push_last(header);
         self.wake_driver();
     }
 
@@ -328,7 +346,7 @@ impl State {
     pub(crate) fn ping(&mut self) -> u32 {
         self.pings.0 = self.pings.0.wrapping_add(1);
         let ping = Header { kind: Kind::Ping, flags: SYN, stream: 0, length: self.pings.0 };
-        self.control.push_back(ping);
+        self.outbox.push_control(ping);
         self.wake_driver();
         self.pings.0
     }
@@ -359,7 +377,7 @@ impl State {
         match header.kind {
             Kind::Ping => {
                 if header.has(SYN) {
-                    self.control.push_back(Header { flags: ACK, ..header });
+                    self.outbox.push_control(Header { flags: ACK, ..header });
                 } else {
                     self.pings.1 = header.length;
                     self.pinger.take().into_iter().for_each(Waker::wake);
@@ -395,7 +413,7 @@ impl State {
         if header.has(RST) {
             entry.reset = true;
             entry.wake();
-            self.data.retain(|frame| frame.header.stream != stream);
+            self.outbox.forget(stream);
             self.forget_if_left(stream);
             return Ok(Received { arrived, payload });
         }
@@ -442,6 +460,7 @@ impl State {
             && !entry.reset
         {
             entry.keep(piece);
+            entry.unanswered = 0;
             if let Some(reader) = entry.reader.take() {
                 reader.wake();
             }
@@ -471,20 +490,21 @@ impl State {
         }
     }
 
-    /// What leaves next, in this order: a batch of about so many bytes.
-    pub(crate) fn take_batch(&mut self, bytes: usize, frames: usize, batch: &mut VecDeque<Outgoing>) {
-        let mut taken = 0;
-        while batch.len() < frames && taken < bytes {
-            let frame = match self.control.pop_front() {
-                Some(header) => Outgoing::bare(header),
-                None => match self.data.pop_front() {
-                    Some(frame) => frame,
-                    None => break,
-                },
-            };
-            taken += frame.payload.len();
-            batch.push_back(frame);
-        }
+    /// What leaves next, in this order: a batch of about so many bytes. `waited`: what [gathers](State::gathers) has done so
+    /// for long enough.
+    pub(crate) fn take_batch(
+        &mut self,
+        bytes: usize,
+        frames: usize,
+        waited: bool,
+        batch: &mut VecDeque<Outgoing>,
+    ) {
+        self.outbox.take(bytes, frames, waited, batch);
+    }
+
+    /// Data waits to be sent until there is more of it.
+    pub(crate) fn gathers(&self) -> bool {
+        self.outbox.gathers()
     }
 
     /// A frame is on its way.
@@ -501,7 +521,7 @@ impl State {
 
     /// So many answers wait to be sent that no more questions should be taken.
     pub(crate) fn is_flooded(&self, limit: usize) -> bool {
-        self.control.len() >= limit
+        self.outbox.control() >= limit
     }
 
     /// Streams that were left since this was last asked; each is to be [`State::reset`] if it is still there after a while.
@@ -515,7 +535,7 @@ impl State {
         entry.reset = true;
         entry.wake();
         let abandoned = entry.abandoned;
-        self.data.retain(|frame| frame.header.stream != stream);
+        self.outbox.forget(stream);
         self.update(stream, RST, 0);
         if abandoned {
             self.remove(stream);
@@ -524,7 +544,7 @@ impl State {
 
     /// The last word to the peer.
     pub(crate) fn say_goodbye(&mut self, code: u32) {
-        self.data.push_back(Outgoing::bare(Header { kind: Kind::GoAway, flags: 0, stream: 0, length: code }));
+        self.outbox.push_last(Header { kind: Kind::GoAway, flags: 0, stream: 0, length: code });
     }
 
     /// The session is over: whoever waits learns of it. What was received can still be read.

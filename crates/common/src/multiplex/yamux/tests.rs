@@ -23,11 +23,19 @@ use tokio_util::sync::CancellationToken;
 use super::{
     driver::{Driver, Patience, Shared},
     frame::{ACK, FIN, HEADER_BYTES, Header, Kind, RST, SYN, Violation},
-    state::{INITIAL_WINDOW, Limits, Outgoing, Side, State},
+    outbox::Outgoing,
+    state::{INITIAL_WINDOW, Limits, Side, State},
 };
 
-const LIMITS: Limits =
-    Limits { window: 2 * INITIAL_WINDOW, inbound: 4, outbound: 4, queue: 256 * 1024, frame: 64 * 1024 };
+const LIMITS: Limits = Limits {
+    window: 2 * INITIAL_WINDOW,
+    inbound: 4,
+    outbound: 4,
+    queue: 256 * 1024,
+    frame: 64 * 1024,
+    prompt: 100 * 1024,
+    gather: 128 * 1024,
+};
 
 fn cx() -> Context<'static> {
     Context::from_waker(Waker::noop())
@@ -37,9 +45,14 @@ fn header(kind: Kind, flags: u16, stream: u32, length: u32) -> Header {
     Header { kind, flags, stream, length }
 }
 
+/// All that waits to be sent.
 fn taken(state: &mut State) -> Vec<Outgoing> {
+    take(state, true)
+}
+
+fn take(state: &mut State, waited: bool) -> Vec<Outgoing> {
     let mut batch = VecDeque::new();
-    state.take_batch(usize::MAX, usize::MAX, &mut batch);
+    state.take_batch(usize::MAX, usize::MAX, waited, &mut batch);
     for frame in &batch {
         state.sent(frame.header);
     }
@@ -63,7 +76,8 @@ enum Step {
     Write(bool, usize, usize),
     Read(bool, usize, usize),
     Finish(bool, usize),
-    Deliver(bool, usize, usize),
+    ExpectMuch(bool, usize),
+    Deliver { from: bool, count: usize, cut: usize, waited: bool },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -72,8 +86,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => side.prop_map(Step::Open),
         6 => (side, which.clone(), 1usize..200_000).prop_map(|(side, which, size)| Step::Write(side, which, size)),
         6 => (side, which.clone(), 1usize..200_000).prop_map(|(side, which, most)| Step::Read(side, which, most)),
-        1 => (side, which).prop_map(|(side, which)| Step::Finish(side, which)),
-        8 => (side, 1usize..6, 1usize..100_000).prop_map(|(side, count, cut)| Step::Deliver(side, count, cut)),
+        1 => (side, which.clone()).prop_map(|(side, which)| Step::Finish(side, which)),
+        1 => (side, which).prop_map(|(side, which)| Step::ExpectMuch(side, which)),
+        8 => (side, 1usize..6, 1usize..100_000, any::<bool>())
+            .prop_map(|(from, count, cut, waited)| Step::Deliver { from, count, cut, waited }),
     ]
 }
 
@@ -129,8 +145,8 @@ impl World {
         }
     }
 
-    fn deliver(&mut self, from: usize, count: usize, cut: usize) -> bool {
-        let sent = taken(&mut self.ends[from]);
+    fn deliver(&mut self, from: usize, count: usize, cut: usize, waited: bool) -> bool {
+        let sent = take(&mut self.ends[from], waited);
         self.wires[from].extend(sent);
         let count = count.min(self.wires[from].len());
         for frame in self.wires[from].drain(..count).collect::<Vec<_>>() {
@@ -165,8 +181,13 @@ impl World {
                     self.finished[end].push(stream);
                 }
             }
-            Step::Deliver(from, count, cut) => {
-                self.deliver(from.into(), count, cut);
+            Step::ExpectMuch(end, which) => {
+                if let Some(stream) = self.nth(end.into(), which) {
+                    self.ends[usize::from(end)].expect_much(stream);
+                }
+            }
+            Step::Deliver { from, count, cut, waited } => {
+                self.deliver(from.into(), count, cut, waited);
             }
         }
     }
@@ -176,7 +197,7 @@ impl World {
         loop {
             let mut moved = false;
             for end in 0..2 {
-                moved |= self.deliver(end, usize::MAX, 10_000);
+                moved |= self.deliver(end, usize::MAX, 10_000, true);
                 for stream in self.known[end].clone() {
                     while self.read(end, stream, usize::MAX) {
                         moved = true;
@@ -314,12 +335,89 @@ fn one_stream_too_many_waits_until_another_is_gone() {
     assert!(matches!(state.poll_open(&mut cx()), Poll::Ready(Err(_))), "the peer takes no more");
 }
 
+/// A stream on which much is said, beyond what leaves at once.
+fn bulky() -> State {
+    let mut state = State::new(Side::Server, LIMITS);
+    state.receive(header(Kind::WindowUpdate, SYN, 1, 0)).unwrap();
+    state.expect_much(1);
+    taken(&mut state);
+    for piece in [60, 40] {
+        state.write(1, vec![0; piece * 1024].into());
+        assert_eq!(take(&mut state, false).len(), 1, "what answers leaves at once");
+    }
+    state.write(1, vec![0; 1024].into());
+    assert!(state.gathers() && take(&mut state, false).is_empty());
+    state
+}
+
+#[test]
+fn of_much_that_is_said_pieces_leave_together() {
+    let mut state = bulky();
+    state.write(1, vec![0; 64 * 1024].into());
+    assert!(take(&mut state, false).is_empty());
+    state.write(1, vec![0; 63 * 1024].into());
+    let lengths: Vec<_> = take(&mut state, false).iter().map(|frame| frame.header.length / 1024).collect();
+    assert_eq!(lengths, [1, 64, 63]);
+    assert!(!state.gathers());
+}
+
+#[test]
+fn what_cannot_grow_or_is_asked_for_does_not_wait() {
+    // The writer, for the peer's word: the first window is used up.
+    let mut state = bulky();
+    for piece in [64, 64, 26] {
+        state.write(1, vec![0; piece * 1024].into());
+        taken(&mut state);
+    }
+    state.write(1, vec![0; 128].into());
+    assert!(state.gathers());
+    let room = state.poll_room(1, &mut cx());
+    assert!(matches!(room, Poll::Ready(Ok(896))));
+    state.write(1, vec![0; 896].into());
+    assert!(state.gathers() && state.poll_room(1, &mut cx()).is_pending());
+    assert_eq!(take(&mut state, false).len(), 2);
+
+    // The end.
+    let mut state = bulky();
+    state.finish(1);
+    assert_eq!(take(&mut state, false).len(), 2);
+
+    // Control, which takes along what is there.
+    let mut state = bulky();
+    state.receive(header(Kind::Ping, SYN, 0, 1)).unwrap();
+    let kinds: Vec<_> = take(&mut state, false).iter().map(|frame| frame.header.kind).collect();
+    assert_eq!(kinds, [Kind::Ping, Kind::Data]);
+
+    // Another stream, on which not so much is said.
+    let mut state = bulky();
+    state.receive(header(Kind::WindowUpdate, SYN, 3, 0)).unwrap();
+    assert_eq!(taken(&mut state).len(), 2);
+    state.write(1, vec![0; 1024].into());
+    state.write(3, vec![0; 100].into());
+    state.write(1, vec![0; 1024].into());
+    assert_eq!(take(&mut state, false).len(), 3);
+
+    // The peer has asked something.
+    let mut state = bulky();
+    let mut payload = state.receive(header(Kind::Data, 0, 1, 4)).unwrap().payload.unwrap();
+    state.receive_piece(&mut payload, Bytes::from_static(b"more"));
+    state.write(1, vec![0; 1024].into());
+    assert_eq!(take(&mut state, false).len(), 2);
+
+    // A stream that is no more leaves nothing that counts.
+    let mut state = bulky();
+    state.reset(1);
+    assert!(!state.gathers());
+    assert_eq!(take(&mut state, false).len(), 1);
+}
+
 // === The driver ===
 
 const PATIENCE: Patience = Patience {
     write: Duration::from_secs(10),
     finish: Duration::from_secs(300),
     close: Duration::from_secs(1),
+    gather: Duration::from_millis(2),
 };
 
 struct Session {
@@ -383,6 +481,30 @@ async fn a_stream_whose_peer_never_finishes_it_is_reset_in_the_end() {
     session.peer.write_all(b"abc").await.unwrap();
     assert_eq!(next(&mut session.peer).await, header(Kind::WindowUpdate, RST, 1, 0));
     assert_eq!(since.elapsed().as_secs(), PATIENCE.finish.as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_gathered_leaves_when_nothing_more_comes() {
+    let mut session = session();
+    session.peer.write_all(&header(Kind::WindowUpdate, SYN, 1, 0).encode()).await.unwrap();
+    assert!(next(&mut session.peer).await.has(ACK));
+    let write = |bytes: usize| session.shared.state().write(1, vec![0; bytes].into());
+    session.shared.state().expect_much(1);
+    write(64 * 1024);
+    write(64 * 1024);
+    let mut prompt = vec![0; 2 * (HEADER_BYTES + 64 * 1024)];
+    session.peer.read_exact(&mut prompt).await.unwrap();
+    for _ in 0..3 {
+        let since = tokio::time::Instant::now();
+        write(100);
+        write(50);
+        for length in [100, 50] {
+            assert_eq!(next(&mut session.peer).await, header(Kind::Data, 0, 1, length));
+            session.peer.read_exact(&mut vec![0; length as usize]).await.unwrap();
+        }
+        let waited = since.elapsed();
+        assert!((PATIENCE.gather..2 * PATIENCE.gather).contains(&waited), "{waited:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
