@@ -158,7 +158,7 @@ async fn references_that_lead_to_nothing_any_more_go() {
         &path,
         b"commit refs/heads/main\ncommitter A <a@x> 1700000000 +0000\ndata 1\nm\nM 100644 inline secret\ndata 6\nsecret\n\n\
           commit refs/heads/other\ncommitter A <a@x> 1700000000 +0000\ndata 1\no\nM 100644 inline other\ndata 5\nother\n\n\
-          tag gone\nfrom refs/heads/main\ntagger A <a@x> 1700000000 +0000\ndata 1\nt\n\n",
+          tag gone\nfrom refs/heads/main\ntagger A <a@x> 1700000000 +0000\ndata 1\nt\n",
     );
     let (secret, other) = (id(&node, "a.git", "main:secret"), id(&node, "a.git", "other"));
     git(&path, &["update-ref", "refs/tags/blob", &id(&node, "a.git", "other:other")]);
