@@ -12,6 +12,7 @@ use crate::repository::RepositoryKey;
 const UNVERIFIED_LIST: &str = "
     SELECT p.repository_id FROM replicas p JOIN repositories r ON r.id = p.repository_id
     WHERE NOT p.behind AND (p.verified_at IS NULL OR p.verified_at < now() - $1 * interval '1 millisecond')
+      AND (r.virtual_storage, p.storage) IN (SELECT * FROM unnest($3::text[], $4::text[]))
       AND r.state = 'ready' AND NOT EXISTS (SELECT FROM writes w WHERE w.repository_id = r.id)
     ORDER BY p.verified_at NULLS FIRST LIMIT $2";
 
@@ -32,6 +33,10 @@ const MARK_REPOSITORY: &str = "
     UPDATE replicas p SET verified_at = NULL, comparing = NULL FROM repositories r
     WHERE r.id = p.repository_id AND r.virtual_storage = $1 AND r.relative_path = $2 AND r.state = 'ready'";
 
+const MARK_REPLICA: &str = "
+    UPDATE replicas SET verified_at = NULL, comparing = NULL
+    WHERE repository_id = $1 AND storage = $2 AND NOT behind AND (verified_at IS NOT NULL OR comparing IS NOT NULL)";
+
 const MARK_STORAGE: &str = "
     UPDATE replicas SET verified_at = NULL, comparing = NULL
     WHERE (repository_id, storage) IN (
@@ -39,15 +44,22 @@ const MARK_STORAGE: &str = "
         WHERE r.virtual_storage = $1 AND ($2 = '' OR p.storage = $2)
           AND (p.verified_at IS NOT NULL OR p.comparing IS NOT NULL) LIMIT $3)";
 
-/// Repositories with replicas that were not verified for `age`, the longest first.
+/// Repositories with replicas on these storages that were not verified for `age`, the longest first.
 pub(crate) async fn unverified_list(
     pool: &PgPool,
+    storages: &[(VirtualStorageName, StorageName)],
     age: Duration,
     limit: u32,
 ) -> Result<Vec<RepositoryId>, sqlx::Error> {
+    let (virtual_storages, storages): (Vec<&str>, Vec<&str>) = storages
+        .iter()
+        .map(|(virtual_storage, storage)| (virtual_storage.as_str(), storage.as_str()))
+        .unzip();
     let rows: Vec<i64> = sqlx::query_scalar(UNVERIFIED_LIST)
         .bind(milliseconds(age))
         .bind(i64::from(limit))
+        .bind(virtual_storages)
+        .bind(storages)
         .fetch_all(pool)
         .await?;
     Ok(rows.into_iter().map(RepositoryId).collect())
@@ -86,6 +98,15 @@ pub(crate) async fn replica_unreadable(
 ) -> Result<(), sqlx::Error> {
     let note = sqlx::query(UNREADABLE_NOTE).bind(id.0).bind(storage.as_str()).bind(why);
     note.execute(pool).await.map(drop)
+}
+
+/// Has one replica compared with the others as soon as its storage is well; a comparison under way does not count.
+pub(crate) async fn unverify_replica(
+    pool: &PgPool,
+    id: RepositoryId,
+    storage: &StorageName,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(MARK_REPLICA).bind(id.0).bind(storage.as_str()).execute(pool).await.map(drop)
 }
 
 /// Has one repository's replicas compared soon; answers how many there are.

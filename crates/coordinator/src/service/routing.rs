@@ -1,6 +1,7 @@
 //! What routers ask.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,7 +25,7 @@ use crate::{
         DbError,
         commits::Report,
         ended_writes::Word,
-        repositories,
+        repositories, verifications,
         writes::{self, Asked, Terms},
     },
     error::{NameError, WriteError},
@@ -385,7 +386,9 @@ impl RoutingService for Routing {
         });
         if looked_into {
             tracing::warn!(repository_id = %id, %storage, what, "a router suspects a replica");
-            tasks::verify::look_into(&self.0, id, place);
+            // Whatever becomes of the look, it is not forgotten before the replica was compared.
+            db.retrying(|| verifications::unverify_replica(db.pool(), id, &storage)).await?;
+            tasks::verify::look_into(&self.0, id, BTreeSet::new(), place);
         }
         Ok(Response::new(wire::ReportReplicaResponse { looked_into }))
     }

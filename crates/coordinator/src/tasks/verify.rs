@@ -1,7 +1,7 @@
 //! Compares replicas that are recorded as equal, a few repositories at a time, those first that were not looked at for the
 //! longest. One that differs from the others is taken out of reads and made again.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use futures::StreamExt as _;
 use tabularium_common::ids::{RepositoryId, StorageName};
@@ -35,14 +35,30 @@ pub(super) fn start(shared: &Arc<Shared>) {
 
 async fn run(shared: &Arc<Shared>) -> Result<(), DbError> {
     let (db, age) = (&shared.db, shared.config.timing.verify_after.0);
-    let mut ids = db.retrying(|| verifications::unverified_list(db.pool(), age, BATCH)).await?;
+    let topology = shared.topology.get();
+    let storages =
+        topology.storages().map(|(virtual_storage, known)| (virtual_storage.clone(), known.name.clone()));
+    // What is on others cannot be compared now, and would keep those away that can be.
+    let healthy: Vec<_> = storages
+        .filter(|(virtual_storage, storage)| shared.health.is_healthy(virtual_storage, storage))
+        .collect();
+    let mut ids = db.retrying(|| verifications::unverified_list(db.pool(), &healthy, age, BATCH)).await?;
     // Of several replicas that are due each names its repository.
     let mut named = BTreeSet::new();
     ids.retain(|id| named.insert(*id));
     futures::stream::iter(ids)
         .for_each_concurrent(AT_ONCE, |id| async move {
-            if let Err(status) = verify(shared, id, &BTreeSet::new()).await {
-                tracing::debug!(repository_id = %id, error = status.message(), "replicas are not verified");
+            match verify(shared, id, &BTreeSet::new()).await {
+                // One that cannot be read is looked at twice before that counts.
+                Ok(Look::Unclear(broken)) if !broken.is_empty() => {
+                    if let Some(place) = shared.suspicions.admit(id, Instant::now()) {
+                        look_into(shared, id, broken, place);
+                    }
+                }
+                Ok(_) => {}
+                Err(status) => {
+                    tracing::debug!(repository_id = %id, error = status.message(), "replicas are not verified");
+                }
             }
         })
         .await;
@@ -57,12 +73,17 @@ enum Look {
     Unclear(BTreeSet<StorageName>),
 }
 
-/// Looks at a repository of which a router suspects a replica, until it is clear whether that is right.
-pub(crate) fn look_into(shared: &Arc<Shared>, id: RepositoryId, place: OwnedSemaphorePermit) {
+/// Looks at a repository of which a replica is suspected, until it is clear whether that is right. `broken`: these could
+/// not be read a moment ago. What stays unclear is looked at again like all that is not verified.
+pub(crate) fn look_into(
+    shared: &Arc<Shared>,
+    id: RepositoryId,
+    mut broken: BTreeSet<StorageName>,
+    place: OwnedSemaphorePermit,
+) {
     let shared = Arc::clone(shared);
     shared.tasks.clone().spawn("suspicion", async move {
         let _place = place;
-        let mut broken = BTreeSet::new();
         for _ in 0..LOOKS {
             match verify(&shared, id, &broken).await {
                 Ok(Look::Done) => return,
@@ -119,7 +140,9 @@ async fn verify(
         }
         let (sound, generation) = (&verdict.sound, repository.generation);
         db.retrying(|| verifications::replica_verified(db.pool(), id, comparison, sound, generation)).await?;
-        return if inspection.broken.is_empty() { Ok(Look::Done) } else { unclear() };
+        // One that was not asked, or did not answer, is as good as it was before: unknown.
+        let all = repository.up_to_date().all(|storage| verdict.sound.contains(storage));
+        return if all { Ok(Look::Done) } else { unclear() };
     }
     let gone = expulsion::expel(shared, &repository, &verdict, &Grounds::Comparison, &unreadable).await?;
     if gone.is_empty() { unclear() } else { Ok(Look::Done) }

@@ -617,6 +617,85 @@ async fn a_repository_of_which_no_replica_can_be_read_is_shown_until_one_can() {
     assert_eq!(operators.repair.data_loss(lost).await.unwrap().into_inner().repositories, []);
 }
 
+/// Its generation there is unknown: it is not read from, and made again.
+async fn taken_out(operators: &Operators, path: &'static str, storage: &str) {
+    eventually("it is taken out", || {
+        let mut operators = operators_clone(operators);
+        async move {
+            let replicas = operators.replicas(path).await.replicas;
+            let replica = replicas.iter().find(|replica| replica.storage == storage).unwrap();
+            (replica.generation == -1).then_some(())
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_is_suspected_while_its_storage_is_down_is_looked_at_when_that_is_back() {
+    let mut site = Site::start().await;
+    site.config.timing.verification_interval = ConfigDuration::from_millis(100);
+    let coordinator = site.coordinator().await;
+    let mut operators = operators(&coordinator);
+    let route = create(&mut operators.routing, "a.git").await;
+    let suspect = others(&route).remove(0);
+    let (node, witness) = (site.node(&suspect), site.node(&route.primary));
+    let other = operators_clone(&operators);
+    let listed = async |healthy: bool| {
+        eventually("its health is seen", || {
+            let (mut operators, suspect) = (operators_clone(&other), suspect.clone());
+            async move { (operators.listed(&suspect).await?.healthy == healthy).then_some(()) }
+        })
+        .await;
+    };
+    eventually("all are compared", || {
+        let mut operators = operators_clone(&other);
+        async move {
+            let replicas = operators.replicas("a.git").await.replicas;
+            replicas.iter().all(|replica| replica.verified_at.is_some()).then_some(())
+        }
+    })
+    .await;
+    node.exchange_disk("not mounted yet");
+    listed(false).await;
+    node.holds(Holding::Older);
+    let before = witness.asked();
+    let request = wire::ReportReplicaRequest {
+        repository_id: route.repository_id,
+        storage: suspect.clone(),
+        generation: route.generation,
+        what: format!("DataLoss: {OLDER}"),
+    };
+    assert!(operators.routing.report_replica(request).await.unwrap().into_inner().looked_into);
+    // All looks that a suspicion is worth.
+    eventually("the others are looked at", || async { (witness.asked() >= before + 5).then_some(()) }).await;
+    node.exchange_disk(&format!("disk of {suspect}"));
+    taken_out(&other, "a.git", &suspect).await;
+    site.check_consistency().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_is_older_than_it_was_is_found_though_nobody_reads_it() {
+    let mut site = Site::start().await;
+    site.config.timing.verification_interval = ConfigDuration::from_millis(100);
+    let coordinator = site.coordinator().await;
+    let mut operators = operators(&coordinator);
+    for number in 0..3 {
+        site.node(&format!("node-{number}")).holds(Holding::State("new"));
+    }
+    let route = create(&mut operators.routing, "a.git").await;
+    let older = others(&route).remove(0);
+    site.node(&older).holds(Holding::Older);
+    unverify(&site).await;
+    taken_out(&operators, "a.git", &older).await;
+    site.check_consistency().await;
+}
+
+/// All replicas are due to be compared.
+async fn unverify(site: &Site) {
+    let forgetting = sqlx::query("UPDATE replicas SET verified_at = NULL, comparing = NULL");
+    forgetting.execute(&mut site.sql().await).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_a_router_suspects_is_looked_at_before_anything_is_done() {
     let mut site = Site::start().await;
