@@ -500,7 +500,10 @@ impl GitProcess {
             synced.map_err(|source| GitError::Io { subcommand, source })?;
         }
         self.git.0.metrics.git_ended();
-        self.running = None;
+        let exit = Exit { code: exit.code() };
+        if let Some(running) = self.running.take().filter(|_| exit.died()) {
+            running.died(&self.git.0.tasks);
+        }
         let stderr = match self.stderr.take() {
             None => Vec::new(),
             Some(mut reader) => match timeout(STDERR_GRACE, &mut reader).await {
@@ -512,7 +515,7 @@ impl GitProcess {
                 }
             },
         };
-        Ok((Exit { code: exit.code() }, stderr))
+        Ok((exit, stderr))
     }
 
     async fn collect(mut self, input: Bytes) -> Result<Output, GitError> {
@@ -635,6 +638,25 @@ mod tests {
             fields.len() > 2 && fields[0] != "Z" && fields[2] == group.to_string()
         })
         .collect()
+    }
+
+    #[tokio::test]
+    async fn what_a_process_left_that_died_of_itself_goes() {
+        let git = runner(1, Duration::from_secs(1));
+        let directory = tempfile::tempdir().unwrap();
+        git.bare_command("init").arg("--bare").arg(directory.path()).checked().await.unwrap();
+        let left = directory.path().join("objects/ab/tmp_obj_x");
+        for (code, remains) in [(1, true), (128, false)] {
+            let alias = format!("!mkdir -p objects/ab && touch objects/ab/tmp_obj_x && exit {code}");
+            let command = git.bare_command("ending").config(format!("alias.ending={alias}"));
+            let command =
+                GitCommand { directory: Some(directory.path().to_owned()), writes: true, ..command };
+            assert_eq!(command.output().await.unwrap().exit.code, Some(code));
+            while git.0.tasks.running().contains(&"git sweeper") {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert_eq!(left.exists(), remains, "exit code {code}");
+        }
     }
 
     #[tokio::test]

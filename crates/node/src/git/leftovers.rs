@@ -1,8 +1,9 @@
 //! What a killed git process leaves in a repository: lock files that would refuse every later write, quarantines and
-//! half-written packs that would only cost space.
+//! half-written packs and objects that would only cost space.
 //!
-//! Git takes these away itself when it may; this is for when it was killed outright. Nothing is removed while another
-//! process writes in the repository, because what belongs to whom cannot be told.
+//! Git takes most of these away itself when it may; this is for when it was killed outright, and for the objects that it
+//! leaves half-written on a full disk. Nothing is removed while another process writes in the repository, because what
+//! belongs to whom cannot be told.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -104,7 +105,7 @@ impl Writers {
 }
 
 impl WriterGuard {
-    /// The process did not end by itself. If it was the last writer, what it left is removed before this returns.
+    /// The process was killed, or died. If it was the last writer, what it left is removed before this returns.
     pub(crate) async fn killed(self) {
         if let Some(usage) =
             self.writers.usages.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&self.path)
@@ -206,7 +207,7 @@ fn remove_if_older(path: &Path, before: SystemTime) -> io::Result<bool> {
     let removed = if metadata.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match removed {
         Ok(()) => {
-            tracing::info!(path = %path.display(), "removed what a killed git process left");
+            tracing::info!(path = %path.display(), "removed what a git process left that did not end well");
             Ok(true)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

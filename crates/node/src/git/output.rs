@@ -4,6 +4,9 @@ use std::fmt;
 
 use crate::error::GitError;
 
+/// The least exit code of a git that could not go on.
+const DIED: i32 = 128;
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exit {
@@ -15,6 +18,11 @@ impl Exit {
     /// Exit code 0.
     pub(crate) fn success(self) -> bool {
         self.code == Some(0)
+    }
+
+    /// Git could not go on, or was killed; smaller codes are answers.
+    pub(super) fn died(self) -> bool {
+        self.code.is_none_or(|code| code >= DIED)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{hooks::Session, keyed_locks::KeyedLock, metrics::Metrics};
 
 /// Between SIGTERM and SIGKILL.
 const TERMINATE_GRACE: Duration = Duration::from_secs(3);
-/// How long a killed process counts as writing after it was reaped. Longer than the coarsest file time stamp, so that
+/// How long a process that did not end well counts as writing after it was reaped. Longer than the coarsest file time stamp, so that
 /// what it left can be told from what a later process makes.
 const SETTLE: Duration = Duration::from_millis(50);
 /// How long a process that moves references may go on with that when nobody wants it any more.
@@ -102,11 +102,22 @@ impl Running {
         }
         metrics.git_ended();
         if let Some(writer) = self.writer.take() {
-            tokio::time::sleep(SETTLE).await;
-            writer.killed().await;
+            settle(writer).await;
         }
         drop(self.slot);
     }
+
+    /// The process has died of itself, of a full disk say: what it left is removed in the background.
+    pub(super) fn died(mut self, tasks: &Tasks) {
+        if let Some(writer) = self.writer.take() {
+            tasks.spawn("git sweeper", settle(writer));
+        }
+    }
+}
+
+async fn settle(writer: WriterGuard) {
+    tokio::time::sleep(SETTLE).await;
+    writer.killed().await;
 }
 
 fn signal(group: Pid, signal: Signal) {
