@@ -43,10 +43,10 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at once that have not said yet what they are. More wait in the kernel's backlog.
 pub const MAX_HANDSHAKES: usize = 1024;
 
-/// How often a node pings the router once it has used the backchannel. With [`VOTE_PING_TIMEOUT`] it bounds how long a vote outlives a
-/// router that fell silent: 3 s. A write's lease is longer than that, and what became of a write is looked into only after
-/// its lease ran out; so no node can still be told to apply a change that has been given up. Raise either only together
-/// with the shortest lease that coordinators accept.
+/// How often a node pings the router once it has used the backchannel. With [`VOTE_PING_TIMEOUT`] it bounds how long a vote
+/// outlives a router that fell silent: 3 s. A write's lease is longer than that, and what became of a write is looked into
+/// only after its lease ran out; so no node can still be told to apply a change that has been given up. Raise either only
+/// together with the shortest lease that coordinators accept.
 pub const VOTE_PING_INTERVAL: Duration = Duration::from_secs(1);
 /// See [`VOTE_PING_INTERVAL`].
 pub const VOTE_PING_TIMEOUT: Duration = Duration::from_secs(2);
