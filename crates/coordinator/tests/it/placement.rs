@@ -294,6 +294,18 @@ async fn a_storage_is_not_drained_when_there_is_nowhere_to_go_and_can_be_kept_af
     assert_eq!(unknown.code(), Code::NotFound);
 }
 
+/// The coordinator knows a storage's disk: from now on it notices another one.
+async fn disk_known(operators: &Operators, storage: &str) {
+    eventually("the disk is known", || {
+        let mut operators = operators_clone(operators);
+        async move {
+            let known = operators.listed(storage).await.unwrap().filesystem_id;
+            (known == format!("disk of {storage}")).then_some(())
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storage_with_another_disk_is_not_used_until_that_is_accepted() {
     let site = Site::start().await;
@@ -301,15 +313,7 @@ async fn a_storage_with_another_disk_is_not_used_until_that_is_accepted() {
     let mut operators = operators(&coordinator);
     let route = create(&mut operators.routing, "a.git").await;
     let primary = route.primary.clone();
-    eventually("the disks are known", || {
-        let mut operators = operators_clone(&operators);
-        let primary = primary.clone();
-        async move {
-            let known = operators.listed(&primary).await.unwrap().filesystem_id;
-            (known == format!("disk of {primary}")).then_some(())
-        }
-    })
-    .await;
+    disk_known(&operators, &primary).await;
     let accept = |force_lost| wire::AcceptStorageRequest { storage: Some(storage(&primary)), force_lost };
     let same = operators.storages.accept_storage(accept(false)).await.unwrap_err();
     assert_eq!(same.code(), Code::FailedPrecondition);
@@ -655,6 +659,7 @@ async fn a_replica_that_is_suspected_while_its_storage_is_down_is_looked_at_when
         }
     })
     .await;
+    disk_known(&other, &suspect).await;
     node.exchange_disk("not mounted yet");
     listed(false).await;
     node.holds(Holding::Older);
