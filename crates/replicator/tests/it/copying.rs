@@ -129,6 +129,15 @@ async fn a_copy_that_cannot_be_renewed_ends_with_its_lease() {
     replicator.stop().await;
 }
 
+/// All threads of a process are stopped.
+fn stands_still(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|state| state.starts_with('T'))
+    })
+}
+
 #[tokio::test]
 async fn a_worker_that_was_stopped_asks_no_node_for_anything_when_it_goes_on() {
     const LEASE: Duration = Duration::from_millis(1500);
@@ -147,6 +156,8 @@ async fn a_worker_that_was_stopped_asks_no_node_for_anything_when_it_goes_on() {
     let pid = child.id();
     until("it asks for the checksum", || async { world.node.with(|state| state.checksums) == 1 }).await;
     signal("-STOP", pid);
+    // Each thread stops when it is its turn to run.
+    until("it stands still", || async { stands_still(pid) }).await;
     let stopped = std::time::Instant::now();
     // The answer lies ready when it wakes up, and it has had no chance to see the time pass.
     world.node.checksum_gate.add_permits(1000);
