@@ -144,7 +144,7 @@ pub(crate) async fn copy_aside(node: &Node, target: &RepositoryPath, corruption:
             Ok(place)
         });
         tell(&target, &corruption, &kept);
-        Ok(())
+        Ok::<(), Status>(())
     });
     if let Err(status) = copied.await {
         tracing::warn!(error = status.message(), "a corrupt replica is not kept");
@@ -249,7 +249,7 @@ pub(crate) async fn prune(node: &Node, storage: &Storage) {
         let (entries, free) = looked().map_err(internal_io("looking at what is kept"))?;
         Ok(excess(&entries, seconds(SystemTime::now()), free, &bounds))
     });
-    let going = found.await.unwrap_or_else(|status| {
+    let going = found.await.unwrap_or_else(|status: Status| {
         tracing::warn!(storage = storage.name, error = status.message(), "kept replicas are not looked at");
         Vec::new()
     });

@@ -200,7 +200,7 @@ impl Building {
 
     /// Syncs everything and moves it into place. Not cancelled midway.
     pub(crate) async fn publish(self) -> Result<(), CreationError> {
-        blocking(move || Ok(self.complete().and_then(|complete| Ok(complete.move_in()?)))).await?
+        blocking(move || Ok(self.complete()?.move_in()?)).await
     }
 
     /// The same, if the replicas agree on what has been built. If they do not, nothing stays.
@@ -252,8 +252,8 @@ impl Building {
         let (sections, voter) = (Arc::clone(&node.sections), voter.clone());
         let moving = node.tasks.spawn(doing, async move {
             let target = self.target.path.clone();
-            let ready = blocking(move || Ok(ready(self))).await??;
-            let going = async { Ok(blocking(move || go(ready)).await?) };
+            let ready = blocking(move || ready(self)).await?;
+            let going = blocking(move || Ok(go(ready)?));
             agreed(&sections, &voter, &target, ballot.into(), going).await
         });
         moving.await.unwrap_or_else(|error| Err(Status::internal(format!("{doing}: {error}")).into()))
@@ -447,13 +447,13 @@ fn holds_repository(directory: &Path, depth: usize) -> bool {
 }
 
 /// Runs file-system work where blocking is allowed. It runs to its end even when the caller goes away.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
-) -> Result<T, Status> {
+pub(crate) async fn blocking<T: Send + 'static, Error: From<Status> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     // Logs inside keep the caller's span, and drops inside may still start tasks.
     let span = tracing::Span::current();
     let joined = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
-    joined.unwrap_or_else(|error| Err(Status::internal(format!("file-system work: {error}"))))
+    joined.unwrap_or_else(|error| Err(Status::internal(format!("file-system work: {error}")).into()))
 }
 
 /// Puts the directory `from` in the place of the one at `to`, in one durable step. That one goes to `from`, or to `aside` on a

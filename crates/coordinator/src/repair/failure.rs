@@ -52,14 +52,14 @@ async fn record_failure(
     if failed.bad_source {
         doubt_source(shared, &mut transaction, &duty, &repository, &mut aftermath).await?;
     }
-    let disposition;
-    (disposition, aftermath.freed) = if duty.under_ticket && failed.unreachable {
+    let (disposition, freed) = if duty.under_ticket && failed.unreachable {
         // Most likely it took too long; others write again, and the rest is copied while they do.
         go_on(shared, &mut transaction, &duty, &repository, Round::PlainWithoutTicket).await?
     } else {
         let freed = release(&mut transaction, &duty, &repository).await?;
         (retry_or_park(shared, &mut transaction, &duty, failed.unreachable, error).await?, freed)
     };
+    aftermath.freed = freed;
     transaction.commit().await?;
     tracing::warn!(
         duty_id = %duty.id,

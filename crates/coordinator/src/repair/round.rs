@@ -105,16 +105,16 @@ pub(super) async fn go_on(
     repository: &Repository,
     round: Round,
 ) -> Result<(Disposition, Option<RepositoryKey>), sqlx::Error> {
-    let mut freed = None;
-    if round != Round::UnderTicket {
-        freed = release(transaction, duty, repository).await?;
+    let work = begin_round(shared, transaction, duty, repository, round).await?;
+    if round == Round::UnderTicket
+        && let Some(work) = work
+    {
+        return Ok((Disposition::AnotherRound(work), None));
     }
-    if let Some(work) = begin_round(shared, transaction, duty, repository, round).await? {
+    // Left to run out it would take the replica from whoever has copied meanwhile.
+    let freed = release(transaction, duty, repository).await?;
+    if let Some(work) = work {
         return Ok((Disposition::AnotherRound(work), freed));
-    }
-    if round == Round::UnderTicket {
-        // Left to run out it would take the replica from whoever has copied meanwhile.
-        freed = release(transaction, duty, repository).await?;
     }
     attempts::duty_end_in_txn(transaction, duty.id, NOTHING_NEWER).await?;
     Ok((done(), freed))

@@ -21,7 +21,7 @@ use crate::{
     duties::{self, AfterRound, RoundEnd, Ticket},
     error::WriteError,
     records::Vouched,
-    repository::RevokedRoute,
+    repository::{RepositoryKey, RevokedRoute},
     writing,
 };
 
@@ -42,7 +42,7 @@ async fn copied_to_its_end(shared: &Arc<Shared>, report: &Report) -> Result<Disp
             let wait = shared.config.repair.ticket_wait.0;
             let taken = writing::take_for_duty(shared, &key, repository.id, &ticket, wait).await;
             let asked = match taken {
-                Ok(true) => Asked::Taken,
+                Ok(true) => Asked::Taken(&key),
                 Ok(false) | Err(WriteError::Busy) => Asked::Refused,
                 Err(error) => return Err(error),
             };
@@ -55,21 +55,22 @@ async fn copied_to_its_end(shared: &Arc<Shared>, report: &Report) -> Result<Disp
 
 /// Whether the ticket was asked for after the round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
+enum Asked<'k> {
     No,
-    Taken,
+    Taken(&'k RepositoryKey),
     Refused,
 }
 
 /// Records a round and decides what follows.
-async fn record_round(shared: &Shared, report: &Report, asked: Asked) -> Result<Recorded, sqlx::Error> {
+async fn record_round(shared: &Shared, report: &Report, asked: Asked<'_>) -> Result<Recorded, sqlx::Error> {
     let (mut transaction, repository, duty) = match receive(shared, report).await? {
         Received::Over(recorded) => {
-            if asked == Asked::Taken {
+            if let Asked::Taken(key) = asked {
                 // Nothing was copied under it. Left to run out it would take the replica from whoever has copied meanwhile.
                 let mut transaction = shared.db.begin().await?;
                 tickets::ticket_release_in_txn(&mut transaction, report.duty, &report.worker).await?;
                 transaction.commit().await?;
+                shared.queues.freed(key);
             }
             return Ok(recorded);
         }

@@ -1,7 +1,6 @@
 //! What routers ask.
 
 use std::{
-    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -388,7 +387,7 @@ impl RoutingService for Routing {
             tracing::warn!(repository_id = %id, %storage, what, "a router suspects a replica");
             // Whatever becomes of the look, it is not forgotten before the replica was compared.
             db.retrying(|| verifications::unverify_replica(db.pool(), id, &storage)).await?;
-            tasks::verify::look_into(&self.0, id, BTreeSet::new(), place);
+            tasks::verify::look_into(&self.0, id, place);
         }
         Ok(Response::new(wire::ReportReplicaResponse { looked_into }))
     }

@@ -49,10 +49,10 @@ async fn run(shared: &Arc<Shared>) -> Result<(), DbError> {
     futures::stream::iter(ids)
         .for_each_concurrent(AT_ONCE, |id| async move {
             match verify(shared, id, &BTreeSet::new()).await {
-                // One that cannot be read is looked at twice before that counts.
+                // One that cannot be read is looked at twice, with a pause, before that counts.
                 Ok(Look::Unclear(broken)) if !broken.is_empty() => {
                     if let Some(place) = shared.suspicions.admit(id, Instant::now()) {
-                        look_into(shared, id, broken, place);
+                        look_into(shared, id, place);
                     }
                 }
                 Ok(_) => {}
@@ -73,17 +73,13 @@ enum Look {
     Unclear(BTreeSet<StorageName>),
 }
 
-/// Looks at a repository of which a replica is suspected, until it is clear whether that is right. `broken`: these could
-/// not be read a moment ago. What stays unclear is looked at again like all that is not verified.
-pub(crate) fn look_into(
-    shared: &Arc<Shared>,
-    id: RepositoryId,
-    mut broken: BTreeSet<StorageName>,
-    place: OwnedSemaphorePermit,
-) {
+/// Looks at a repository of which a replica is suspected, until it is clear whether that is right. What stays unclear is
+/// looked at again like all that is not verified.
+pub(crate) fn look_into(shared: &Arc<Shared>, id: RepositoryId, place: OwnedSemaphorePermit) {
     let shared = Arc::clone(shared);
     shared.tasks.clone().spawn("suspicion", async move {
         let _place = place;
+        let mut broken = BTreeSet::new();
         for _ in 0..LOOKS {
             match verify(&shared, id, &broken).await {
                 Ok(Look::Done) => return,

@@ -43,10 +43,22 @@ impl Default for Writers {
     }
 }
 
+/// How a process came to its end, the worst last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Ended {
+    /// Nothing of it is left.
+    #[default]
+    Well,
+    /// By itself: its locks and quarantines are gone, and what lock is there is somebody else's, maybe the reason.
+    Died,
+    /// It had no say.
+    Killed,
+}
+
 #[derive(Default)]
 struct Usage {
     writers: usize,
-    killed: bool,
+    worst: Ended,
 }
 
 /// One process that writes.
@@ -95,22 +107,23 @@ impl Writers {
         }
     }
 
-    /// One writer less; true when it was the last and one of them was killed.
-    fn leave(&self, path: &Path) -> bool {
+    /// One writer less; if it was the last, how the worst of them ended.
+    fn leave(&self, path: &Path) -> Ended {
         let mut usages = self.usages.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(usage) = usages.get_mut(path) else { return false };
+        let Some(usage) = usages.get_mut(path) else { return Ended::Well };
         usage.writers = usage.writers.saturating_sub(1);
-        usage.writers == 0 && usages.remove(path).is_some_and(|usage| usage.killed)
+        let last = usage.writers == 0;
+        last.then(|| usages.remove(path)).flatten().map_or(Ended::Well, |usage| usage.worst)
     }
 }
 
 impl WriterGuard {
-    /// The process was killed, or died. If it was the last writer, what it left is removed before this returns.
-    pub(crate) async fn killed(self) {
+    /// How the process ended. If it was the last writer, what was left is removed before this returns.
+    pub(crate) async fn ended(self, ended: Ended) {
         if let Some(usage) =
             self.writers.usages.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&self.path)
         {
-            usage.killed = true;
+            usage.worst = usage.worst.max(ended);
         }
         let swept = tokio::task::spawn_blocking(move || drop(self)).await;
         if let Err(error) = swept {
@@ -123,9 +136,12 @@ impl Drop for WriterGuard {
     fn drop(&mut self) {
         // Before leaving: what a writer makes that comes the moment after is younger.
         let before = SystemTime::now() - TIMESTAMP_LAG;
-        if self.writers.leave(&self.path)
-            && let Err(error) = sweep(&self.path, before)
-        {
+        let swept = match self.writers.leave(&self.path) {
+            Ended::Well => return,
+            Ended::Died => sweep_half_written(&self.path.join("objects"), before),
+            Ended::Killed => sweep(&self.path, before),
+        };
+        if let Err(error) = swept {
             tracing::warn!(%error, path = %self.path.display(), "sweeping after a killed git process");
         }
     }
@@ -140,38 +156,39 @@ pub(crate) fn sweep(repository: &Path, before: SystemTime) -> io::Result<usize> 
     }
     removed += sweep_locks(&repository.join("refs"), before)?;
     let objects = repository.join("objects");
-    for entry in entries(&objects)? {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with("tmp_objdir-") || name.starts_with("incoming-") {
-            removed += usize::from(remove_if_older(&entry.path(), before)?);
-        } else if name.len() == LOOSE_DIRECTORY && entry.file_type()?.is_dir() {
-            removed += sweep_loose(&entry.path(), before)?;
-        }
-    }
+    removed += sweep_named(&objects, before, |name| {
+        name.starts_with("tmp_objdir-") || name.starts_with("incoming-")
+    })?;
     for directory in ["pack", "info", "info/commit-graphs"] {
-        for entry in entries(&objects.join(directory))? {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if (directory == "pack" && (name.starts_with("tmp_") || name.starts_with(".tmp-")))
-                || name.ends_with(".lock")
-            {
-                removed += usize::from(remove_if_older(&entry.path(), before)?);
-            }
+        removed += sweep_named(&objects.join(directory), before, |name| is_lock(Path::new(name)))?;
+    }
+    Ok(removed + sweep_half_written(&objects, before)?)
+}
+
+/// Objects and packs that git had begun to write beside the others.
+fn sweep_half_written(objects: &Path, before: SystemTime) -> io::Result<usize> {
+    let pack = |name: &str| name.starts_with("tmp_") || name.starts_with(".tmp-");
+    let mut removed = sweep_named(&objects.join("pack"), before, pack)?;
+    for entry in entries(objects)? {
+        if entry.file_name().len() == LOOSE_DIRECTORY && entry.file_type()?.is_dir() {
+            removed += sweep_named(&entry.path(), before, |name| name.starts_with("tmp_obj_"))?;
         }
     }
     Ok(removed)
 }
 
-/// Objects that git had begun to write beside the others.
-fn sweep_loose(directory: &Path, before: SystemTime) -> io::Result<usize> {
+fn sweep_named(directory: &Path, before: SystemTime, named: impl Fn(&str) -> bool) -> io::Result<usize> {
     let mut removed = 0;
     for entry in entries(directory)? {
-        if entry.file_name().to_string_lossy().starts_with("tmp_obj_") {
+        if named(&entry.file_name().to_string_lossy()) {
             removed += usize::from(remove_if_older(&entry.path(), before)?);
         }
     }
     Ok(removed)
+}
+
+fn is_lock(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "lock")
 }
 
 fn sweep_locks(directory: &Path, before: SystemTime) -> io::Result<usize> {
@@ -180,7 +197,7 @@ fn sweep_locks(directory: &Path, before: SystemTime) -> io::Result<usize> {
         let path = entry.path();
         if entry.file_type()?.is_dir() {
             removed += sweep_locks(&path, before)?;
-        } else if path.extension().is_some_and(|extension| extension == "lock") {
+        } else if is_lock(&path) {
             removed += usize::from(remove_if_older(&path, before)?);
         }
     }
@@ -280,10 +297,23 @@ mod tests {
         let first = writers.enter(directory.path());
         let second = writers.enter(directory.path());
         tokio::time::sleep(TIMESTAMP_LAG * 3).await;
-        first.killed().await;
+        first.ended(Ended::Killed).await;
         assert!(lock.exists());
         drop(second);
         assert!(!lock.exists());
         assert!(writers.usages.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_lock_that_a_process_died_of_stays() {
+        let directory = repository();
+        let writers = Arc::new(Writers::default());
+        let [first, second] = [(); 2].map(|()| writers.enter(directory.path()));
+        tokio::time::sleep(TIMESTAMP_LAG * 3).await;
+        first.ended(Ended::Died).await;
+        drop(second);
+        let left = |path: &str| directory.path().join(path).exists();
+        assert!(!left("objects/01/tmp_obj_x") && !left("objects/pack/tmp_pack_1"));
+        assert!(left("HEAD.lock") && left("refs/heads/a/b.lock") && left("objects/tmp_objdir-incoming-x"));
     }
 }

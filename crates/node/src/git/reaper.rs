@@ -10,13 +10,16 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Slot, leftovers::WriterGuard};
+use super::{
+    Slot,
+    leftovers::{Ended, WriterGuard},
+};
 use crate::{hooks::Session, keyed_locks::KeyedLock, metrics::Metrics};
 
 /// Between SIGTERM and SIGKILL.
 const TERMINATE_GRACE: Duration = Duration::from_secs(3);
-/// How long a process that did not end well counts as writing after it was reaped. Longer than the coarsest file time stamp, so that
-/// what it left can be told from what a later process makes.
+/// How long a process that did not end well counts as writing after it was reaped. Longer than the coarsest file time
+/// stamp, so that what it left can be told from what a later process makes.
 const SETTLE: Duration = Duration::from_millis(50);
 /// How long a process that moves references may go on with that when nobody wants it any more.
 const APPLY_GRACE: Duration = Duration::from_secs(60);
@@ -102,7 +105,7 @@ impl Running {
         }
         metrics.git_ended();
         if let Some(writer) = self.writer.take() {
-            settle(writer).await;
+            settle(writer, Ended::Killed).await;
         }
         drop(self.slot);
     }
@@ -110,14 +113,14 @@ impl Running {
     /// The process has died of itself, of a full disk say: what it left is removed in the background.
     pub(super) fn died(mut self, tasks: &Tasks) {
         if let Some(writer) = self.writer.take() {
-            tasks.spawn("git sweeper", settle(writer));
+            tasks.spawn("git sweeper", settle(writer, Ended::Died));
         }
     }
 }
 
-async fn settle(writer: WriterGuard) {
+async fn settle(writer: WriterGuard, ended: Ended) {
     tokio::time::sleep(SETTLE).await;
-    writer.killed().await;
+    writer.ended(ended).await;
 }
 
 fn signal(group: Pid, signal: Signal) {

@@ -109,19 +109,28 @@ impl Changes {
     }
 }
 
+/// Most that is taken of either list; what is not wanted in a repository is little.
+const MAX_LIST_BYTES: usize = 64 * 1024 * 1024;
+
 /// Lines that go to a file as they come; the directory around it is this user's alone.
 struct List {
     path: PathBuf,
     file: Option<BufWriter<File>>,
+    bytes: usize,
 }
 
 impl List {
     fn new(path: PathBuf) -> Self {
-        Self { path, file: None }
+        Self { path, file: None, bytes: 0 }
     }
 
     async fn push(&mut self, line: &[u8]) -> Result<(), Status> {
         let failed = || internal_io("keeping what is to be rewritten");
+        self.bytes += line.len() + 1;
+        if self.bytes > MAX_LIST_BYTES {
+            let text = format!("more than {MAX_LIST_BYTES} bytes of object IDs or text replacements");
+            return Err(Status::resource_exhausted(text));
+        }
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(BufWriter::new(File::create(&self.path).await.map_err(failed())?)),
@@ -254,4 +263,20 @@ async fn adopt(
     }
     tracing::info!(stderr = %String::from_utf8_lossy(&output.stderr), "a rewritten history cannot be fetched");
     Err(Status::internal(format!("fetching rewritten history: {}", output.exit)))
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_list_has_an_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut list = List::new(directory.path().join("list"));
+        list.push(&vec![b'x'; MAX_LIST_BYTES - 3]).await.unwrap();
+        list.push(b"").await.unwrap();
+        assert_eq!(list.push(b"x").await.unwrap_err().code(), Code::ResourceExhausted);
+    }
 }

@@ -96,7 +96,10 @@ async fn set(
             place::sync_tree(&replacement)?;
             ballot(&replacement)
         };
-        Ok((unpacked().map_err(internal_io("setting custom hooks: extracting hooks"))?, replacement))
+        Ok::<_, Status>((
+            unpacked().map_err(internal_io("setting custom hooks: extracting hooks"))?,
+            replacement,
+        ))
     })
     .await?;
     let (sections, voter) = (Arc::clone(&node.sections), voter.clone());
